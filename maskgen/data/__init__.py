@@ -4,6 +4,14 @@
 ``class_names``, ``names`` (one a picture), ``channels`` and ``size`` (h, w).
 """
 
+from maskgen.data.arrays import FashionMNIST, IdxFiles, NpzArrays
 from maskgen.data.emoji import Emoji
+from maskgen.data.images import ImageFolder
 
-DATASETS = {"emoji": Emoji}
+DATASETS = {
+    "emoji": Emoji,
+    "image_folder": ImageFolder,
+    "npz": NpzArrays,
+    "idx": IdxFiles,
+    "fashion_mnist": FashionMNIST,
+}

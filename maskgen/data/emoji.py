@@ -25,7 +25,7 @@ class Emoji:
         classes: the classes to keep; labels are 0, 1, ... in the order given. None: all of them.
         size: side in pixels. The stored pictures are 32x32; another size resizes them (bicubic, antialiased).
         groups: 9 categories (smileys, people, animals, ...) or 99 subcategories (animal-bird, food-fruit, ...).
-        variants: also the 1,875 skin-tone variants, nearly all of class people, which repeat its drawings.
+        variants: also the 1,875 skin-tone variants, all of class people, which repeat its drawings.
 
     Raises:
         ValueError: an unknown, repeated or empty choice of classes, or a size below 1.

@@ -1,0 +1,136 @@
+"""A folder of picture files, with classes from sub-folders or from a labels file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskgen.data.labels import classes_of_file, classes_of_folders
+from maskgen.data.pixels import UnreadableImage, check_channels, check_header, check_size, load_image
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class ImageFolder:
+    """Pictures below a folder, cropped and resized as `pixels.load_image` says.
+
+    Classes come from, in this order:
+      - `labels`, a file: CSV with the header ``filename,label``; JSON ``{filename: label}``; or ADM's and EDM's
+        ``{"labels": [[filename, label], ...]}``. File names are relative to `path`. Every picture must have one label
+        and every name must exist. Integer labels are kept (0 .. the largest); text labels are numbered in sorted order.
+      - sub-folders: each is a class, in sorted order, with every picture below it, however deep.
+      - otherwise all the pictures lie in `path` itself and are one class, "all".
+
+    Unreadable pictures. When the dataset is made, each header is opened (no pixels are decoded), and files that are not
+    pictures, or have too many pixels, are left out of it. A picture whose pixels fail to decode later is replaced by
+    the next readable one in the list (its label with it), at every reading, so lengths and results stay the same. Each
+    is logged once by name and counted, over the whole run and all DataLoader workers; more than `max_unreadable`
+    altogether is an error that lists them.
+
+    Map-style: ``dataset[i]`` is ``{"pixels": float32 (channels, h, w) in [-1, 1], "label": int}``.
+
+    Args:
+        path: the folder. Hidden files and folders (".name") are ignored.
+        size: the side of a square, or [height, width].
+        channels: 1 (grey) or 3 (RGB).
+        labels: the labels file, looked for as given and then in `path`.
+        max_unreadable: how many unreadable pictures to pass over; 0 stops at the first.
+        check_headers: False skips the check at the start (minutes for millions of files); reading still checks.
+
+    Raises:
+        ValueError: no such folder, no pictures, unclear classes, labels that do not match the pictures, or too many
+            unreadable pictures.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        size: int | list[int],
+        channels: int = 3,
+        labels: str | None = None,
+        max_unreadable: int = 10,
+        check_headers: bool = True,
+    ) -> None:
+        self.root = Path(path).expanduser()
+        self.size, self.channels, self.max_unreadable = check_size(size), check_channels(channels), max_unreadable
+        names = find_pictures(self.root)
+        if labels is None:
+            numbers, self.class_names = classes_of_folders(self.root, names)
+        else:
+            file = Path(labels).expanduser()
+            numbers, self.class_names = classes_of_file(file if file.exists() else self.root / file, names)
+        self.unreadable: dict[str, str] = {}  # name -> reason: those met in this process
+        if check_headers:
+            self._check_headers(names)
+        kept = [i for i, name in enumerate(names) if name not in self.unreadable]
+        if not kept:
+            raise ValueError(f"none of the {len(names)} pictures in {self.root} can be read")
+        self.names = [names[i] for i in kept]
+        self.labels = np.array([numbers[i] for i in kept], np.int64)
+        self._left_out = len(names) - len(kept)
+        # In shared memory: DataLoader workers see each other's, and every later epoch's workers inherit it.
+        self._failed = torch.zeros(len(kept), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start = range(len(self))[index]
+        for i in chain(range(start, len(self)), range(start)):
+            if self._failed[i]:
+                continue
+            try:
+                pixels = load_image(self.root / self.names[i], self.size, self.channels)
+            except UnreadableImage as error:
+                self._failed[i] = True
+                self._note(self.names[i], str(error), self._left_out + int(self._failed.sum()))
+                continue
+            return {"pixels": pixels, "label": int(self.labels[i])}
+        raise ValueError(f"none of the {len(self)} pictures in {self.root} can be read")
+
+    def _check_headers(self, names: Sequence[str]) -> None:
+        for name in names:
+            try:
+                with Image.open(self.root / name) as picture:
+                    check_header(picture)
+            except Exception as error:  # decoders meet damaged files with errors of every kind
+                self._note(name, f"{self.root / name}: {error}", len(self.unreadable) + 1)
+
+    def _note(self, name: str, problem: str, count: int) -> None:
+        """Log an unreadable picture, the `count`-th of the run; ValueError past the limit."""
+        self.unreadable[name] = problem
+        log.warning("unreadable picture passed over (%d so far): %s", count, problem)
+        if count > self.max_unreadable:
+            problems = list(self.unreadable.values())
+            if count > len(problems):  # the rest were met by other workers; their reasons are in the log
+                others = [self.names[i] for i in self._failed.nonzero().flatten().tolist()]
+                problems += [str(self.root / other) for other in others if other not in self.unreadable]
+            raise ValueError(
+                f"{count} unreadable pictures in {self.root}, more than max_unreadable={self.max_unreadable}; "
+                "remove or replace them, or raise max_unreadable:\n  " + "\n  ".join(problems)
+            )
+
+
+def find_pictures(root: Path) -> list[str]:
+    """The pictures below `root` as sorted relative names ("class/name.png")."""
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"picture folder {root} {what}; give the folder that holds the pictures or the class folders")
+    names = []
+    for folder, below, files in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".")]
+        pictures = [name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        names += [(Path(folder) / name).relative_to(root).as_posix() for name in pictures]
+    if not names:
+        raise ValueError(f"no pictures in {root} or below it; looked for {', '.join(EXTENSIONS)}")
+    return sorted(names)

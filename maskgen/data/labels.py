@@ -1,0 +1,121 @@
+"""Which class each picture file is of: from its folder, or from a labels file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+MAX_LABEL = 100_000  # an integer label beyond this is a mistake, not a class
+FORMATS = 'CSV with the header "filename,label", JSON {filename: label}, or JSON {"labels": [[filename, label], ...]}'
+
+Classes = tuple[list[int], list[str]]  # a class number for each picture; the classes' names
+
+
+def classes_of_folders(root: Path, names: Sequence[str]) -> Classes:
+    """The first folder of each name ("class/name.png") is its class; without folders all are one class, "all".
+
+    Raises:
+        ValueError: pictures beside the class folders, or a class folder without pictures.
+    """
+    loose = [name for name in names if "/" not in name]
+    if len(loose) == len(names):
+        return [0] * len(names), ["all"]
+    if loose:
+        raise ValueError(
+            f"{root} holds both pictures ({_some(loose)}) and folders of pictures; "
+            "move every picture into a class folder, or give a labels file"
+        )
+    classes = sorted({name.split("/")[0] for name in names})
+    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if empty := [name for name in folders if name not in classes]:
+        raise ValueError(f"class folder without pictures in {root}: {_some(empty)}; fill or remove it")
+    number = {name: i for i, name in enumerate(classes)}
+    return [number[name.split("/")[0]] for name in names], classes
+
+
+def classes_of_file(file: Path, names: Sequence[str]) -> Classes:
+    """The labels file's class of each picture; integers are kept, text is numbered in sorted order.
+
+    Raises:
+        ValueError: no such file, not one of the three formats, a name twice, labels for pictures that do not exist,
+            pictures without a label, integers mixed with text or out of range.
+    """
+    labels = read_labels(file)
+    if missing := sorted(set(labels) - set(names)):
+        raise ValueError(
+            f"{file} labels {len(missing)} pictures that do not exist (or are no pictures): {_some(missing)}"
+        )
+    if unlabelled := [name for name in names if name not in labels]:
+        raise ValueError(f"{len(unlabelled)} pictures have no label in {file}: {_some(unlabelled)}; add or move them")
+    values = [labels[name] for name in names]
+    numbers = [value for value in values if isinstance(value, int)]
+    if len(numbers) == len(values):
+        if min(numbers) < 0 or max(numbers) > MAX_LABEL:
+            raise ValueError(
+                f"integer labels in {file} run from {min(numbers)} to {max(numbers)}; they are class numbers, "
+                f"from 0 to at most {MAX_LABEL}"
+            )
+        return numbers, [str(number) for number in range(max(numbers) + 1)]
+    if numbers:
+        text = next(value for value in values if isinstance(value, str))
+        raise ValueError(f"{file} mixes integer labels ({numbers[0]}) with text ({text!r}); use one kind")
+    classes = sorted({str(value) for value in values})
+    number = {name: i for i, name in enumerate(classes)}
+    return [number[str(value)] for value in values], classes
+
+
+def read_labels(file: Path) -> dict[str, int | str]:
+    """{relative file name: label} of a labels file."""
+    if not file.is_file():
+        raise ValueError(f"labels file {file} does not exist; give a {FORMATS}")
+    if file.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"labels file {file} is neither .csv nor .json; give a {FORMATS}")
+    try:
+        pairs = _read_csv(file) if file.suffix.lower() == ".csv" else _read_json(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+    labels: dict[str, int | str] = {}
+    for pair in pairs:
+        if not _is_pair(pair):
+            raise ValueError(f"{file}: {pair!r} is not a file name and a label (integer or text); give a {FORMATS}")
+        name = pair[0].replace("\\", "/").removeprefix("./")
+        if name in labels:
+            raise ValueError(f"{file} labels {name} twice; keep one")
+        labels[name] = pair[1]
+    return labels
+
+
+def _read_csv(file: Path) -> Iterable[Any]:
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        if not {"filename", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{file} begins with {reader.fieldnames}; its header must have filename,label")
+        rows = [(row["filename"], row["label"]) for row in reader]
+    integers = all(label and label.lstrip("-").isdecimal() for _, label in rows)
+    return [(name, int(label)) for name, label in rows] if integers else rows
+
+
+def _read_json(file: Path) -> Iterable[Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if isinstance(content, dict) and set(content) == {"labels"}:
+        content = content["labels"]
+    pairs = content.items() if isinstance(content, dict) else content
+    if not isinstance(content, (dict, list)) or not pairs:
+        raise ValueError(f"{file} holds no labels; give a {FORMATS}")
+    return list(pairs)
+
+
+def _is_pair(pair: Any) -> bool:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+        return False
+    return isinstance(pair[1], (int, str)) and not isinstance(pair[1], bool) and pair[1] != ""
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
