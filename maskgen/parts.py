@@ -1,15 +1,16 @@
 """Parts by name: the tables that configuration files may name, and nothing else.
 
 A *table* maps a name to a constructor (a class or a function). A *spec* is what a YAML file says of a part:
-a name (``"cosine"``) or a mapping with the name under ``type`` and the constructor's own arguments beside it
-(``{"type": "uniform", "low": 0.5}``). A constructor that takes a part annotates the parameter
+a name (``cosine``) or a mapping with the name under ``type`` and the constructor's own arguments beside it
+(``{type: uniform, low: 0.5}``). A constructor that takes a part annotates the parameter
 ``Annotated[Any, Part(TABLE)]`` and calls :func:`build`, which also passes ready-made objects through, so Python users
 may give either. Hyper-parameters are therefore written once: in the constructor's signature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +19,39 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """Annotation metadata: this parameter is a part chosen from `table`."""
+    """Annotation of a parameter that takes a part from `table`.
+
+    `given` names the constructor arguments that the code supplies (a codebook size known from the tokenizer, say):
+    they may not stand in a spec. `default` is the type of a mapping that names none.
+    """
 
     table: Table
+    given: tuple[str, ...] = ()
+    default: str | None = None
 
 
-def split(value: Any) -> tuple[str | None, dict[str, Any]]:
-    """A spec's name and arguments; the name is None where the mapping has no ``type``."""
+def split(value: Any, default: str | None = None) -> tuple[str | None, dict[str, Any]]:
+    """A spec's name and arguments; the name is `default` where the mapping has no ``type``."""
     if isinstance(value, str):
         return value, {}
-    return value.get("type"), {k: v for k, v in value.items() if k != "type"}
+    return value.get("type", default), {k: v for k, v in value.items() if k != "type"}
 
 
-def build(table: Table, value: Any, **context: Any) -> Any:
-    """Construct the part that `value` names; `context` is added to its arguments.
+def nearest(word: Any, allowed: Iterable[str]) -> str:
+    """``did you mean 'cosine'? `` or nothing, for the front of an error's list of allowed names."""
+    close = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def choose(table: Table, name: Any, what: str = "name") -> Any:
+    """``table[name]``, or a ValueError with the nearest and all the allowed names."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}: {nearest(name, table)}choose one of {', '.join(table)}")
+    return table[name]
+
+
+def build(part: Part, value: Any, **given: Any) -> Any:
+    """Construct the part that `value` names; `given` is added to its arguments.
 
     A `value` that is neither a name nor a mapping is taken to be the part itself.
 
@@ -40,7 +60,5 @@ def build(table: Table, value: Any, **context: Any) -> Any:
     """
     if not isinstance(value, (str, Mapping)):
         return value
-    name, arguments = split(value)
-    if name not in table:
-        raise ValueError(f"unknown part {name!r}; choose one of {', '.join(table)}")
-    return table[name](**arguments, **context)
+    name, arguments = split(value, part.default)
+    return choose(part.table, name, "part")(**arguments, **given)

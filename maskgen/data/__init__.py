@@ -1,4 +1,4 @@
-"""Files to pixels: map-style datasets by name.
+"""Files to pixels: map-style datasets by name (a token cache gives ``codes`` in place of ``pixels``).
 
 ``dataset[i]`` is ``{"pixels": float32 (c, h, w) in [-1, 1], "label": int}``; every dataset has ``labels`` (int64 (n,)),
 ``class_names``, ``names`` (one a picture), ``channels`` and ``size`` (h, w).
@@ -7,6 +7,7 @@
 from maskgen.data.arrays import FashionMNIST, IdxFiles, NpzArrays
 from maskgen.data.emoji import Emoji
 from maskgen.data.images import ImageFolder
+from maskgen.data.tokens import TokenCache
 
 DATASETS = {
     "emoji": Emoji,
@@ -14,4 +15,5 @@ DATASETS = {
     "npz": NpzArrays,
     "idx": IdxFiles,
     "fashion_mnist": FashionMNIST,
+    "tokens": TokenCache,
 }

@@ -1,0 +1,1 @@
+"""Logits -> tokens: iterative parallel decoding as pure functions on tensors."""

@@ -1,0 +1,100 @@
+"""How much to hide: mask schedules gamma, and the ratios drawn from them in training.
+
+gamma maps progress r in [0, 1] to the share that stays hidden, 1 at r = 0 and 0 at r = 1
+(MaskGIT, Chang et al. 2022, arXiv:2202.04200, section 3.3). Decoding uses the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from maskgen.parts import choose
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda r: math.cos(math.pi / 2 * r),
+    "arccos": lambda r: math.acos(r) * 2 / math.pi,
+    "linear": lambda r: 1 - r,
+    "square": lambda r: 1 - r**2,
+    "cubic": lambda r: 1 - r**3,
+    "sqrt": lambda r: 1 - math.sqrt(r),
+}
+
+
+def gamma(schedule: str, r: float) -> float:
+    """Share still hidden at progress `r` in [0, 1].
+
+    Raises:
+        ValueError: unknown schedule, or progress outside [0, 1].
+    """
+    if not 0 <= r <= 1:
+        raise ValueError(f"progress {r} is outside [0, 1]")
+    return min(1.0, max(0.0, choose(SCHEDULES, schedule, "mask schedule")(r)))
+
+
+class Fixed:
+    """Always `ratio` (BEiT 0.4, SimMIM 0.6, MAE 0.75)."""
+
+    def __init__(self, ratio: float = 0.75):
+        self.ratio = _share("ratio", ratio)
+
+    def __call__(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n"]:
+        return torch.full((n,), self.ratio)
+
+
+class Uniform:
+    """Uniform on [low, high) (MaskViT: 0.5 to 1)."""
+
+    def __init__(self, low: float = 0.0, high: float = 1.0):
+        if _share("low", low) > _share("high", high):
+            raise ValueError(f"low {low} is above high {high}")
+        self.low, self.high = low, high
+
+    def __call__(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n"]:
+        return self.low + (self.high - self.low) * torch.rand(n, generator=generator)
+
+
+class TruncatedNormal:
+    """Normal(mean, std) truncated to [low, high] (MAGE, Li et al. 2023, arXiv:2211.09117, section 4.1)."""
+
+    def __init__(self, mean: float = 0.55, std: float = 0.25, low: float = 0.5, high: float = 1.0):
+        if _share("low", low) >= _share("high", high) or std <= 0:
+            raise ValueError(f"low < high and std > 0 are needed, got low {low}, high {high}, std {std}")
+        self.mean, self.std, self.low, self.high = mean, std, low, high
+
+    def __call__(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n"]:
+        """By the inverse of the distribution function."""
+        low, high = (0.5 * (1 + math.erf((x - self.mean) / self.std / math.sqrt(2))) for x in (self.low, self.high))
+        u = low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+        return (self.mean + self.std * torch.special.ndtri(u)).clamp(self.low, self.high).float()
+
+
+class Scheduled:
+    """gamma(u) with u uniform on [0, 1): the ratios that decoding will meet (MaskGIT)."""
+
+    def __init__(self, schedule: Literal["cosine", "arccos", "linear", "square", "cubic", "sqrt"] = "cosine"):
+        choose(SCHEDULES, schedule, "mask schedule")
+        self.schedule = schedule
+
+    def __call__(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n"]:
+        return torch.tensor([gamma(self.schedule, u) for u in torch.rand(n, generator=generator).tolist()])
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value
+
+
+RATIOS = {
+    "fixed": Fixed,
+    "uniform": Uniform,
+    "truncated_normal": TruncatedNormal,
+    **{name: partial(Scheduled, schedule=name) for name in SCHEDULES},
+}

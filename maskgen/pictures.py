@@ -1,0 +1,68 @@
+"""Pixels in [-1, 1] to pictures: PIL, grids with names beside the rows, side-by-side sheets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def to_uint8(pixels: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
+    """Clip to [-1, 1], scale to 0-255, round."""
+    unit = (pixels.detach().float().clamp(-1, 1) + 1) * 127.5
+    return unit.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_pil(pixels: Float[Tensor, "n c h w"]) -> list[Image.Image]:
+    """One picture a row; one channel becomes grey."""
+    return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in to_uint8(pixels)]
+
+
+def grid(
+    pixels: Float[Tensor, "n c h w"], columns: int, scale: int | None = None, row_names: list[str] | None = None
+) -> Image.Image:
+    """Pictures side by side, row by row, enlarged `scale` times without smoothing and named at the left of each row.
+
+    `scale` None enlarges so that a picture is about 64 pixels.
+    """
+    pictures = to_pil(pixels)
+    height, width = pixels.shape[2:]
+    scale = scale or max(1, round(64 / max(height, width)))
+    gap, font = 4, ImageFont.load_default(size=14)
+    margin = int(max((font.getlength(name) for name in row_names or []), default=-2 * gap)) + 2 * gap
+    cell_h, cell_w = height * scale + gap, width * scale + gap
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (margin + columns * cell_w + gap, rows * cell_h + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(pictures):
+        big = picture.convert("RGB").resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(big, (margin + gap + i % columns * cell_w, gap + i // columns * cell_h))
+    for row, name in enumerate(row_names or []):
+        draw.text((gap, gap + row * cell_h + cell_h // 2), name, fill="black", font=font, anchor="lm")
+    return sheet
+
+
+def side_by_side(
+    originals: Float[Tensor, "n c h w"], others: Float[Tensor, "n c h w"], columns: int = 8
+) -> Image.Image:
+    """Rows of originals, each above the row of their counterparts."""
+    pixels, names = [], []
+    for start in range(0, len(originals), columns):
+        for name, batch in (("original", originals), ("reconstruction", others)):
+            row = batch[start : start + columns].detach().float().cpu()
+            blank = row.new_ones((columns - len(row), *row.shape[1:]))
+            pixels.append(torch.cat([row, blank]))
+            names.append(name)
+    return grid(torch.cat(pixels), columns, row_names=names)
+
+
+def save(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture, making its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path

@@ -1,0 +1,1 @@
+"""The parts joined: diffusers pipelines with save_pretrained / from_pretrained."""

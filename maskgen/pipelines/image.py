@@ -1,0 +1,206 @@
+"""MaskedImagePipeline: pictures from a tokenizer, a masked transformer and a scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from maskgen.decoding.loop import Generators
+from maskgen.decoding.scheduler import MaskScheduler
+from maskgen.parts import nearest
+from maskgen.pictures import to_pil
+from maskgen.pipelines.predictor import Predictor
+from maskgen.tokenizer.model import Tokenizer
+from maskgen.transformer.model import MaskTransformer
+
+OUTPUT_TYPES = ("pil", "np", "pt", "codes")
+
+
+@dataclass
+class MaskedImageOutput(BaseOutput):
+    """images: list of PIL pictures, float array (n, h, w, c) in [0, 1], float tensor (n, c, h, w) in [0, 1], or
+    int64 codes (n, h, w), by `output_type`."""
+
+    images: Any
+
+
+def bundled_pipeline() -> Path:
+    """The pretrained emoji pipeline that comes with maskgen.
+
+    Raises:
+        FileNotFoundError: this installation has none.
+    """
+    folder = Path(__file__).parents[1] / "pretrained" / "emoji"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"no bundled pipeline at {folder}; give the folder or Hub name of one")
+    return folder
+
+
+class MaskedImagePipeline(DiffusionPipeline):
+    """Class-conditional and unconditional generation by iterative parallel decoding (MaskGIT, arXiv:2202.04200).
+
+    Args:
+        tokenizer, transformer, scheduler: the parts; the transformer's codebook must be the tokenizer's.
+        class_names: a name a class, in the order of the labels.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        transformer: MaskTransformer,
+        scheduler: MaskScheduler,
+        class_names: list[str] | None = None,
+    ):
+        super().__init__()
+        if tokenizer.codebook_size != transformer.codebook_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.codebook_size} codes and the transformer predicts "
+                f"{transformer.codebook_size}: they were not trained together"
+            )
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
+        self.register_to_config(class_names=class_names)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Any:
+        """Load a pipeline from a folder, a run, or the Hub; the bundled emoji pipeline where no name is given.
+
+        Raises:
+            OSError: nothing there.
+        """
+        path = bundled_pipeline() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        run = Path(path) / "pipeline"
+        return super().from_pretrained(str(run if run.is_dir() else path), **kwargs)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; their numbers as text where the pipeline has none; empty if unconditional."""
+        names = self.config.get("class_names")
+        return list(names) if names else [str(i) for i in range(self.transformer.num_classes or 0)]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: Generators = None,
+        output_type: Literal["pil", "np", "pt", "codes"] = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
+    ) -> MaskedImageOutput | tuple[Any]:
+        """Generate pictures.
+
+        Args:
+            class_labels: numbers or names of classes, one a picture; None draws without a class.
+            num_images_per_prompt: pictures of each label.
+            num_inference_steps: decode steps; the scheduler's default where None.
+            guidance_scale: ``u + s (c - u)``, 1 is none; the scheduler's default where None.
+            generator: one, or a list of one a picture.
+            output_type: ``pil``, ``np``, ``pt`` or ``codes``.
+            return_dict: give :class:`MaskedImageOutput`, or a tuple.
+            callback_on_step_end: ``(pipeline, step, timestep, tensors) -> None`` after each step; `timestep` is
+                progress in (0, 1].
+            callback_on_step_end_tensor_inputs: of ``codes`` (n, h, w) and ``hidden`` (n, h, w).
+
+        Raises:
+            ValueError: unknown class, output type or tensor input; a class for an unconditional model.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
+        unknown = set(callback_on_step_end_tensor_inputs) - {"codes", "hidden"}
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs takes codes and hidden, not {sorted(unknown)}")
+        labels, count = self._labels(class_labels, num_images_per_prompt)
+        grid = self.transformer.grid
+        canvas = torch.zeros(count, *grid, dtype=torch.long, device=self.device)
+        codes = self.complete(
+            canvas,
+            torch.ones_like(canvas, dtype=torch.bool),
+            labels,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs, grid, num_inference_steps),
+        )
+        images = codes if output_type == "codes" else self._pictures(codes, output_type)
+        return MaskedImageOutput(images) if return_dict else (images,)
+
+    def complete(
+        self,
+        canvas: Tensor,
+        mask: Tensor,
+        labels: list[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: Generators = None,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Complete the tokens of `canvas` (n, *grid) int64 where `mask` is True: what every task comes to."""
+        grid = tuple(canvas.shape[1:])
+        predict = Predictor(self.transformer.eval(), labels, grid)
+        steps = num_inference_steps or self.scheduler.config.num_inference_steps
+        with self.progress_bar(total=steps) as bar:
+
+            def advance(step: int, tokens: Tensor, hidden: Tensor) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(step, tokens, hidden)
+
+            codes = self.scheduler.decode(
+                predict, canvas.flatten(1), mask.flatten(1), num_inference_steps, guidance_scale, generator, advance
+            )
+        return codes.view(canvas.shape)
+
+    def _pictures(self, codes: Tensor, output_type: str) -> Any:
+        pixels = self.tokenizer.eval().decode(codes).float()
+        if output_type == "pil":
+            return to_pil(pixels)
+        unit = ((pixels + 1) / 2).clamp(0, 1)
+        return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
+
+    def _on_step(
+        self, user: Callable[..., Any] | None, inputs: Sequence[str], grid: tuple[int, ...], steps: int | None
+    ) -> Callable[[int, Tensor, Tensor], None] | None:
+        if user is None:
+            return None
+        total = steps or self.scheduler.config.num_inference_steps
+
+        def call(step: int, tokens: Tensor, hidden: Tensor) -> None:
+            tensors = {"codes": tokens.view(-1, *grid), "hidden": hidden.view(-1, *grid)}
+            user(self, step, (step + 1) / total, {name: tensors[name] for name in inputs})
+
+        return call
+
+    def _labels(self, given: Any, copies: int) -> tuple[list[int] | None, int]:
+        """A label a picture, and how many pictures."""
+        if given is None:
+            null = self.transformer.num_classes
+            return (None if null is None else [null] * copies), copies
+        if self.transformer.num_classes is None:
+            raise ValueError("this pipeline is unconditional: it takes no class_labels")
+        if isinstance(given, Tensor):
+            given = given.tolist()
+        single = isinstance(given, (int, str))
+        numbers = [self._number(label) for label in ([given] if single else given)]
+        return [number for number in numbers for _ in range(copies)], len(numbers) * copies
+
+    def _number(self, label: int | str) -> int:
+        names = self.class_names
+        if isinstance(label, str):
+            if label not in names:
+                raise ValueError(f"unknown class {label!r}: {nearest(label, names)}choose one of {', '.join(names)}")
+            return names.index(label)
+        if not 0 <= label < self.transformer.num_classes:
+            raise ValueError(f"class {label} is outside 0 to {self.transformer.num_classes - 1}")
+        return label

@@ -1,0 +1,1 @@
+"""One training loop for every stage; EMA, checkpoints, exact resume."""

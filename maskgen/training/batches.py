@@ -1,0 +1,91 @@
+"""Which pictures make the batch of which step: a pure function, so that a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from maskgen.data.augment import Augmentation
+
+
+class MapDataset(Protocol):
+    """A map-style data set: items are dicts with ``label`` and ``pixels`` or ``codes``."""
+
+    class_names: list[str]
+    labels: Any
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def mix(*numbers: int) -> int:
+    """A 63-bit seed from integers."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The draws of each micro-batch of one process, from `start` to `steps`.
+
+    Every epoch is a fresh permutation; epochs follow each other without a gap. A draw is (index, seed); the seed is
+    that of its augmentation. The global batch of a step is the same however many processes share it.
+    """
+
+    data: Sized
+    batch_size: int
+    start: int
+    steps: int
+    seed: int
+    accumulation: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        n, epoch, order = len(self.data), -1, torch.empty(0)
+        micro = self.batch_size // (self.accumulation * self.processes)
+        for step in range(self.start, self.steps):
+            draws = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // n != epoch:
+                    epoch = position // n
+                    order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(self.seed, epoch)))
+                draws.append((int(order[position % n]), mix(self.seed, 1, position)))
+            for a in range(self.accumulation):
+                first = (a * self.processes + self.rank) * micro
+                yield draws[first : first + micro]
+
+
+class _Drawn(Dataset[dict[str, Any]]):
+    """A data set indexed by (index, seed)."""
+
+    def __init__(self, dataset: MapDataset, augmentation: Augmentation):
+        self.dataset, self.augmentation = dataset, augmentation
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
+        index, seed = draw
+        item = self.dataset[index]
+        if "pixels" in item:
+            item["pixels"] = self.augmentation(item["pixels"], torch.Generator().manual_seed(seed))
+        return item
+
+
+def loader(
+    dataset: MapDataset, augmentation: Augmentation, plan: BatchPlan, workers: int, pin: bool
+) -> DataLoader[dict[str, Any]]:
+    """Batches of `plan`; independent of the number of workers."""
+    return DataLoader(
+        _Drawn(dataset, augmentation),
+        batch_sampler=plan,  # type: ignore[arg-type]
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin,
+    )

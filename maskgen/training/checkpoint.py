@@ -1,0 +1,54 @@
+"""Checkpoints: written whole or not at all, read back exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+def save_checkpoint(
+    folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Any], keep: int
+) -> Path:
+    """Write ``folder/step_N`` atomically and remove all but the newest `keep`.
+
+    Each module's parameters and buffers go to ``NAME.safetensors``, the optimizers to ``optimizers.pt``. Nothing else
+    is needed: data order and random numbers are functions of the seed and the step.
+    """
+    final = folder / f"step_{step:08d}"
+    part = folder / f".part_{step:08d}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, module in modules.items():
+        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / f"{name}.safetensors")
+    torch.save({name: optimizer.state_dict() for name, optimizer in optimizers.items()}, part / "optimizers.pt")
+    (part / "state.json").write_text(json.dumps({"step": step}))
+    for file in part.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
+
+
+def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Any]) -> int:
+    """Put a checkpoint into modules and optimizers; give its step."""
+    for name, module in modules.items():
+        module.load_state_dict(load_file(path / f"{name}.safetensors"))
+    states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(states[name])
+    return int(json.loads((path / "state.json").read_text())["step"])

@@ -1,0 +1,281 @@
+"""The training loop of every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from maskgen.data.augment import Augmentation
+from maskgen.training.batches import BatchPlan, MapDataset, loader, mix
+from maskgen.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from maskgen.training.metrics import Means, MetricsFile, all_finite, plot_curves
+
+logger = logging.getLogger(__name__)
+
+
+class Stage(Protocol):
+    """What the loop trains. ``modules["model"]`` is averaged (EMA), drawn from and exported."""
+
+    modules: dict[str, nn.Module]
+
+    def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """For each module in turn its name and its terms, ``loss`` among them; each is stepped before the next."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of the averaged model."""
+
+    def picture(self, model: nn.Module) -> Image.Image:
+        """What the averaged model makes, to look at."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write what everything else loads."""
+
+
+@dataclass
+class Training:
+    """Settings of the loop.
+
+    batch_size is global: over all processes and accumulated micro-batches. precision ``auto`` is bf16 where the
+    hardware computes in it, else fp32. ema is the decay of the averaged weights, approached as (1 + n) / (10 + n).
+    Every `log_every` steps go to ``metrics.jsonl``; `sample_every` draws pictures and evaluates, 0 only at the end.
+    """
+
+    steps: int
+    batch_size: int = 64
+    accumulation: int = 1
+    learning_rate: float = 3e-4
+    warmup_steps: int = 100
+    decay: Literal["cosine", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.96)
+    weight_decay: float = 0.045
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 50
+    sample_every: int = 0
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step from 0: linear warm-up, then cosine to 0 or constant."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return self.learning_rate
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def bf16_supported() -> bool:
+    """Whether the hardware computes in bfloat16, not merely emulates it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def train(
+    stage: Stage, dataset: MapDataset, settings: Training, folder: Path, augmentation: Augmentation | None = None
+) -> int:
+    """Train `stage` on `dataset` in `folder`, going on from its newest checkpoint; give the step reached.
+
+    The result is a function of the settings and the seed: batches, augmentation, masks and dropout of a step depend on
+    the seed and the step alone, so a run that was killed and resumed ends with the very same weights.
+
+    Raises:
+        ValueError: a batch that the processes cannot share.
+        FloatingPointError: a loss that is not finite.
+        SystemExit: after SIGINT or SIGTERM, with a checkpoint saved.
+    """
+    s = settings
+    precision = ("bf16" if bf16_supported() else "fp32") if s.precision == "auto" else s.precision
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        log_with=s.trackers or None,  # type: ignore[arg-type]
+        project_dir=str(folder),
+    )
+    shares = s.accumulation * accelerator.num_processes
+    if s.batch_size % shares:
+        raise ValueError(
+            f"training.batch_size {s.batch_size} cannot be shared by {accelerator.num_processes} processes x "
+            f"accumulation {s.accumulation}; make it a multiple of {shares}"
+        )
+    if s.trackers:
+        accelerator.init_trackers("maskgen")
+    bare = dict(stage.modules)
+    for module in bare.values():
+        module.to(accelerator.device).train()
+    averaged = _average(bare["model"], s.ema)
+    optimizers = {name: accelerator.prepare(_optimizer(module, s)) for name, module in bare.items()}
+    saved = {**bare, "ema": averaged}
+    done = checkpoints(folder / "checkpoints")
+    start = load_checkpoint(done[-1], saved, optimizers) if done else 0
+    stage.modules = {name: accelerator.prepare(module) for name, module in bare.items()}
+    plan = BatchPlan(
+        dataset,
+        s.batch_size,
+        start,
+        s.steps,
+        s.seed,
+        s.accumulation,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    batches = iter(loader(dataset, augmentation or Augmentation(), plan, s.workers, accelerator.device.type == "cuda"))
+    main = accelerator.is_main_process
+    metrics, means = MetricsFile(folder / "metrics.jsonl", start) if main else None, Means()
+    bar = tqdm(total=s.steps, initial=start, desc=folder.name, unit="step", disable=not main, mininterval=1.0)
+    clock = time.perf_counter()
+
+    def save(step: int) -> None:
+        if main:
+            save_checkpoint(folder / "checkpoints", step, saved, optimizers, s.keep_checkpoints)
+            stage.export(averaged.module, folder / "pipeline")
+        accelerator.wait_for_everyone()
+
+    with _signals() as stopped:
+        for step in range(start, s.steps):
+            torch.manual_seed(mix(s.seed, 2, step, accelerator.process_index))
+            for micro in range(s.accumulation):
+                batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
+                _micro_step(accelerator, stage, batch, step, s, micro == s.accumulation - 1, optimizers, means)
+            averaged.update_parameters(bare["model"])
+            reached, values = step + 1, {}
+            if reached % s.log_every == 0 or reached == s.steps:
+                values = {**means.take(), "learning_rate": s.rate(step), "seconds": time.perf_counter() - clock}
+                if not all_finite(values):
+                    raise FloatingPointError(f"step {reached}: a loss is not finite: {values}; lower the learning rate")
+                bar.set_postfix({k.split("/")[-1]: f"{v:.3f}" for k, v in values.items() if k.startswith("model/")})
+            if main and (reached == s.steps or (s.sample_every and reached % s.sample_every == 0)):
+                values |= _look(stage, averaged.module, folder, reached)
+            if metrics is not None and values:
+                metrics.write(reached, values)
+                if s.trackers:
+                    accelerator.log(values, step=reached)
+            bar.update()
+            stop = _anyone(accelerator, bool(stopped), reached)
+            if stop or reached % s.checkpoint_every == 0 or reached == s.steps:
+                save(reached)
+            if stop:
+                bar.close()
+                logger.warning("stopped at step %d of %d; the same command goes on from there", reached, s.steps)
+                raise SystemExit(128 + (stopped[0] if stopped else signal.SIGTERM))
+    bar.close()
+    if main:
+        plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+    if s.trackers:
+        accelerator.end_training()
+    return s.steps
+
+
+def _micro_step(
+    accelerator: Accelerator,
+    stage: Stage,
+    batch: dict[str, Any],
+    step: int,
+    s: Training,
+    last: bool,
+    optimizers: dict[str, Any],
+    means: Means,
+) -> None:
+    """Backward of one micro-batch for each module in turn; the optimizers step at the last."""
+    modules = stage.modules
+    with contextlib.ExitStack() as stack:
+        if not last:
+            for module in modules.values():
+                stack.enter_context(accelerator.no_sync(module))
+        stack.enter_context(accelerator.autocast())
+        for name, terms in stage.losses(batch, step):
+            means.add(name, terms)
+            accelerator.backward(terms["loss"] / s.accumulation)
+            if last:
+                optimizer = optimizers[name]
+                for group in optimizer.param_groups:
+                    group["lr"] = s.rate(step)
+                means.add(name, {"gradient_norm": torch.as_tensor(_clip(accelerator, modules[name], s.clip))})
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def _clip(accelerator: Accelerator, module: nn.Module, limit: float) -> Any:
+    return accelerator.clip_grad_norm_(module.parameters(), limit)
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the parameters; buffers are the model's own."""
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    model_average = AveragedModel(model, multi_avg_fn=update)
+    return model_average.eval()
+
+
+def _optimizer(module: nn.Module, s: Training) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on biases, norms, embeddings and lone tokens."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            weight = parameter.ndim >= 2 and not any(word in name for word in ("embedding", "token", "codebook"))
+            (decayed if weight else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, fused=True)
+
+
+def _look(stage: Stage, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
+    """Evaluate and draw, without touching the random numbers of training."""
+    with torch.random.fork_rng(), torch.no_grad():
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        stage.picture(model).save(folder / "samples" / f"step_{step:08d}.png")
+        return stage.evaluate(model)
+
+
+def _anyone(accelerator: Accelerator, stopped: bool, step: int) -> bool:
+    """Whether any process was asked to stop; several processes agree every 10 steps."""
+    if accelerator.num_processes == 1:
+        return stopped
+    if step % 10:
+        return False
+    flag = torch.tensor(float(stopped), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append to; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,87 @@
+"""The run's metrics: one JSON object a line, and their curves as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Means:
+    """Running means of scalar tensors, read from the device only when asked."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def add(self, prefix: str, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            key = f"{prefix}/{name}"
+            value = value.detach().float()
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+            self.counts[key] += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        means = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+class MetricsFile:
+    """``metrics.jsonl``: append-only; a resumed run first forgets the lines beyond its checkpoint."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def plot_curves(metrics: Path, picture: Path) -> None:
+    """One panel a metric, against the step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(metrics)
+    names = [n for n in dict.fromkeys(k for line in lines for k in line) if n not in ("step", "seconds")]
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axis.plot(*zip(*points), marker="." if len(points) < 10 else None)
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("step", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def all_finite(values: dict[str, float]) -> bool:
+    return all(torch.isfinite(torch.tensor(v)) for v in values.values())

@@ -1,0 +1,129 @@
+"""A configuration -> a run on disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import yaml
+
+from maskgen.config import ConfigError, check, load
+from maskgen.data import DATASETS
+from maskgen.data.augment import Augmentation
+from maskgen.parts import Part, build
+from maskgen.training.batches import MapDataset, mix
+from maskgen.training.generator_stage import GeneratorStage
+from maskgen.training.loop import Training, train
+from maskgen.training.tokenizer_stage import TokenizerStage
+
+STAGE = Part({"tokenizer": TokenizerStage, "generator": GeneratorStage}, given=("dataset", "holdout"))
+DATA = Part(DATASETS)
+AUGMENT = Part({"standard": Augmentation}, default="standard")
+FREE_ON_RESUME = ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "workers", "trackers")
+
+
+def run(
+    name: str,
+    stage: Annotated[Any, STAGE],
+    data: Annotated[Any, DATA],
+    training: Training,
+    augment: Annotated[Any, AUGMENT] = {},  # noqa: B006
+    holdout: int = 0,
+    folder: str = "runs",
+) -> Path:
+    """Train as a checked configuration says; give the run's folder ``folder/name``.
+
+    Args:
+        name: of the run.
+        stage: ``tokenizer`` or ``generator``, with its parts.
+        data: the data set.
+        training: settings of the loop.
+        augment: of training pictures.
+        holdout: this many pictures, drawn once, are kept out of training for the metrics.
+        folder: where runs lie.
+    """
+    settings = training if isinstance(training, Training) else Training(**training)
+    config = {k: v for k, v in locals().items() if k not in ("settings", "folder")}
+    path = Path(folder) / name
+    _same_run(path, config)
+    dataset = build(DATA, data)
+    kept, held = split(dataset, holdout)
+    torch.manual_seed(mix(settings.seed, 3))  # initial weights
+    built = build(STAGE, stage, dataset=kept, holdout=held)
+    train(built, kept, settings, path, build(AUGMENT, augment))
+    return path
+
+
+def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
+    """Load, check and run a YAML file.
+
+    Raises:
+        ConfigError: all that is wrong with it.
+    """
+    return run(**check(run, load(source, list(overrides)), source))
+
+
+class Subset:
+    """Some pictures of a data set."""
+
+    def __init__(self, dataset: MapDataset, indices: list[int]):
+        self.dataset, self.indices = dataset, indices
+        self.class_names, self.labels = dataset.class_names, dataset.labels[indices]
+        if hasattr(dataset, "meta"):
+            self.meta = dataset.meta
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[self.indices[index]]
+
+
+def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:
+    """The training part and the held-out part; the same draw for every run."""
+    if not 0 <= holdout < len(dataset):
+        raise ValueError(f"holdout {holdout} must be at least 0 and below the data's {len(dataset)} pictures")
+    if holdout == 0:
+        return dataset, None
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+    return Subset(dataset, sorted(order[holdout:])), Subset(dataset, sorted(order[:holdout]))
+
+
+def _same_run(path: Path, config: dict[str, Any]) -> None:
+    """Write config.yaml; refuse to go on with a run that was begun with other settings.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    plain = yaml.safe_load(yaml.safe_dump(_plain(config)))
+    file = path / "config.yaml"
+    if file.is_file() and any((path / "checkpoints").glob("step_*")):
+        differing = _differences(_fixed(yaml.safe_load(file.read_text())), _fixed(plain))
+        if differing:
+            advice = f"give the new run another name (name=...), or remove {path} to start it anew"
+            raise ConfigError(str(path), [f"{d} since this run was begun; {advice}" for d in differing])
+    path.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    config["training"] = {k: v for k, v in config["training"].items() if k not in FREE_ON_RESUME}
+    return config
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for k in {**a, **b} for d in _differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
+    return [] if a == b else [f"{path} changed from {a!r} to {b!r}"]

@@ -1,0 +1,1 @@
+"""Stage 2: tokens + plan -> predictions and features."""

@@ -1,0 +1,120 @@
+"""The transformer block: self-attention and a gated MLP, modulated by a condition where there is one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from maskgen.transformer.attention import Backend, attend
+from maskgen.transformer.positions import rotate
+
+Norm = Literal["layer", "rms"]
+
+
+def make_norm(kind: Norm, width: int, affine: bool = True) -> nn.Module:
+    if kind == "rms":
+        return nn.RMSNorm(width, eps=1e-6, elementwise_affine=affine)
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)
+
+
+def take(x: Float[Tensor, "b n *d"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k *d"]:
+    """``x[i, index[i]]`` for every row i."""
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with optional query-key normalisation and rotary positions."""
+
+    def __init__(self, width: int, heads: int, norm: Norm, qk_norm: bool, backend: Backend):
+        super().__init__()
+        self.heads, self.backend = heads, backend
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = make_norm(norm, width // heads) if qk_norm else nn.Identity()
+        self.k_norm = make_norm(norm, width // heads) if qk_norm else nn.Identity()
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "b n w"], table: Tensor | None, queries: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k w"]:
+        """All tokens attend, or only those at `queries`, to all tokens."""
+        if queries is None:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        else:
+            w = x.shape[-1]
+            q = F.linear(take(x, queries), self.qkv.weight[:w], self.qkv.bias[:w]).unflatten(-1, (self.heads, -1))
+            kv = F.linear(x, self.qkv.weight[w:], self.qkv.bias[w:])
+            k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if table is not None:
+            k = rotate(k, table)
+            q = rotate(q, table if queries is None else take(table.expand(len(q), -1, -1), queries))
+        return self.out(attend(q, k, v, self.backend).flatten(2))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202), or GELU without a gate.
+
+    `ratio` is the hidden width over `width` of a plain MLP; the gated one has two thirds of it, for as many weights.
+    """
+
+    def __init__(self, width: int, ratio: float, kind: Literal["swiglu", "gelu"]):
+        super().__init__()
+        self.gated = kind == "swiglu"
+        hidden = round(width * ratio * 2 / 3 / 16) * 16 if self.gated else round(width * ratio)
+        self.up = nn.Linear(width, 2 * hidden if self.gated else hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        h = self.up(x)
+        if self.gated:
+            gate, h = h.chunk(2, -1)
+            return self.down(F.silu(gate) * h)
+        return self.down(F.gelu(h))
+
+
+def modulate(x: Float[Tensor, "b n w"], scale: Tensor, shift: Tensor) -> Float[Tensor, "b n w"]:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Block(nn.Module):
+    """Pre-norm block; with `modulated`, adaLN-zero (DiT, Peebles and Xie 2023, arXiv:2212.09748, section 3.2)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        norm: Norm,
+        mlp: Literal["swiglu", "gelu"],
+        qk_norm: bool,
+        dropout: float,
+        modulated: bool,
+        backend: Backend,
+    ):
+        super().__init__()
+        self.norm1 = make_norm(norm, width, affine=not modulated)
+        self.attention = SelfAttention(width, heads, norm, qk_norm, backend)
+        self.norm2 = make_norm(norm, width, affine=not modulated)
+        self.mlp = GatedMLP(width, mlp_ratio, mlp)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n w"],
+        modulation: Float[Tensor, "b 6 w"] | None,
+        table: Tensor | None,
+        queries: Int[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b k w"]:
+        """The block at all tokens, or only at `queries` (every token still is a key)."""
+        parts = None if modulation is None else modulation[:, :, None].unbind(1)
+        h = self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
+        h = self.dropout(self.attention(h, table, queries))
+        x = x if queries is None else take(x, queries)
+        x = x + h if parts is None else torch.addcmul(x, h, parts[2])
+        h = self.norm2(x) if parts is None else modulate(self.norm2(x), parts[3], parts[4])
+        h = self.dropout(self.mlp(h))
+        return x + h if parts is None else torch.addcmul(x, h, parts[5])

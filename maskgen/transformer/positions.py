@@ -1,0 +1,45 @@
+"""Where a token stands: coordinates of a grid in 1-3 dimensions, rotary and sine-cosine tables."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+
+def coordinates(grid: tuple[int, ...], device: torch.device | None = None) -> Float[Tensor, "n axes"]:
+    """Integer coordinates of each token of `grid`, last axis fastest, as float32."""
+    axes = [torch.arange(s, device=device, dtype=torch.float32) for s in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+
+
+def _angles(places: Float[Tensor, "n axes"], dim: int, base: float) -> Float[Tensor, "n half"]:
+    """`dim` // 2 angles a place, shared out among the axes; any remainder has angle 0."""
+    axes = places.shape[1]
+    each = dim // 2 // axes
+    frequency = base ** (-torch.arange(each, device=places.device, dtype=torch.float32) / each)
+    angles = rearrange(places[:, :, None] * frequency, "n a f -> n (a f)")
+    return torch.nn.functional.pad(angles, (0, dim // 2 - axes * each))
+
+
+def rotary(grid: tuple[int, ...], prefix: int, dim: int, device: torch.device | None = None) -> Float[Tensor, "n dim"]:
+    """Rotary table of `prefix` unrotated tokens and a grid: cosines, then sines (RoFormer, arXiv:2104.09864).
+
+    The frequencies go from 1 down to 1/100: grids are short beside sentences.
+    """
+    angles = torch.nn.functional.pad(_angles(coordinates(grid, device), dim, base=100.0), (0, 0, prefix, 0))
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def rotate(x: Float[Tensor, "b n h d"], table: Float[Tensor, "*b n d"]) -> Float[Tensor, "b n h d"]:
+    """Turn each pair (x[i], x[i + d/2]) by its angle; `table` as :func:`rotary` makes it."""
+    cos, sin = table.to(x.dtype).unsqueeze(-2).chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def sine_cosine(grid: tuple[int, ...], dim: int) -> Float[Tensor, "n dim"]:
+    """Fixed position embeddings (MAE, arXiv:2111.06377, appendix A): sines and cosines of each axis."""
+    angles = _angles(coordinates(grid), dim, base=10000.0)
+    return torch.cat([angles.sin(), angles.cos()], -1)
