@@ -105,9 +105,10 @@ def check(constructor: Callable[..., Any], config: Mapping[str, Any], source: st
 def parameters(constructor: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     """Each argument of `constructor`: its annotation, and whether it must be given."""
     bound: dict[str, Any] = {}
+    target = constructor
     if isinstance(constructor, partial):
-        constructor, bound = constructor.func, constructor.keywords
-    function = constructor.__init__ if inspect.isclass(constructor) else constructor
+        target, bound = constructor.func, constructor.keywords
+    function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     return {
         name: (hints.get(name, Any), p.default is inspect.Parameter.empty)

@@ -56,7 +56,7 @@ class PerceptualLoss(nn.Module):
 def _set_slices(net: nn.Module, features: nn.Sequential) -> None:
     """Copy VGG's convolutions into the five slices of torchmetrics' network; its layers are numbered alike."""
     for slice_ in (net.slice1, net.slice2, net.slice3, net.slice4, net.slice5):
-        for name, layer in slice_.named_children():  # type: ignore[union-attr, operator]
+        for name, layer in slice_.named_children():  # type: ignore[union-attr]
             layer.load_state_dict(features[int(name)].state_dict())
 
 

@@ -84,7 +84,7 @@ def loader(
     """Batches of `plan`; independent of the number of workers."""
     return DataLoader(
         _Drawn(dataset, augmentation),
-        batch_sampler=plan,  # type: ignore[arg-type]
+        batch_sampler=plan,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,

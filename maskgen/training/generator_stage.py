@@ -94,7 +94,7 @@ class GeneratorStage:
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy")}
 
     def pipeline(self, model: nn.Module) -> MaskedImagePipeline:
-        pipeline = MaskedImagePipeline(self.tokenizer, model, self.scheduler, self.class_names)
+        pipeline: Any = MaskedImagePipeline(self.tokenizer, model, self.scheduler, self.class_names)  # type: ignore[arg-type]
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -103,7 +103,7 @@ class GeneratorStage:
         generator = torch.Generator().manual_seed(0)
         rows = list(range(min(len(self.class_names), self.rows))) if self.class_names else None
         count = self.columns if rows else self.columns * 4
-        pipeline = self.pipeline(model)
+        pipeline: Any = self.pipeline(model)
         pixels = pipeline(rows, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
         names = None if rows is None or self.class_names is None else [self.class_names[i] for i in rows]
         return picture_grid(pixels.cpu(), self.columns, row_names=names)

@@ -112,7 +112,7 @@ def train(
     precision = ("bf16" if bf16_supported() else "fp32") if s.precision == "auto" else s.precision
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=s.trackers or None,  # type: ignore[arg-type]
+        log_with=s.trackers or None,
         project_dir=str(folder),
     )
     shares = s.accumulation * accelerator.num_processes
@@ -236,7 +236,8 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 
 def _optimizer(module: nn.Module, s: Training) -> torch.optim.Optimizer:
     """AdamW; no weight decay on biases, norms, embeddings and lone tokens."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             weight = parameter.ndim >= 2 and not any(word in name for word in ("embedding", "token", "codebook"))

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from maskgen.evaluation.reconstruction import codebook_use, psnr
+from maskgen.evaluation.reconstruction import measure, spread
 from maskgen.parts import Part, build
 from maskgen.pictures import side_by_side
 from maskgen.pipelines.store import save_tokenizer
@@ -128,37 +127,22 @@ class TokenizerStage:
             **terms,
         }
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """PSNR (dB, mean over pictures) of the held-out and of the training pictures, codebook use on the latter."""
-        parts = {"train": self.dataset, **({"holdout": self.holdout} if self.holdout is not None else {})}
-        metrics = {}
-        for name, data in parts.items():
-            values, codes = [], []
-            for pixels in _spread(data, 2048):
-                output = model(pixels.to(next(model.parameters()).device))
-                values.append(psnr(output.pixels.cpu(), pixels))
-                codes.append(output.codes.flatten().cpu())
-            metrics[f"{name}/psnr"] = float(torch.cat(values).mean())
-            if name == "train":
-                use = codebook_use(torch.cat(codes), model.codebook_size)  # type: ignore[arg-type]
-                metrics |= {f"codebook/{k}": v for k, v in use.items()}
-        return metrics
+        """PSNR of the training and of the held-out pictures; codebook use on the former."""
+        found = measure(model, self.dataset)
+        metrics = {
+            "train/psnr": found["psnr"],
+            "codebook/use": found["use"],
+            "codebook/perplexity": found["perplexity"],
+        }
+        return metrics if self.holdout is None else {**metrics, "holdout/psnr": measure(model, self.holdout)["psnr"]}
 
     @torch.no_grad()
     def picture(self, model: nn.Module) -> Image.Image:
         """Pictures above their reconstructions."""
-        pixels = next(_spread(self.holdout or self.dataset, 32))
+        pixels = next(spread(self.holdout or self.dataset, 32))
         made = model(pixels.to(next(model.parameters()).device)).pixels
         return side_by_side(pixels, made.cpu(), columns=16)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_tokenizer(model, folder)
-
-
-def _spread(data: MapDataset, limit: int, size: int = 64) -> Iterator[Float[Tensor, "b c h w"]]:
-    """Batches of evenly spread pictures, at most `limit`."""
-    n = len(data)
-    indices = [i * n // min(n, limit) for i in range(min(n, limit))]
-    for start in range(0, len(indices), size):
-        yield torch.stack([data[i]["pixels"] for i in indices[start : start + size]])

@@ -37,7 +37,8 @@ def attend(
 
         return memory_efficient_attention(q, k, v)
     if backend == "sdpa":
-        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        heads_first = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return heads_first.transpose(1, 2)
     if backend == "explicit":
         return torch.einsum("bhnm,bmhd->bnhd", attention_probabilities(q, k).to(v.dtype), v)
     raise ValueError(f"unknown attention backend {backend!r}: choose one of auto, xformers, sdpa, explicit")

@@ -52,7 +52,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     def __init__(
         self,
         codebook_size: int,
-        grid: tuple[int, ...],
+        grid: tuple[int, ...] | list[int],
         num_classes: int | None = None,
         width: int = 768,
         depth: int = 24,
@@ -110,9 +110,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             *([self.position_embedding] if self.positions == "learned" else []),
         ):
             nn.init.trunc_normal_(parameter, std=0.02)
-        for block in self.blocks:  # GPT-2's scaling of the residual branches
-            for linear in (block.attention.out, block.mlp.down):
-                linear.weight.data.mul_((2 * len(self.blocks)) ** -0.5)
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):  # GPT-2's scaling of the residual branches
+                parameter.data.mul_((2 * len(self.blocks)) ** -0.5)
         zeros = [self.head] + ([*self.modulations, self.final_modulation] if self.modulated else [])
         for linear in zeros:
             nn.init.zeros_(linear.weight)
@@ -161,7 +161,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         x = self.blocks[-1](x, modulations[-1], table, queries)
         features = x[:, self.prefix :] if queries is None else x
         h = self.final_norm(features)
-        if self.modulated:
+        if self.modulated and condition is not None:
             h = modulate(h, *self.final_modulation(nn.functional.silu(condition))[:, None].chunk(2, -1))
         return TransformerOutput(self.head(h), features)
 
@@ -211,7 +211,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
 
     def _modulations(self, condition: Float[Tensor, "b w"] | None) -> list[Float[Tensor, "b 6 w"]] | list[None]:
         """(scale, shift, gate) of attention and of the MLP, for each block."""
-        if not self.modulated:
+        if not self.modulated or condition is None:
             return [None] * len(self.blocks)
         projected = [m(nn.functional.silu(condition)).unflatten(-1, (6, -1)) for m in self.modulations]
         return projected if self.offsets is None else [projected[0] + offset for offset in self.offsets]

@@ -1,0 +1,138 @@
+"""The command `maskgen`: thin, no logic. Heavy modules load when a command runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split(":")[0]
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to change")]
+Data = Annotated[str | None, typer.Option(help="emoji, a folder, an .npz, a run, or a YAML mapping")]
+Size = Annotated[int | None, typer.Option(help="side of the pictures, where the data leaves it open")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="a YAML file, or its name below configs/")], overrides: Overrides = None
+) -> None:
+    """Train a tokenizer or a transformer; the same command goes on from the newest checkpoint."""
+    from maskgen.training.run import run_config
+
+    print(run_config(config, overrides or []))
+
+
+@app.command()
+def sample(
+    model: Annotated[
+        str | None, typer.Argument(help="run, pipeline folder or Hub name; the bundled emoji model if none")
+    ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="name or number; again for more; all if none")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="pictures of each class")] = 8,
+    steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
+    guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
+    seed: Annotated[int, typer.Option(help="picture i has seed + i")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")] = Path("samples"),
+    device: Device = "auto",
+) -> None:
+    """Generate pictures."""
+    from maskgen.pipelines.generate import generate
+
+    print(generate(model, classes, count, steps, guidance, seed, out, device))
+
+
+@app.command()
+def reconstruct(
+    tokenizer: Annotated[str, typer.Argument(help="run, pipeline or tokenizer folder")],
+    data: Data = None,
+    size: Size = None,
+    limit: Annotated[int, typer.Option(help="pictures to measure")] = 2048,
+    out: Annotated[Path, typer.Option(help="side-by-side picture")] = Path("reconstruction.png"),
+) -> None:
+    """Encode and decode pictures: PSNR and codebook use, and a picture of originals above reconstructions."""
+    from maskgen.data.source import open_dataset
+    from maskgen.evaluation.reconstruction import measure, spread
+    from maskgen.pictures import save, side_by_side
+    from maskgen.pipelines.store import load_tokenizer
+
+    model, dataset = load_tokenizer(tokenizer), open_dataset(data or tokenizer, size)
+    pixels = next(spread(dataset, 32))
+    save(side_by_side(pixels, model(pixels).pixels), out)
+    print(json.dumps({**measure(model, dataset, limit), "picture": str(out)}))
+
+
+@app.command()
+def encode(
+    tokenizer: Annotated[str, typer.Argument(help="run, pipeline or tokenizer folder")],
+    out: Annotated[Path, typer.Argument(help="folder of the token cache")],
+    data: Data = None,
+    size: Size = None,
+    workers: Annotated[int, typer.Option(help="processes that read pictures")] = 0,
+) -> None:
+    """Encode a data set once; train on it with `data: {type: tokens, path: OUT}`."""
+    from maskgen.data.source import open_dataset
+    from maskgen.pipelines.encode import encode_dataset
+    from maskgen.pipelines.store import load_tokenizer
+
+    print(encode_dataset(load_tokenizer(tokenizer), open_dataset(data or tokenizer, size), out, workers=workers))
+
+
+@app.command()
+def fid(
+    a: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
+    b: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
+    weights: Annotated[str | None, typer.Option(help="local file of torch-fidelity's Inception weights")] = None,
+    num_samples: Annotated[int, typer.Option(help="pictures drawn from a pipeline")] = 10_000,
+    batch_size: Annotated[int, typer.Option(help="pictures at a time")] = 64,
+    seed: Annotated[int, typer.Option(help="of the pictures drawn")] = 0,
+    steps: Annotated[int | None, typer.Option(help="decode steps of a pipeline")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale of a pipeline")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the report as JSON too")] = None,
+) -> None:
+    """Fréchet Inception distance of two sets of pictures (torch-fidelity's extractor)."""
+    from maskgen.evaluation.fid import fid as compute
+
+    options = {"num_inference_steps": steps, "guidance_scale": guidance}
+    report = compute(
+        a, b, weights, batch_size=batch_size, num_samples=num_samples, seed=seed,
+        pipeline_options={k: v for k, v in options.items() if v is not None},
+    )  # fmt: skip
+    if out is not None:
+        out.write_text(report.to_json())
+    print(report)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/quickstart"),
+) -> None:
+    """Train a tokenizer and a transformer on the bundled pictures, generate, evaluate: minutes on two CPU cores."""
+    from maskgen.quickstart import quickstart as start
+
+    print(start(out))
+
+
+def main() -> None:
+    """Run a command; a user's error is one message, not a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(f"maskgen: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Generated pictures on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from maskgen.pictures import grid, save, to_pil
+from maskgen.pipelines.image import MaskedImagePipeline
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def generate(
+    model: str | Path | None = None,
+    classes: list[str] | None = None,
+    count: int = 8,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    out: str | Path = "samples",
+    device: str = "auto",
+    batch_size: int = 64,
+) -> Path:
+    """Write ``CLASS_NUMBER.png`` for each picture and ``grid.png`` with a row a class; give the grid's path.
+
+    Args:
+        model: run, pipeline folder or Hub name; None is the bundled emoji pipeline.
+        classes: names or numbers; all where None.
+        count: pictures of each class.
+        steps, guidance: decode settings; the pipeline's own where None.
+        seed: picture i is drawn with seed + i, whatever the batch.
+        out: folder.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+    """
+    pipeline = MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
+    names = pipeline.class_names
+    rows: list[str | None] = [names[int(c)] if c.isdigit() and c not in names else c for c in classes or names] or [
+        None
+    ]
+    labels = [row for row in rows for _ in range(count)]
+    pixels = []
+    for start in range(0, len(labels), batch_size):
+        batch = labels[start : start + batch_size]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+        result = pipeline(
+            None if batch[0] is None else batch,
+            num_images_per_prompt=len(batch) if batch[0] is None else 1,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="pt",
+        )
+        pixels.append(result.images.cpu() * 2 - 1)
+    everything = torch.cat(pixels)
+    for i, picture in enumerate(to_pil(everything)):
+        save(picture, Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-"))
+    return save(grid(everything, count, row_names=[r for r in rows if r] or None), Path(out) / "grid.png")

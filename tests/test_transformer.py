@@ -1,0 +1,147 @@
+"""MaskTransformer and the door to attention."""
+
+import pytest
+import torch
+
+from maskgen.transformer.attention import attend, attention_probabilities
+from maskgen.transformer.model import MaskTransformer
+from maskgen.transformer.positions import coordinates, rotary, rotate, sine_cosine
+
+
+def randomised(**options):
+    """A small model with no weight left at zero, so that every path counts."""
+    settings = {"codebook_size": 32, "grid": (4, 6), "num_classes": 5, "width": 48, "depth": 3, "heads": 4}
+    model = MaskTransformer(**{**settings, **options}).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def inputs(batch=3, grid=(4, 6)):
+    return torch.randint(32, (batch, *grid)), torch.rand(batch, *grid) < 0.5, torch.randint(5, (batch,))
+
+
+OPTIONS = [
+    {},
+    {"norm": "rms", "mlp": "gelu", "qk_norm": False},
+    {"positions": "learned", "condition": "adaln_shared"},
+    {"positions": "sincos", "registers": 2},
+    {"condition": "in_context", "registers": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_pruned_last_layer_is_the_whole_one_at_the_places_asked(options):
+    model, (codes, masked, labels) = randomised(**options), inputs()
+    at = torch.stack([torch.randperm(24)[:7] for _ in range(3)])
+    whole = model(codes, masked, labels)
+    asked = model(codes, masked, labels, predict_at=at)
+    rows = torch.arange(3)[:, None]
+    torch.testing.assert_close(asked.predictions, whole.predictions[rows, at], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(asked.features, whole.features[rows, at], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_keeping_all_tokens_in_another_order_changes_nothing(options):
+    model, (codes, masked, labels) = randomised(**options), inputs()
+    keep = torch.stack([torch.randperm(24) for _ in range(3)])
+    at = keep[:, :5]
+    whole = model(codes, masked, labels).predictions[torch.arange(3)[:, None], at]
+    torch.testing.assert_close(model(codes, masked, labels, at, keep).predictions, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_dropped_tokens_are_not_seen():
+    model, (codes, masked, labels) = randomised(), inputs()
+    keep = torch.stack([torch.randperm(24)[:10] for _ in range(3)])
+    gone = torch.ones(3, 24, dtype=torch.bool).scatter(1, keep, False).view(3, 4, 6)
+    other = torch.where(gone, (codes + 1) % 32, codes)
+    a = model(codes, masked, labels, keep[:, :4], keep).predictions
+    assert a.equal(model(other, masked, labels, keep[:, :4], keep).predictions)
+    assert not torch.allclose(a, model(codes, masked, labels, keep[:, :4]).predictions, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_class_and_position_matter(options):
+    model, (codes, masked, labels) = randomised(**options), inputs()
+    base = model(codes, masked, labels).predictions
+    assert not torch.allclose(base, model(codes, masked, (labels + 1) % 5).predictions, atol=1e-3)
+    moved = model(codes.flip(2), masked.flip(2), labels).predictions.view(3, 4, 6, -1).flip(2).flatten(1, 2)
+    assert not torch.allclose(base, moved, atol=1e-3)
+
+
+def test_no_label_is_the_null_class():
+    model, (codes, masked, _) = randomised(), inputs()
+    null = torch.full((3,), model.null_class)
+    assert model(codes, masked).predictions.equal(model(codes, masked, null).predictions)
+
+
+def test_class_dropout_drops_with_its_probability():
+    """Fault 1 of public code: the condition KEPT with probability p."""
+    model = MaskTransformer(8, (2, 2), num_classes=3, width=16, depth=1, heads=2, class_dropout=0.1)
+    seen = model.train()._condition(torch.zeros(20_000, dtype=torch.long), 20_000, torch.device("cpu"))
+    dropped = (seen == model.class_embedding.weight[model.null_class]).all(1).float().mean().item()
+    assert dropped == pytest.approx(0.1, abs=0.01)
+    kept = model.eval()._condition(torch.zeros(100, dtype=torch.long), 100, torch.device("cpu"))
+    assert (kept == model.class_embedding.weight[0]).all()
+
+
+def test_rotary_attention_depends_on_distance_only():
+    """Scores of rotated queries and keys are the same when both move together."""
+    q, k = torch.randn(2, 1, 1, 1, 16).unbind(0)
+    table = rotary((5, 7), 0, 16).view(5, 7, 16)
+
+    def score(a, b):
+        turn = [rotate(x, t[None, None]) for x, t in ((q, table[a]), (k, table[b]))]
+        return (turn[0] * turn[1]).sum()
+
+    torch.testing.assert_close(score((0, 0), (1, 3)), score((3, 2), (4, 5)))
+    assert not torch.allclose(score((0, 0), (1, 3)), score((0, 0), (3, 1)), atol=1e-3)
+
+
+def test_rotary_models_take_other_grids():
+    model = randomised()
+    codes, masked, labels = inputs(grid=(6, 3))
+    assert model(codes, masked, labels).predictions.shape == (3, 18, 32)
+    with pytest.raises(ValueError, match=r"grid \(4, 6\)"):
+        randomised(positions="learned")(codes, masked, labels)
+
+
+def test_positions_are_distinct():
+    assert coordinates((2, 3)).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    table = sine_cosine((4, 6), 48)
+    assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.1
+
+
+def test_attention_backends_agree():
+    q, k, v = torch.randn(3, 2, 9, 4, 8)
+    expected = torch.einsum("bhnm,bmhd->bnhd", attention_probabilities(q, k), v)
+    for backend in ("auto", "sdpa", "explicit"):
+        torch.testing.assert_close(attend(q, k, v, backend), expected, rtol=1e-4, atol=1e-5)
+    assert attention_probabilities(q, k).sum(-1).sub(1).abs().max() < 1e-5
+
+
+@pytest.mark.gpu
+def test_xformers_agrees_with_sdpa():
+    pytest.importorskip("xformers")
+    q, k, v = torch.randn(3, 2, 9, 4, 16, device="cuda", dtype=torch.float16)
+    torch.testing.assert_close(attend(q, k, v, "xformers"), attend(q, k, v, "sdpa"), rtol=1e-2, atol=1e-2)
+
+
+def test_bad_sizes_and_labels_are_refused():
+    with pytest.raises(ValueError, match="multiple of 4"):
+        MaskTransformer(8, (2, 2), width=50, heads=4)
+    unconditional = randomised(num_classes=None)
+    codes, masked, labels = inputs()
+    with pytest.raises(ValueError, match="unconditional"):
+        unconditional(codes, masked, labels)
+    with pytest.raises(ValueError, match="no classes"):
+        _ = unconditional.null_class
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_and_load_give_the_same_model(tmp_path, dtype):
+    model, (codes, masked, labels) = randomised(registers=2), inputs()
+    model.save_pretrained(tmp_path)
+    loaded = MaskTransformer.from_pretrained(tmp_path, torch_dtype=dtype)
+    assert loaded.grid == (4, 6)
+    assert loaded(codes, masked, labels).predictions.equal(model.to(dtype)(codes, masked, labels).predictions)
