@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
             q = F.linear(take(x, queries), self.qkv.weight[:w], self.qkv.bias[:w]).unflatten(-1, (self.heads, -1))
             kv = F.linear(x, self.qkv.weight[w:], self.qkv.bias[w:])
             k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if table is not None:
             k = rotate(k, table)
             q = rotate(q, table if queries is None else take(table.expand(len(q), -1, -1), queries))

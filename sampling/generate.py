@@ -1,0 +1,39 @@
+"""Generate pictures, one file each.
+
+python sampling/generate.py                                   # the bundled emoji model, every class
+python sampling/generate.py runs/mine --class flags --class 3 --count 4 --steps 16 --guidance 3
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from maskgen import MaskedImagePipeline
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="run, pipeline folder or Hub name; the bundled emoji model if none")
+    parser.add_argument("--class", dest="classes", action="append", help="name or number; again for more; all if none")
+    parser.add_argument("--count", type=int, default=4, help="pictures of each class")
+    parser.add_argument("--steps", type=int, help="decode steps; the pipeline's own if none")
+    parser.add_argument("--guidance", type=float, help="u + s (c - u), 1 is none; the pipeline's own if none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("samples"))
+    arguments = parser.parse_args()
+
+    pipeline = MaskedImagePipeline.from_pretrained(arguments.model)
+    names = pipeline.class_names
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.classes or names or [None]:
+        label = int(name) if name is not None and name.isdigit() and name not in names else name
+        images = pipeline(
+            label,
+            num_images_per_prompt=arguments.count,
+            num_inference_steps=arguments.steps,
+            guidance_scale=arguments.guidance,
+            generator=torch.Generator().manual_seed(arguments.seed),
+        ).images  # PIL pictures
+        for i, image in enumerate(images):
+            image.save(arguments.out / f"{name or 'sample'}_{i:03d}.png".replace("/", "-"))
+    print(arguments.out)

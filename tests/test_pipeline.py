@@ -1,0 +1,217 @@
+"""MaskedImagePipeline: seeds, guidance, callbacks, saving; pictures and tokenizers it rests on."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen.decoding.loop import Step
+from maskgen.pictures import grid, side_by_side, to_uint8
+from maskgen.pipelines.predictor import Predictor
+from maskgen.pipelines.store import fingerprint, load_tokenizer
+
+SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
+
+
+def make(num_classes=3, class_names=("ant", "bee", "cat")):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL).eval()
+    transformer = MaskTransformer(32, (4, 4), num_classes=num_classes, width=32, depth=2, heads=2).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    names = list(class_names) if num_classes else None
+    pipeline = MaskedImagePipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=4), names)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return make()
+
+
+def seeded(n=0):
+    return torch.Generator().manual_seed(n)
+
+
+def test_output_types_are_one_picture(pipeline):
+    def draw(kind):
+        return pipeline("bee", generator=seeded(), output_type=kind).images
+
+    codes, pt, array, pil = draw("codes"), draw("pt"), draw("np"), draw("pil")
+    assert codes.shape == (1, 4, 4)
+    assert pt.shape == (1, 3, 8, 8)
+    assert 0 <= pt.min() <= pt.max() <= 1
+    np.testing.assert_array_equal(array[0], pt[0].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
+    decoded = ((pipeline.tokenizer.decode(codes) + 1) / 2).clamp(0, 1)
+    torch.testing.assert_close(decoded, pt)
+    assert isinstance(pipeline("bee", return_dict=False), tuple)
+
+
+def test_seeds(pipeline):
+    a = pipeline([0, 1], generator=seeded(1), output_type="codes").images
+    assert a.equal(pipeline(["ant", "bee"], generator=seeded(1), output_type="codes").images)
+    assert not a.equal(pipeline([0, 1], generator=seeded(2), output_type="codes").images)
+    generators = [seeded(5), seeded(6), seeded(7)]
+    together = pipeline([0, 1, 2], generator=generators, output_type="codes", guidance_scale=3.0).images
+    for i, label in enumerate(["ant", "bee", "cat"]):
+        alone = pipeline(label, generator=[seeded(5 + i)], output_type="codes", guidance_scale=3.0).images
+        assert alone[0].equal(together[i])
+
+
+def test_copies_of_a_label_follow_each_other(pipeline):
+    four = pipeline([2, 0], num_images_per_prompt=2, generator=seeded(), output_type="codes").images
+    assert four.equal(pipeline([2, 2, 0, 0], generator=seeded(), output_type="codes").images)
+
+
+def test_shared_first_step_and_guidance_equal_the_plain_formulation(pipeline):
+    """The blank canvas computed once a class, and both passes in one call, against two whole calls."""
+    model = pipeline.transformer
+    labels = [1, 1, 0, 2, 1]
+    tokens, hidden = torch.randint(32, (5, 16)), torch.ones(5, 16, dtype=torch.bool)
+    positions = torch.arange(16).expand(5, -1)
+    c = model(tokens.view(5, 4, 4), hidden.view(5, 4, 4), torch.tensor(labels)).predictions
+    u = model(tokens.view(5, 4, 4), hidden.view(5, 4, 4)).predictions
+    for blank in (True, False):
+        for scale in (1.0, 2.5):
+            logits = Predictor(model, labels, (4, 4))(Step(tokens, hidden, positions, 0, 4, scale, blank))
+            torch.testing.assert_close(logits, u + scale * (c - u), rtol=1e-4, atol=1e-4)
+
+
+def test_steps_without_guidance_make_no_unconditional_pass(pipeline, monkeypatch):
+    rows = []
+    forward = MaskTransformer.forward
+
+    def count(self, codes, *rest, **named):
+        rows.append(len(codes))
+        return forward(self, codes, *rest, **named)
+
+    monkeypatch.setattr(MaskTransformer, "forward", count)
+    linear = MaskedImagePipeline.from_pipe(pipeline)
+    linear.scheduler = MaskScheduler.from_config(pipeline.scheduler.config, guidance_schedule="linear")
+    linear.set_progress_bar_config(disable=True)
+    linear([0, 1, 1], guidance_scale=3.0)
+    assert rows == [2, 6, 6, 6]  # two distinct classes on the blank canvas; then both passes
+
+
+def test_callback_sees_the_tokens_settle(pipeline):
+    seen = []
+
+    def watch(pipe, step, timestep, tensors):
+        assert pipe is pipeline
+        seen.append((step, timestep, tensors["codes"].clone(), tensors["hidden"].sum().item()))
+
+    result = pipeline(
+        "cat", generator=seeded(), output_type="codes", callback_on_step_end=watch,
+        callback_on_step_end_tensor_inputs=["codes", "hidden"],
+    ).images  # fmt: skip
+    assert [s[:2] for s in seen] == [(0, 0.25), (1, 0.5), (2, 0.75), (3, 1.0)]
+    assert [s[3] for s in seen] == [14, 11, 6, 0]
+    assert seen[-1][2].equal(result)
+
+
+def test_save_and_load(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = MaskedImagePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.class_names == ["ant", "bee", "cat"]
+    assert loaded.scheduler.config.num_inference_steps == 4
+    a, b = (p("ant", generator=seeded(), output_type="pt").images for p in (pipeline, loaded))
+    assert a.equal(b)
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(pipeline.tokenizer)
+
+
+def test_a_run_loads_by_its_folder(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "run" / "pipeline")
+    assert MaskedImagePipeline.from_pretrained(tmp_path / "run").class_names == pipeline.class_names
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_draws_valid_pictures(tmp_path, dtype):
+    make().save_pretrained(tmp_path)
+    half = MaskedImagePipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    half.set_progress_bar_config(disable=True)
+    assert next(half.transformer.parameters()).dtype == dtype
+    assert half.tokenizer.quantizer.codebook.dtype == torch.float32
+    images = half([0, 1], guidance_scale=3.0, output_type="pt").images
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+
+
+def test_unconditional():
+    pipeline = make(num_classes=None)
+    images = pipeline(num_images_per_prompt=3, output_type="codes", guidance_scale=4.0).images
+    assert images.shape == (3, 4, 4)
+    assert pipeline.class_names == []
+    with pytest.raises(ValueError, match="unconditional"):
+        pipeline([0])
+
+
+def test_no_label_draws_without_a_class(pipeline):
+    null = [pipeline.transformer.null_class] * 2
+    expected = pipeline.complete(
+        torch.zeros(2, 4, 4, dtype=torch.long), torch.ones(2, 4, 4, dtype=torch.bool), null, generator=seeded()
+    )
+    images = pipeline(num_images_per_prompt=2, generator=seeded(), output_type="codes").images
+    assert images.equal(expected)
+
+
+def test_complete_keeps_known_tokens(pipeline):
+    canvas = torch.randint(32, (2, 4, 4))
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, :2] = mask[1, :, 3] = True
+    done = pipeline.complete(canvas, mask, [0, 2], generator=seeded())
+    assert done[~mask].equal(canvas[~mask])
+    assert (done[mask] != canvas[mask]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_labels": "bea"}, "did you mean 'bee'"),
+        ({"class_labels": 3}, "class 3 is outside 0 to 2"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "takes codes and hidden"),
+        ({"num_images_per_prompt": 0}, "at least 1"),
+        ({"class_labels": [0, 1], "generator": [torch.Generator()]}, "1 generators for 2 rows"),
+        ({"class_labels": 0, "num_inference_steps": -1}, "steps must be at least 1"),
+        ({"class_labels": 0, "num_inference_steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_bad_calls_are_explained(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**options)
+
+
+def test_parts_that_do_not_fit_are_refused(pipeline):
+    other = MaskTransformer(64, (4, 4), width=32, depth=1, heads=2)
+    with pytest.raises(ValueError, match="32 codes and the transformer predicts 64"):
+        MaskedImagePipeline(pipeline.tokenizer, other, pipeline.scheduler)
+
+
+def test_tokenizer_round_trip_and_errors(pipeline):
+    tokenizer = pipeline.tokenizer
+    pixels = torch.rand(2, 3, 12, 8) * 2 - 1
+    codes = tokenizer.encode(pixels)
+    assert codes.shape == (2, *tokenizer.grid((12, 8))) == (2, 6, 4)
+    torch.testing.assert_close(tokenizer.decode(codes), tokenizer(pixels).pixels, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"multiple of 2; resize to \(12, 8\)"):
+        tokenizer.encode(pixels[..., :7])
+    with pytest.raises(ValueError, match="1 channels; this tokenizer takes 3"):
+        tokenizer.encode(pixels[:, :1])
+    with pytest.raises(ValueError, match="NaN"):
+        tokenizer.encode(pixels * float("nan"))
+    with pytest.raises(ValueError, match="codes run from 0 to 32; this codebook has 0 to 31"):
+        tokenizer.decode(torch.tensor([[[0, 32]]]))
+    with pytest.raises(FileNotFoundError, match="no tokenizer at nowhere"):
+        load_tokenizer("nowhere")
+
+
+def test_pictures():
+    pixels = torch.stack([torch.full((3, 4, 6), v) for v in (-1.0, 0.0, 1.0, 5.0)])
+    assert to_uint8(pixels)[:, 0, 0, 0].tolist() == [0, 128, 255, 255]
+    sheet = grid(pixels, 2, scale=3, row_names=["a", "b"])
+    assert isinstance(sheet, Image.Image)
+    assert sheet.size[1] == 2 * (4 * 3 + 4) + 4
+    assert side_by_side(pixels, pixels, columns=3).size[1] > sheet.size[1]
