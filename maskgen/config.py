@@ -8,6 +8,7 @@ constructed before all is right.
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,15 +31,48 @@ class ConfigError(ValueError):
         super().__init__(f"{source}: {len(problems)} {noun}\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, with a key given twice an error (PyYAML keeps the last in silence) and 1e-4 a number."""
+class Config(dict[str, Any]):
+    """Settings as read, and what was wrong with their writing: :func:`check` reports it with all the rest."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(k, deep=deep) for k, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
+    def __init__(self, settings: Mapping[str, Any], problems: list[str]):
+        super().__init__(settings)
+        self.problems = problems
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with 1e-4 a number and keys given twice noted (PyYAML keeps the last in silence)."""
+
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self.problems: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                self.problems.append(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice; remove one")
+            seen.add((key.tag, key.value))
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse(text: str) -> tuple[Any, list[str]]:
+    """The value of a piece of YAML and all that is wrong with it; the value is None where it cannot be read."""
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data(), loader.problems
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        return None, [f"not valid YAML: {what}{where}" + ("; indent with spaces" if "\\t" in what else "")]
+    except yaml.YAMLError as error:
+        return None, [f"not valid YAML: {error}"]
 
 
 def configs_folder() -> Path:
@@ -61,41 +95,54 @@ def find(name: str) -> Path:
     raise ConfigError(name, [f"no such file; {nearest(name, known)}maskgen comes with: {', '.join(known)}"])
 
 
-def load(name: str, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Read a YAML file and lay ``key.sub=value`` overrides on it; values are read as YAML."""
+def load(name: str, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file and lay ``key.sub=value`` overrides on it; values are read as YAML.
+
+    Raises:
+        ConfigError: no such file, or no mapping in it. Keys given twice and overrides that make no sense are left in
+            `problems` for :func:`check`.
+    """
     path = find(name)
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [f"not valid YAML: {error}"]) from None
-    if not isinstance(config, dict):
-        raise ConfigError(str(path), [f"a mapping of settings is needed, found {type(config).__name__}"])
+        settings, problems = parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [f"not a text file in UTF-8: {error}"]) from None
+    if not isinstance(settings, dict):
+        found = "the file is empty" if settings is None else f"found a {type(settings).__name__}"
+        raise ConfigError(str(path), problems or [f"a mapping of settings (key: value) is needed, {found}"])
+    config = Config(settings, problems)
     for override in overrides or []:
-        _override(config, override)
+        config.problems += _override(config, override)
     return config
 
 
-def _override(config: dict[str, Any], override: str) -> None:
+def _override(config: dict[str, Any], override: str) -> list[str]:
+    """Lay one override on `config`; give what is wrong with it."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise ConfigError(override, ["an override is written key.sub=value"])
+        return [f"{override}: an override is written key.sub=value"]
+    value, problems = parse(text)
     *parents, last = dotted.split(".")
-    for key in parents:
+    for depth, key in enumerate(parents, start=1):
         if isinstance(config.get(key), str):  # `ratio: cosine` is short for `ratio: {type: cosine}`
             config[key] = {"type": config[key]}
-        config = config.setdefault(key, {})
+        elif config.get(key) is None:
+            config[key] = {}
+        config = config[key]
         if not isinstance(config, dict):
-            raise ConfigError(override, [f"{key!r} is a value, not a mapping, so it has no {last!r}"])
-    config[last] = yaml.load(text, Loader=_Loader)
+            return [f"{override}: {'.'.join(parents[:depth])} is a value, not a mapping, so it has no {last!r}"]
+    if not problems:
+        config[last] = value
+    return [f"{override}: {problem}" for problem in problems]
 
 
 def check(constructor: Callable[..., Any], config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Check `config` as the arguments of `constructor`; return them with leaves coerced to the annotated types.
+    """Check `config` as the arguments of `constructor`; return them, leaves coerced to the annotated types.
 
     Raises:
         ConfigError: with every problem found, nested parts included.
     """
-    problems: list[str] = []
+    problems = list(getattr(config, "problems", []))
     checked = _arguments(constructor, config, "", (), problems)
     if problems:
         raise ConfigError(source, problems)
@@ -146,14 +193,29 @@ def _value(annotation: Any, value: Any, path: str, problems: list[str]) -> Any:
         if not isinstance(value, Mapping):
             problems.append(f"{path}: a mapping of settings is needed, found {value!r}")
             return value
-        return _arguments(annotation, value, f"{path}.", (), problems)
+        return _dataclass(annotation, value, path, problems)
     if annotation is str and isinstance(value, Path):
         value = str(value)
     try:
-        return pydantic.TypeAdapter(annotation).validate_python(value)
+        checked = pydantic.TypeAdapter(annotation).validate_python(value)
     except pydantic.ValidationError as error:
         problems.append(f"{path}: {_explain(annotation, value, error)}")
         return value
+    if isinstance(value, bool) and isinstance(checked, (int, float)) and not isinstance(checked, bool):
+        problems.append(f"{path}: {value!r}: input should be a number")  # pydantic takes true for 1
+    return checked
+
+
+def _dataclass(kind: Callable[..., Any], value: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+    """The dataclass of these fields; where each is right, it may have something against them itself."""
+    found = len(problems)
+    checked = _arguments(kind, value, f"{path}.", (), problems)
+    if len(problems) == found:
+        try:
+            return kind(**checked)
+        except ValueError as error:
+            problems += str(error).splitlines()
+    return checked
 
 
 def _spec(part: Part, value: Any, path: str, problems: list[str]) -> Any:
@@ -165,7 +227,7 @@ def _spec(part: Part, value: Any, path: str, problems: list[str]) -> Any:
     if name is None:
         problems.append(f"{path}.type: is required; allowed: {names}")
         return value
-    if name not in part.table:
+    if not isinstance(name, str) or name not in part.table:
         problems.append(f"{path}: unknown {name!r}; {nearest(name, part.table)}allowed: {names}")
         return value
     return {"type": name, **_arguments(part.table[name], arguments, f"{path}.", part.given, problems)}
@@ -187,5 +249,8 @@ def _explain(annotation: Any, value: Any, error: pydantic.ValidationError) -> st
     if typing.get_origin(annotation) is Literal:
         allowed = [str(a) for a in typing.get_args(annotation)]
         return f"{value!r} is not allowed; {nearest(value, allowed)}allowed: {', '.join(allowed)}"
-    messages = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
-    return f"{value!r}: {'; or '.join(messages)}"
+    messages = []
+    for e in error.errors():
+        item = f"item {e['loc'][-1] + 1}: " if e["loc"] and isinstance(e["loc"][-1], int) else ""
+        messages.append(item + e["msg"][0].lower() + e["msg"][1:])
+    return f"{value!r}: {'; or '.join(dict.fromkeys(messages))}"

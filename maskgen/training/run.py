@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,15 +46,15 @@ def run(
         holdout: this many pictures, drawn once, are kept out of training for the metrics.
         folder: where runs lie.
     """
-    settings = training if isinstance(training, Training) else Training(**training)
-    config = {k: v for k, v in locals().items() if k not in ("settings", "folder")}
+    config = {**locals(), "training": asdict(training)}
+    del config["folder"]
     path = Path(folder) / name
     _same_run(path, config)
     dataset = build(DATA, data)
     kept, held = split(dataset, holdout)
-    torch.manual_seed(mix(settings.seed, 3))  # initial weights
+    torch.manual_seed(mix(training.seed, 3))  # initial weights
     built = build(STAGE, stage, dataset=kept, holdout=held)
-    train(built, kept, settings, path, build(AUGMENT, augment))
+    train(built, kept, training, path, build(AUGMENT, augment))
     return path
 
 
@@ -106,7 +107,9 @@ def _same_run(path: Path, config: dict[str, Any]) -> None:
             advice = f"give the new run another name (name=...), or remove {path} to start it anew"
             raise ConfigError(str(path), [f"{d} since this run was begun; {advice}" for d in differing])
     path.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(plain, sort_keys=False))
+    part = path / f".config.yaml.{os.getpid()}"  # whole or not at all: other processes of the run read it
+    part.write_text(yaml.safe_dump(plain, sort_keys=False))
+    os.replace(part, file)
 
 
 def _plain(value: Any) -> Any:
@@ -118,9 +121,9 @@ def _plain(value: Any) -> Any:
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
-    config = copy.deepcopy(config)
-    config["training"] = {k: v for k, v in config["training"].items() if k not in FREE_ON_RESUME}
-    return config
+    """What may not change in a run; defaults are spelt out, so that writing one down is no change."""
+    training = {**_plain(asdict(Training(steps=1))), **config["training"]}
+    return {**config, "training": {k: v for k, v in training.items() if k not in FREE_ON_RESUME}}
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[str]:
