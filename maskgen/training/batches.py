@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from maskgen.data.augment import Augmentation
 
 
+@runtime_checkable
 class MapDataset(Protocol):
     """A map-style data set: items are dicts with ``label`` and ``pixels`` or ``codes``."""
 
@@ -88,4 +90,11 @@ def loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        worker_init_fn=_leave_signals,
     )
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and a batch system's SIGTERM reach the whole group; the trainer saves first, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

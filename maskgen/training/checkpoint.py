@@ -23,7 +23,8 @@ def save_checkpoint(
     """
     final = folder / f"step_{step:08d}"
     part = folder / f".part_{step:08d}"
-    shutil.rmtree(part, ignore_errors=True)
+    for broken in folder.glob(".part_*"):  # left by a kill
+        shutil.rmtree(broken)
     part.mkdir(parents=True)
     for name, module in modules.items():
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / f"{name}.safetensors")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -27,6 +29,7 @@ from maskgen.training.metrics import Means, MetricsFile, all_finite, plot_curves
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Stage(Protocol):
     """What the loop trains. ``modules["model"]`` is averaged (EMA), drawn from and exported."""
 
@@ -74,9 +77,21 @@ class Training:
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+        rules = [
+            (counts, lambda x: x >= 1, "at least 1"),
+            (("warmup_steps", "sample_every", "workers", "weight_decay"), lambda x: x >= 0, "at least 0"),
+            (("learning_rate", "clip"), lambda x: x > 0, "above 0"),
+            (("ema",), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+        ]
+        wrong = [
+            f"training.{name} must be {words}, got {getattr(self, name)}"
+            for names, right, words in rules
+            for name in names
+            if not right(getattr(self, name))
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step from 0: linear warm-up, then cosine to 0 or constant."""
@@ -110,11 +125,7 @@ def train(
     """
     s = settings
     precision = ("bf16" if bf16_supported() else "fp32") if s.precision == "auto" else s.precision
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=s.trackers or None,
-        project_dir=str(folder),
-    )
+    accelerator = _accelerator(precision, s.trackers, folder)
     shares = s.accumulation * accelerator.num_processes
     if s.batch_size % shares:
         raise ValueError(
@@ -131,6 +142,8 @@ def train(
     saved = {**bare, "ema": averaged}
     done = checkpoints(folder / "checkpoints")
     start = load_checkpoint(done[-1], saved, optimizers) if done else 0
+    for parameter in (p for module in bare.values() for p in module.parameters() if p.numel() == 0):
+        parameter.requires_grad_(False)  # DistributedDataParallel would wait for its gradient
     stage.modules = {name: accelerator.prepare(module) for name, module in bare.items()}
     plan = BatchPlan(
         dataset,
@@ -149,9 +162,9 @@ def train(
     clock = time.perf_counter()
 
     def save(step: int) -> None:
-        if main:
-            save_checkpoint(folder / "checkpoints", step, saved, optimizers, s.keep_checkpoints)
+        if main:  # the pipeline first: where a checkpoint says that all is done, it is there
             stage.export(averaged.module, folder / "pipeline")
+            save_checkpoint(folder / "checkpoints", step, saved, optimizers, s.keep_checkpoints)
         accelerator.wait_for_everyone()
 
     with _signals() as stopped:
@@ -162,10 +175,16 @@ def train(
                 _micro_step(accelerator, stage, batch, step, s, micro == s.accumulation - 1, optimizers, means)
             averaged.update_parameters(bare["model"])
             reached, values = step + 1, {}
-            if reached % s.log_every == 0 or reached == s.steps:
+            stop = _anyone(accelerator, bool(stopped), reached)
+            saving = stop or reached % s.checkpoint_every == 0 or reached == s.steps
+            logging_now = reached % s.log_every == 0 or reached == s.steps
+            if (saving or logging_now) and not all_finite(means.read()):  # never a checkpoint of broken weights
+                raise FloatingPointError(
+                    f"step {reached}: a loss is not finite: {means.read()}; lower training.learning_rate or look at "
+                    "the data; the same command goes on from the last checkpoint"
+                )
+            if logging_now:
                 values = {**means.take(), "learning_rate": s.rate(step), "seconds": time.perf_counter() - clock}
-                if not all_finite(values):
-                    raise FloatingPointError(f"step {reached}: a loss is not finite: {values}; lower the learning rate")
                 bar.set_postfix({k.split("/")[-1]: f"{v:.3f}" for k, v in values.items() if k.startswith("model/")})
             if main and (reached == s.steps or (s.sample_every and reached % s.sample_every == 0)):
                 values |= _look(stage, averaged.module, folder, reached)
@@ -174,8 +193,7 @@ def train(
                 if s.trackers:
                     accelerator.log(values, step=reached)
             bar.update()
-            stop = _anyone(accelerator, bool(stopped), reached)
-            if stop or reached % s.checkpoint_every == 0 or reached == s.steps:
+            if saving:
                 save(reached)
             if stop:
                 bar.close()
@@ -187,6 +205,25 @@ def train(
     if s.trackers:
         accelerator.end_training()
     return s.steps
+
+
+def _accelerator(precision: str, trackers: list[str], folder: Path) -> Accelerator:
+    """A new accelerator: one process may train several runs in turn, each in its own precision.
+
+    Raises:
+        ValueError: several processes were started, but each would train on its own.
+    """
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        cpu=not getattr(torch, "accelerator", torch.cuda).is_available(),
+        log_with=trackers or None,
+        project_dir=str(folder),
+    )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(f"{started} processes were started and accelerate joined {accelerator.num_processes}")
+    return accelerator
 
 
 def _micro_step(
@@ -213,8 +250,10 @@ def _micro_step(
                 optimizer = optimizers[name]
                 for group in optimizer.param_groups:
                     group["lr"] = s.rate(step)
-                means.add(name, {"gradient_norm": torch.as_tensor(_clip(accelerator, modules[name], s.clip))})
+                norm = torch.as_tensor(_clip(accelerator, modules[name], s.clip))
                 optimizer.step()
+                if not optimizer.step_was_skipped:  # fp16 skips a step whose scaled gradients overflow
+                    means.add(name, {"gradient_norm": norm})
                 optimizer.zero_grad()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ class Means:
             self.sums[key] = self.sums[key] + value if key in self.sums else value
             self.counts[key] += 1
 
+    def read(self) -> dict[str, float]:
+        """The means since the last :meth:`take`."""
+        return {key: float(total) / self.counts[key] for key, total in self.sums.items()}
+
     def take(self) -> dict[str, float]:
-        """The means since the last call."""
-        means = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
+        """The means, which then begin anew."""
+        means = self.read()
         self.__init__()  # type: ignore[misc]
         return means
 
@@ -38,7 +43,10 @@ class MetricsFile:
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(part, path)  # whole or not at all: a kill here loses no line
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with open(self.path, "a", encoding="utf-8") as handle:
