@@ -38,7 +38,7 @@ def sample(
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="name or number; again for more; all if none")
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="pictures of each class")] = 8,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures of each class")] = 8,
     steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
     seed: Annotated[int, typer.Option(help="picture i has seed + i")] = 0,
@@ -56,7 +56,7 @@ def reconstruct(
     tokenizer: Annotated[str, typer.Argument(help="run, pipeline or tokenizer folder")],
     data: Data = None,
     size: Size = None,
-    limit: Annotated[int, typer.Option(help="pictures to measure")] = 2048,
+    limit: Annotated[int, typer.Option(min=1, help="pictures to measure")] = 2048,
     out: Annotated[Path, typer.Option(help="side-by-side picture")] = Path("reconstruction.png"),
 ) -> None:
     """Encode and decode pictures: PSNR and codebook use, and a picture of originals above reconstructions."""
@@ -126,10 +126,11 @@ def main() -> None:
     """Run a command; a user's error is one message, not a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    debug = "--debug" in sys.argv  # anywhere on the line: the whole traceback, please
     try:
-        app()
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         sys.exit(f"maskgen: {error}")
 

@@ -50,7 +50,7 @@ def quickstart(out: Path) -> Path:
     names = pipeline.class_names
     shown = draw(pipeline, [i for i in range(len(names)) for _ in range(10)], seed=0)
     save(grid(shown, 10, row_names=names), out / "samples.png")
-    summary = {"tokenizer": measure(tokenizer, dataset), "generator": judge(pipeline, dataset)}
+    summary: dict[str, Any] = {"tokenizer": measure(tokenizer, dataset), "generator": judge(pipeline, dataset)}
     summary["seconds"] = round(time.perf_counter() - begin, 1)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     text = describe(summary)

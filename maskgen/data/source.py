@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-
-from maskgen.config import ConfigError, check
+from maskgen.config import ConfigError, check, parse
 from maskgen.data import DATASETS
 from maskgen.parts import Part, build
 
@@ -23,22 +21,39 @@ def open_dataset(text: str, size: int | None = None) -> Any:
         size: side of the pictures, where `text` leaves it open.
 
     Raises:
-        ConfigError: nothing of that name, or a folder without a size.
+        ConfigError: nothing of that name, a folder without a size, or data that are codes already.
     """
     path = Path(text).expanduser()
-    if (path / "config.yaml").is_file():
-        spec = yaml.safe_load((path / "config.yaml").read_text())["data"]
+    problems: list[str] = []
+    if text.lstrip().startswith("{"):
+        spec, problems = parse(text)
+    elif (path / "config.yaml").is_file():
+        spec = _data_of_run(path / "config.yaml")
     elif path.is_dir():
         if size is None:
             raise ConfigError(text, ["a folder of pictures needs a size: --size 256"])
         spec = {"type": "image_folder", "path": str(path), "size": size}
     elif path.suffix == ".npz":
         spec = {"type": "npz", "path": str(path), "size": size}
+    elif path.is_file():
+        raise ConfigError(text, ["a file of pictures must be an .npz; give others as {type: idx, images: ...}"])
+    elif "/" in text:
+        raise ConfigError(text, ["no such file or folder"])
     else:
-        spec = yaml.safe_load(text)
-        if isinstance(spec, str) and size is not None:
-            spec = {"type": spec, "size": size}
-    return build(DATA, check(_holder, {"data": spec}, text)["data"])
+        spec = text if size is None else {"type": text, "size": size}
+    if problems:
+        raise ConfigError(text, problems)
+    spec = check(_holder, {"data": spec}, text)["data"]
+    if spec["type"] == "tokens":
+        raise ConfigError(text, ["its data are codes already; name the pictures with --data"])
+    return build(DATA, spec)
+
+
+def _data_of_run(file: Path) -> Any:
+    config, problems = parse(file.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or "data" not in config:
+        raise ConfigError(str(file), problems or ["names no data; is this a run of maskgen?"])
+    return config["data"]
 
 
 def _holder(data: Annotated[Any, DATA]) -> None:
