@@ -35,16 +35,18 @@ def encode_dataset(
     """
     device = next(tokenizer.parameters()).device
     loader: DataLoader = DataLoader(dataset, batch_size, num_workers=workers)  # type: ignore[arg-type]
+    labels = np.array(dataset.labels)  # type: ignore[union-attr]
 
     def batches() -> Iterator[Tensor]:
-        for batch in tqdm(loader, desc="encode", unit="batch"):
+        for i, batch in enumerate(tqdm(loader, desc="encode", unit="batch")):
+            labels[i * batch_size :][: len(batch["label"])] = batch["label"]  # an unreadable picture has a stand-in
             yield tokenizer.encode(batch["pixels"].to(device))
 
     grid = tokenizer.grid(tuple(dataset[0]["pixels"].shape[1:]))  # type: ignore[index]
     return write_token_cache(
         path,
         batches(),
-        np.asarray(dataset.labels),  # type: ignore[union-attr]
+        labels,
         grid,
         tokenizer.codebook_size,
         list(dataset.class_names),  # type: ignore[union-attr]
