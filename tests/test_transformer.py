@@ -24,8 +24,9 @@ def inputs(batch=3, grid=(4, 6)):
 OPTIONS = [
     {},
     {"norm": "rms", "mlp": "gelu", "qk_norm": False},
-    {"positions": "learned", "condition": "adaln_shared"},
-    {"positions": "sincos", "registers": 2},
+    {"rope": False, "condition": "adaln_shared"},
+    {"positions": "sincos", "rope": False, "registers": 2},
+    {"positions": "none"},
     {"condition": "in_context", "registers": 1},
 ]
 
@@ -98,12 +99,11 @@ def test_rotary_attention_depends_on_distance_only():
     assert not torch.allclose(score((0, 0), (1, 3)), score((0, 0), (3, 1)), atol=1e-3)
 
 
-def test_rotary_models_take_other_grids():
-    model = randomised()
+@pytest.mark.parametrize("positions", ["learned", "sincos", "none"])
+def test_models_take_other_grids(positions):
+    model = randomised(positions=positions)
     codes, masked, labels = inputs(grid=(6, 3))
     assert model(codes, masked, labels).predictions.shape == (3, 18, 32)
-    with pytest.raises(ValueError, match=r"grid \(4, 6\)"):
-        randomised(positions="learned")(codes, masked, labels)
 
 
 def test_positions_are_distinct():
@@ -145,3 +145,16 @@ def test_save_and_load_give_the_same_model(tmp_path, dtype):
     loaded = MaskTransformer.from_pretrained(tmp_path, torch_dtype=dtype)
     assert loaded.grid == (4, 6)
     assert loaded(codes, masked, labels).predictions.equal(model.to(dtype)(codes, masked, labels).predictions)
+
+
+def test_places_differ_on_a_blank_canvas():
+    """Rotary positions alone say nothing where all tokens are alike: absolute ones must."""
+    blank = torch.zeros(1, 4, 6, dtype=torch.long), torch.ones(1, 4, 6, dtype=torch.bool)
+
+    def differ(**options):
+        logits = randomised(**options)(*blank).predictions[0]
+        return (logits - logits[0]).abs().amax() > 1e-3
+
+    assert not differ(positions="none")
+    assert differ(positions="learned")
+    assert differ(positions="sincos")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +36,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         mlp: ``swiglu`` or ``gelu``.
         norm: ``layer`` or ``rms``; query-key normalisation uses the same.
         qk_norm: normalise queries and keys a head (arXiv:2302.05442).
-        positions: ``rope`` (rotary, by axis), ``learned`` or ``sincos``.
+        positions: added to the tokens: ``learned`` (resized to other grids), ``sincos``, or ``none``. On a blank canvas
+            all tokens are alike, so without these no model can tell one place from another.
+        rope: also rotate queries and keys by their place, axis by axis: distances, for any grid.
         condition: ``adaln`` (adaLN-zero, each block its own modulation), ``adaln_shared`` (one modulation for all
             blocks plus a learned offset a block, PixArt-alpha, arXiv:2310.00426) or ``in_context`` (a class token).
         class_dropout: probability that a class is DROPPED in training, for classifier-free guidance.
@@ -61,7 +62,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         mlp: Literal["swiglu", "gelu"] = "swiglu",
         norm: Norm = "layer",
         qk_norm: bool = True,
-        positions: Literal["rope", "learned", "sincos"] = "rope",
+        positions: Literal["learned", "sincos", "none"] = "learned",
+        rope: bool = True,
         condition: Literal["adaln", "adaln_shared", "in_context"] = "adaln",
         class_dropout: float = 0.1,
         registers: int = 0,
@@ -72,7 +74,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if width % heads or (width // heads) % 4:
             raise ValueError(f"width {width} over heads {heads} must be a multiple of 4, for rotary positions too")
         self.codebook_size, self.grid, self.num_classes = codebook_size, tuple(grid), num_classes
-        self.positions, self.heads, self.class_dropout = positions, heads, class_dropout
+        self.positions, self.rope, self.heads, self.class_dropout = positions, rope, heads, class_dropout
         conditional = num_classes is not None
         self.modulated = conditional and condition != "in_context"
         self.prefix = registers + int(conditional and not self.modulated)
@@ -81,7 +83,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_tokens = nn.Parameter(torch.zeros(registers, width))
         if positions == "learned":
-            self.position_embedding = nn.Parameter(torch.zeros(math.prod(self.grid), width))
+            self.position_embedding = nn.Parameter(torch.zeros(width, *self.grid))
         if num_classes is not None:
             self.class_embedding = nn.Embedding(num_classes + 1, width)  # the last row: no class
         self.blocks = nn.ModuleList(
@@ -145,7 +147,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
                 must be among them.
 
         Raises:
-            ValueError: labels given to an unconditional model, or learned positions on another grid.
+            ValueError: labels given to an unconditional model.
         """
         grid = tuple(codes.shape[1:])
         x = torch.where(masked.flatten(1)[..., None], self.mask_token, self.code_embedding(codes.flatten(1)))
@@ -166,14 +168,20 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         return TransformerOutput(self.head(h), features)
 
     def _place(self, x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Add position embeddings, or make the rotary table (1, prefix + n, head width)."""
-        if self.positions == "rope":
-            return x, rotary(grid, self.prefix, x.shape[-1] // self.heads, x.device)[None]
-        if self.positions == "sincos":
-            return x + sine_cosine(grid, x.shape[-1]).to(x), None
+        """Add position embeddings; make the rotary table (1, prefix + n, head width)."""
+        if self.positions == "learned":
+            x = x + self._learned(grid)
+        elif self.positions == "sincos":
+            x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
+        return x, rotary(grid, self.prefix, x.shape[-1] // self.heads, x.device)[None] if self.rope else None
+
+    def _learned(self, grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
+        """The learned positions, resized linearly to another grid."""
+        table = self.position_embedding
         if grid != self.grid:
-            raise ValueError(f"learned positions are for grid {self.grid}, got {grid}; positions: rope takes any")
-        return x + self.position_embedding, None
+            mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
+            table = nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
+        return table.flatten(1).T
 
     def _condition(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
         if self.num_classes is None:

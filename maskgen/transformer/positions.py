@@ -39,7 +39,7 @@ def rotate(x: Float[Tensor, "b n h d"], table: Float[Tensor, "*b n d"]) -> Float
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def sine_cosine(grid: tuple[int, ...], dim: int) -> Float[Tensor, "n dim"]:
+def sine_cosine(grid: tuple[int, ...], dim: int, device: torch.device | None = None) -> Float[Tensor, "n dim"]:
     """Fixed position embeddings (MAE, arXiv:2111.06377, appendix A): sines and cosines of each axis."""
-    angles = _angles(coordinates(grid), dim, base=10000.0)
+    angles = _angles(coordinates(grid, device), dim, base=10000.0)
     return torch.cat([angles.sin(), angles.cos()], -1)
