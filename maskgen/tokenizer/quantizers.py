@@ -123,7 +123,8 @@ class VectorQuantizer(nn.Module):
         k-means++, Arthur and Vassilvitskii 2007): drawn evenly, most would repeat the commonest patch.
         """
         e = self._place(self.codebook)
-        distance = (torch.addmm(e.square().sum(-1), z, e.T, alpha=-2).amin(-1) + z.square().sum(-1)).clamp(min=1e-8)
+        distance = torch.addmm(e.square().sum(-1), z, e.T, alpha=-2).amin(-1) + z.square().sum(-1)
+        distance = distance.nan_to_num(0, 1, 0).clamp(min=1e-8)  # the loop reports a NaN better than multinomial
         rows = z[torch.multinomial(distance, self.codebook_size, replacement=True)]
         if dist.is_available() and dist.is_initialized():
             dist.broadcast(rows, 0)
