@@ -29,7 +29,7 @@ class PerceptualLoss(nn.Module):
     def __init__(self, weights: str | None = None):
         super().__init__()
         from torchmetrics.functional.image.lpips import _LPIPS
-        from torchvision.models import VGG16_Weights, vgg16
+        from torchvision.models import VGG16_Weights
 
         try:
             state = (
@@ -39,10 +39,8 @@ class PerceptualLoss(nn.Module):
             )
         except OSError as error:
             raise RuntimeError(f"{PERCEPTUAL_HELP} ({error})") from error
-        network = vgg16()
-        network.load_state_dict(state)
         self.lpips = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
-        _set_slices(self.lpips.net, network.features)
+        _fill(self.lpips.net, state)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> PerceptualLoss:
@@ -53,11 +51,13 @@ class PerceptualLoss(nn.Module):
         return self.lpips(a, b).mean()
 
 
-def _set_slices(net: nn.Module, features: nn.Sequential) -> None:
-    """Copy VGG's convolutions into the five slices of torchmetrics' network; its layers are numbered alike."""
-    for slice_ in (net.slice1, net.slice2, net.slice3, net.slice4, net.slice5):
-        for name, layer in slice_.named_children():  # type: ignore[union-attr]
-            layer.load_state_dict(features[int(name)].state_dict())
+def _fill(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put VGG's convolutions into torchmetrics' network: its layers keep VGG's numbers, below five slices."""
+    for key, value in net.state_dict().items():
+        name = f"features.{key.split('.', 1)[1]}"
+        if name not in state or state[name].shape != value.shape:
+            raise RuntimeError(f"{PERCEPTUAL_HELP} (the file has no fitting {name}: it is not VGG-16's)")
+        value.copy_(state[name])
 
 
 class PatchDiscriminator(nn.Module):

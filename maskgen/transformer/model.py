@@ -177,7 +177,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
 
     def _learned(self, grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
         """The learned positions, resized linearly to another grid."""
-        table = self.position_embedding
+        table: Tensor = self.position_embedding
         if grid != self.grid:
             mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
             table = nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
