@@ -72,7 +72,7 @@ def parse(text: str) -> tuple[Any, list[str]]:
         what = ", ".join(filter(None, (error.context, error.problem)))
         return None, [f"not valid YAML: {what}{where}" + ("; indent with spaces" if "\\t" in what else "")]
     except yaml.YAMLError as error:
-        return None, [f"not valid YAML: {error}"]
+        return None, [f"not valid YAML: {' '.join(str(error).split())}"]
 
 
 def configs_folder() -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 Table = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared as itself, or `Part | None` could not hash the table
 class Part:
     """Annotation of a parameter that takes a part from `table`.
 
@@ -30,8 +30,8 @@ class Part:
     default: str | None = None
 
 
-def split(value: Any, default: str | None = None) -> tuple[str | None, dict[str, Any]]:
-    """A spec's name and arguments; the name is `default` where the mapping has no ``type``."""
+def split(value: Any, default: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """A spec's name, as given, and arguments; the name is `default` where the mapping has no ``type``."""
     if isinstance(value, str):
         return value, {}
     return value.get("type", default), {k: v for k, v in value.items() if k != "type"}
@@ -39,7 +39,7 @@ def split(value: Any, default: str | None = None) -> tuple[str | None, dict[str,
 
 def nearest(word: Any, allowed: Iterable[str]) -> str:
     """``did you mean 'cosine'? `` or nothing, for the front of an error's list of allowed names."""
-    close = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5) if isinstance(word, str) else []
     return f"did you mean {close[0]!r}? " if close else ""
 
 
