@@ -39,9 +39,8 @@ def generate(
     """
     pipeline = MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
     names = pipeline.class_names
-    rows: list[str | None] = [names[int(c)] if c.isdigit() and c not in names else c for c in classes or names] or [
-        None
-    ]
+    numbers = {str(i): name for i, name in enumerate(names)}
+    rows: list[str | None] = [c if c in names else numbers.get(c, c) for c in classes or names] or [None]
     labels = [row for row in rows for _ in range(count)]
     pixels = []
     for start in range(0, len(labels), batch_size):

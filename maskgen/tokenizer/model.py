@@ -83,6 +83,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
             ValueError: wrong number of channels, a size that the tokenizer cannot take, values not finite.
         """
         self._check(pixels)
+        if not pixels.isfinite().all():
+            raise ValueError("pixels hold NaN or infinity; give finite values in [-1, 1]")
         return self.quantizer(self.encoder(pixels)).codes
 
     def embed(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
@@ -101,7 +103,12 @@ class Tokenizer(ModelMixin, ConfigMixin):
         return self.decoder(self.embed(codes).to(self.decoder.output.weight.dtype))
 
     def forward(self, pixels: Float[Tensor, "b c H W"]) -> TokenizerOutput:
-        """Reconstruct pixels, with gradients."""
+        """Reconstruct pixels, with gradients.
+
+        Raises:
+            ValueError: wrong number of channels, or a size that the tokenizer cannot take.
+        """
+        self._check(pixels)
         quantized = self.quantizer(self.encoder(pixels))
         return TokenizerOutput(self.decoder(quantized.latents), quantized.codes, quantized.loss)
 
@@ -109,5 +116,3 @@ class Tokenizer(ModelMixin, ConfigMixin):
         if pixels.shape[1] != self.channels:
             raise ValueError(f"pixels have {pixels.shape[1]} channels; this tokenizer takes {self.channels}")
         self.grid((pixels.shape[2], pixels.shape[3]))
-        if not pixels.isfinite().all():
-            raise ValueError("pixels hold NaN or infinity; give finite values in [-1, 1]")
