@@ -214,6 +214,17 @@ def test_killed_between_the_last_export_and_its_checkpoint_a_run_still_ends_whol
     assert not (broken / "pipeline.old").exists()
 
 
+def test_where_the_export_fails_there_is_no_checkpoint_that_says_all_is_done(tmp_path):
+    class FullDisk(TokenizerStage):
+        def export(self, model, folder):
+            raise OSError("disk full")
+
+    stage = FullDisk(dataset=Pictures(), tokenizer=TOKENIZER["stage"]["tokenizer"])
+    with pytest.raises(OSError, match="disk full"):
+        train(stage, Pictures(), Training(steps=2, batch_size=4, precision="fp32"), tmp_path)
+    assert checkpoints(tmp_path / "checkpoints") == []
+
+
 def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path):
     module = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(module.parameters())
@@ -259,6 +270,8 @@ def assert_close_runs(a, b, start, steps, leave_out=("bias",)):
         assert one.keys() == two.keys()
         for name in (name for name in one if not name.endswith(leave_out)):
             torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    norms = [[line["model/gradient_norm"] for line in read_metrics(run / "metrics.jsonl")] for run in (a, b)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # Adam and clipping would hide a wrong factor
     for name in (name for name in start if "conv2.weight" in name or "quantizer.codebook" in name):
         assert (one[f"module.{name}"] - start[name]).abs().max() > 1e-3
     pixels = Pictures().pixels
