@@ -36,7 +36,7 @@ def sample(
         str | None, typer.Argument(help="run, pipeline folder or Hub name; the bundled emoji model if none")
     ] = None,
     classes: Annotated[
-        list[str] | None, typer.Option("--class", help="name or number; again for more; all if none")
+        list[str] | None, typer.Option("--class", help="name or number; again for more; 16 of them if none")
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures of each class")] = 8,
     steps: Annotated[int | None, typer.Option(help="decode steps")] = None,

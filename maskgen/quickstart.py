@@ -69,13 +69,20 @@ def draw(pipeline: Any, labels: list[int], seed: int, batch_size: int = 128) -> 
     return torch.cat(pixels)
 
 
-def judge(pipeline: Any, dataset: Any) -> dict[str, Any]:
-    """Samples with the classes of half the real pictures, in the eyes of a classifier trained on the real ones."""
+def judge(pipeline: Any, dataset: Any, ask: Any = None) -> dict[str, Any]:
+    """Samples with the classes of half the real pictures, in the eyes of a classifier trained on the real ones.
+
+    Args:
+        pipeline: what draws.
+        dataset: real pictures, and the classes that the classifier tells apart.
+        ask: the pipeline's label of each real picture, where it is not the data set's.
+    """
     classifier, facts = train_classifier(dataset, steps=200)
     half = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[: len(dataset) // 2].tolist()
     real = torch.stack([dataset[i]["pixels"] for i in range(len(dataset))])
     labels = torch.as_tensor(dataset.labels)[half]
-    made = draw(pipeline, labels.tolist(), seed=1_000_000)
+    asked = labels if ask is None else torch.as_tensor(ask)[half]
+    made = draw(pipeline, asked.tolist(), seed=1_000_000)
     distance, value = classifier_frechet(classifier, real[half], made)
     _, floor = real_vs_real(classifier, real, count=len(half))
     nearest, _ = nearest_neighbour_distance(made, real)

@@ -85,8 +85,9 @@ def decode(
     counts = mask.sum(1).tolist()
     after = list(zip(*(hidden_after(schedule, count, steps) for count in counts)))  # [step][row]
     tokens, hidden = canvas.clone(), mask
+    left = torch.tensor([counts, *after], device=device)  # all that goes to the device, before the loop
     positions = mask.long().argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]
-    valid = _first(counts, positions)
+    valid = _first(left[0], positions)
     for i in range(steps):
         if positions.shape[1] == 0:
             break
@@ -98,7 +99,7 @@ def decode(
         confidence = log_p + temperature * (1 - (i + 1) / steps) * noise
         confidence = confidence.masked_fill(~valid, torch.inf)
         positions = positions.gather(1, confidence.argsort(dim=1, stable=True)[:, : max(after[i])])
-        valid = _first(after[i], positions)
+        valid = _first(left[i + 1], positions)
         hidden = _put(torch.zeros_like(hidden), positions, valid, torch.ones_like(valid))
         if callback is not None:
             callback(i, tokens, hidden)
@@ -136,9 +137,9 @@ def gumbel(u: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
     return -(-u.clamp(1e-20, 1 - 2**-24).log()).log()
 
 
-def _first(counts: tuple[int, ...] | list[int], like: Int[Tensor, "b k"]) -> Bool[Tensor, "b k"]:
+def _first(counts: Int[Tensor, "b"], like: Int[Tensor, "b k"]) -> Bool[Tensor, "b k"]:
     """True at the first ``counts[i]`` entries of row i."""
-    return torch.arange(like.shape[1], device=like.device) < torch.tensor(counts, device=like.device)[:, None]
+    return torch.arange(like.shape[1], device=like.device) < counts[:, None]
 
 
 def _put(x: Tensor, positions: Int[Tensor, "b k"], valid: Bool[Tensor, "b k"], values: Tensor) -> Tensor:

@@ -15,6 +15,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
 
 
+def some(names: list[str], limit: int = 16) -> list[str]:
+    """At most `limit` names, evenly spread."""
+    count = min(len(names), limit)
+    return [names[i * len(names) // count] for i in range(count)]
+
+
 def generate(
     model: str | Path | None = None,
     classes: list[str] | None = None,
@@ -30,7 +36,7 @@ def generate(
 
     Args:
         model: run, pipeline folder or Hub name; None is the bundled emoji pipeline.
-        classes: names or numbers; all where None.
+        classes: names or numbers; at most 16, evenly spread, where None.
         count: pictures of each class.
         steps, guidance: decode settings; the pipeline's own where None.
         seed: picture i is drawn with seed + i, whatever the batch.
@@ -40,7 +46,7 @@ def generate(
     pipeline = MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
     names = pipeline.class_names
     numbers = {str(i): name for i, name in enumerate(names)}
-    rows: list[str | None] = [c if c in names else numbers.get(c, c) for c in classes or names] or [None]
+    rows: list[str | None] = [c if c in names else numbers.get(c, c) for c in classes or some(names)] or [None]
     labels = [row for row in rows for _ in range(count)]
     pixels = []
     for start in range(0, len(labels), batch_size):

@@ -22,32 +22,38 @@ class Predictor:
     """
 
     def __init__(self, transformer: MaskTransformer, labels: list[int] | None, grid: tuple[int, ...]):
-        self.transformer, self.labels, self.grid = transformer, labels, grid
+        self.transformer, self.grid = transformer, grid
+        self.conditional = labels is not None
+        if labels is not None:
+            self.device = next(transformer.parameters()).device
+            both = [*labels, *[transformer.null_class] * len(labels)]
+            self.labels = torch.tensor(both, device=self.device)
+            self.distinct = {guided: self._distinct(both if guided else labels) for guided in (False, True)}
 
     def __call__(self, step: Step) -> Tensor:
-        b = len(step.tokens)
-        guided = self.labels is not None and step.guidance_scale != 1
-        wanted = [(row, label) for row, label in enumerate(self.labels or [-1] * b)]
-        if guided:
-            wanted += [(row, self.transformer.null_class) for row in range(b)]
-        if step.blank:
-            distinct = list(dict.fromkeys(label for _, label in wanted))
-            back = [distinct.index(label) for _, label in wanted]
-            wanted = [(0, label) for label in distinct]
-        logits = self._logits(step, wanted)
-        if step.blank:
-            logits = logits[torch.tensor(back, device=logits.device)]
+        guided = self.conditional and step.guidance_scale != 1
+        logits = self._blank(step, guided) if step.blank else self._logits(step, guided)
         if not guided:
             return logits
         c, u = logits.chunk(2)
         return u + step.guidance_scale * (c - u)
 
-    def _logits(self, step: Step, wanted: list[tuple[int, int]]) -> Tensor:
-        """Logits of (row, label) pairs at their rows' positions."""
-        device = step.tokens.device
-        rows = torch.tensor([row for row, _ in wanted], device=device)
-        labels = None if self.labels is None else torch.tensor([label for _, label in wanted], device=device)
-        grid = (len(wanted), *self.grid)
-        positions = None if step.blank else step.positions[rows]
-        output = self.transformer(step.tokens[rows].view(grid), step.hidden[rows].view(grid), labels, positions)
-        return output.predictions
+    def _distinct(self, labels: list[int]) -> tuple[Tensor, Tensor]:
+        """The classes that occur, and which of them each row has."""
+        once = list(dict.fromkeys(labels))
+        rows = [once.index(label) for label in labels]
+        return torch.tensor(once, device=self.device), torch.tensor(rows, device=self.device)
+
+    def _blank(self, step: Step, guided: bool) -> Tensor:
+        """Each class once, at all places; every row then takes its own."""
+        labels, rows = self.distinct[guided] if self.conditional else (None, step.tokens.new_zeros(len(step.tokens)))
+        hidden = step.hidden[:1].expand(1 if labels is None else len(labels), -1).unflatten(1, self.grid)
+        return self.transformer(torch.zeros_like(hidden, dtype=torch.long), hidden, labels).predictions[rows]
+
+    def _logits(self, step: Step, guided: bool) -> Tensor:
+        """Every row at its hidden positions, and again without its class where guided."""
+        copies = 2 if guided else 1
+        tokens, hidden, positions = (x.repeat(copies, 1) for x in (step.tokens, step.hidden, step.positions))
+        labels = self.labels[: len(tokens)] if self.conditional else None
+        tokens, hidden = tokens.unflatten(1, self.grid), hidden.unflatten(1, self.grid)
+        return self.transformer(tokens, hidden, labels, positions).predictions
