@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
@@ -44,14 +43,14 @@ class TokenCache:
 
 def write_token_cache(
     path: str | Path,
-    batches: Iterable[Int[Tensor, "b *grid"]],
+    batches: Iterable[Tensor],
     labels: np.ndarray,
     grid: tuple[int, ...],
     codebook_size: int,
     class_names: list[str],
     fingerprint: str,
 ) -> Path:
-    """Write codes as they come; ``meta.json`` is written last, so that a broken run leaves no cache that loads."""
+    """Write codes, int64 (b, *grid) a batch, as they come; ``meta.json`` is written last, so that a broken run leaves no cache that loads."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
