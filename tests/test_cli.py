@@ -46,7 +46,7 @@ GENERATOR = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures in two classes, configurations, and what `train`, `encode` and `train` make of them."""
+    """Pictures in two classes, configurations, and what `train`, `encode` and `train` make of them, on the CPU."""
     folder, before = tmp_path_factory.mktemp("cli"), os.getcwd()
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
@@ -56,10 +56,13 @@ def folder(tmp_path_factory):
     for config in (TOKENIZER, GENERATOR):
         (folder / f"{config['name']}.yaml").write_text(yaml.safe_dump(config))
     os.chdir(folder)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ACCELERATE_USE_CPU", "true")
     for arguments in (["train", "tokenizer.yaml"], ["encode", "runs/tokenizer", "tokens"], ["train", "generator.yaml"]):
         done = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
         assert done.exit_code == 0
     yield folder
+    patch.undo()
     os.chdir(before)
 
 
