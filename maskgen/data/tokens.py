@@ -50,7 +50,10 @@ def write_token_cache(
     class_names: list[str],
     fingerprint: str,
 ) -> Path:
-    """Write codes, int64 (b, *grid) a batch, as they come; ``meta.json`` is written last, so that a broken run leaves no cache that loads."""
+    """Write codes as they come, int64 (b, *grid) a batch.
+
+    ``meta.json`` is written last, so that a broken run leaves no cache that loads.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
