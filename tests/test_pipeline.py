@@ -184,6 +184,12 @@ def test_bad_calls_are_explained(pipeline, options, message):
         pipeline(**options)
 
 
+@pytest.mark.parametrize("name", ["runs-typo", "tests/typo", "/nowhere/at/all"])
+def test_a_missing_run_is_not_taken_for_a_hub_name(name):
+    with pytest.raises(FileNotFoundError, match="no run or pipeline"):
+        MaskedImagePipeline.from_pretrained(name)
+
+
 def test_parts_that_do_not_fit_are_refused(pipeline):
     other = MaskTransformer(64, (4, 4), width=32, depth=1, heads=2)
     with pytest.raises(ValueError, match="32 codes and the transformer predicts 64"):

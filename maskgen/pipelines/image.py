@@ -75,6 +75,9 @@ class MaskedImagePipeline(DiffusionPipeline):
             OSError: nothing there.
         """
         path = bundled_pipeline() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        local = str(path).count("/") != 1 or Path(path).parent.is_dir()  # a Hub name is owner/name
+        if local and not Path(path).exists():
+            raise FileNotFoundError(f"no run or pipeline at {path}; `maskgen train` makes one (Hub names: owner/name)")
         run = Path(path) / "pipeline"
         return super().from_pretrained(str(run if run.is_dir() else path), **kwargs)
 
