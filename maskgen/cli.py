@@ -38,7 +38,7 @@ def sample(
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="name or number; again for more; 16 of them if none")
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures of each class")] = 8,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures of each class")] = 4,
     steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
     seed: Annotated[int, typer.Option(help="picture i has seed + i")] = 0,

@@ -92,7 +92,7 @@ def test_rotary_attention_depends_on_distance_only():
     table = rotary((5, 7), 0, 16).view(5, 7, 16)
 
     def score(a, b):
-        turn = [rotate(x, t[None, None]) for x, t in ((q, table[a]), (k, table[b]))]
+        turn = [rotate(x, t[None]) for x, t in ((q, table[a]), (k, table[b]))]
         return (turn[0] * turn[1]).sum()
 
     torch.testing.assert_close(score((0, 0), (1, 3)), score((3, 2), (4, 5)))

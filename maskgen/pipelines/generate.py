@@ -24,7 +24,7 @@ def some(names: list[str], limit: int = 16) -> list[str]:
 def generate(
     model: str | Path | None = None,
     classes: list[str] | None = None,
-    count: int = 8,
+    count: int = 4,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,

@@ -42,17 +42,21 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "b k w"]:
         """All tokens attend, or only those at `queries`, to all tokens."""
         if queries is None:
-            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+            q, k, v = self._heads(self.qkv(x), 3)
         else:
             w = x.shape[-1]
-            q = F.linear(take(x, queries), self.qkv.weight[:w], self.qkv.bias[:w]).unflatten(-1, (self.heads, -1))
-            kv = F.linear(x, self.qkv.weight[w:], self.qkv.bias[w:])
-            k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)
+            (q,) = self._heads(F.linear(take(x, queries), self.qkv.weight[:w], self.qkv.bias[:w]), 1)
+            k, v = self._heads(F.linear(x, self.qkv.weight[w:], self.qkv.bias[w:]), 2)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if table is not None:
             k = rotate(k, table)
             q = rotate(q, table if queries is None else take(table.expand(len(q), -1, -1), queries))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return self.out(attend(q, k, v, self.backend).flatten(2))
+
+    def _heads(self, x: Float[Tensor, "b n c"], parts: int) -> Float[Tensor, "p b h n d"]:
+        """Heads before tokens, so that norms and rotations run over long contiguous pieces."""
+        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class GatedMLP(nn.Module):
@@ -69,11 +73,10 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
-        h = self.up(x)
-        if self.gated:
-            gate, h = h.chunk(2, -1)
+        if self.gated:  # two products, not one cut in halves: contiguous, which a processor likes
+            gate, h = (F.linear(x, w, b) for w, b in zip(self.up.weight.chunk(2), self.up.bias.chunk(2)))
             return self.down(F.silu(gate) * h)
-        return self.down(F.gelu(h))
+        return self.down(F.gelu(self.up(x)))
 
 
 def modulate(x: Float[Tensor, "b n w"], scale: Tensor, shift: Tensor) -> Float[Tensor, "b n w"]:

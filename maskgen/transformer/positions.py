@@ -32,11 +32,11 @@ def rotary(grid: tuple[int, ...], prefix: int, dim: int, device: torch.device | 
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-def rotate(x: Float[Tensor, "b n h d"], table: Float[Tensor, "*b n d"]) -> Float[Tensor, "b n h d"]:
+def rotate(x: Float[Tensor, "b h n d"], table: Float[Tensor, "*b n d"]) -> Float[Tensor, "b h n d"]:
     """Turn each pair (x[i], x[i + d/2]) by its angle; `table` as :func:`rotary` makes it."""
-    cos, sin = table.to(x.dtype).unsqueeze(-2).chunk(2, -1)
+    cos, sin = table.to(x.dtype).unsqueeze(-3).chunk(2, -1)
     a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.addcmul(x * torch.cat([cos, cos], -1), torch.cat([b, a], -1), torch.cat([-sin, sin], -1))
 
 
 def sine_cosine(grid: tuple[int, ...], dim: int, device: torch.device | None = None) -> Float[Tensor, "n dim"]:
