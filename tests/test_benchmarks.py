@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_committed_ratios_are_those_of_their_rounds():
     for path in decode.RESULTS.glob("decode*.json"):
         for case in json.loads(path.read_text())["cases"]:
             our = case["sides"][decode.OURS]
-            assert math.isclose(our["images_per_second"], case["batch"] / sorted(our["seconds"])[2], rel_tol=1e-3)
+            middle = statistics.median(our["seconds"])
+            assert math.isclose(our["images_per_second"], case["batch"] / middle, rel_tol=1e-3)
             for name, ratio in case["ratios"].items():
                 assert ratio == decode.ratio(our, case["sides"][name])
