@@ -8,6 +8,8 @@ from torch import Tensor
 from maskgen.decoding.loop import Step
 from maskgen.transformer.model import MaskTransformer
 
+CACHED = 2**18  # tokens x width whose activations the caches of a processor's core hold
+
 
 class Predictor:
     """Logits of `transformer` for rows of `labels`, guided as ``u + s (c - u)``.
@@ -24,10 +26,12 @@ class Predictor:
     def __init__(self, transformer: MaskTransformer, labels: list[int] | None, grid: tuple[int, ...]):
         self.transformer, self.grid = transformer, grid
         self.conditional = labels is not None
+        self.conditions: Tensor | None = None
         if labels is not None:
             self.device = next(transformer.parameters()).device
             both = [*labels, *[transformer.null_class] * len(labels)]
-            self.labels = torch.tensor(both, device=self.device)
+            with torch.no_grad():  # they depend on the classes alone: once for all steps
+                self.conditions = transformer.conditions(torch.tensor(both, device=self.device), len(both))
             self.distinct = {guided: self._distinct(both if guided else labels) for guided in (False, True)}
 
     def __call__(self, step: Step) -> Tensor:
@@ -36,24 +40,41 @@ class Predictor:
         if not guided:
             return logits
         c, u = logits.chunk(2)
-        return u + step.guidance_scale * (c - u)
+        return torch.lerp(u, c, step.guidance_scale)
 
     def _distinct(self, labels: list[int]) -> tuple[Tensor, Tensor]:
-        """The classes that occur, and which of them each row has."""
+        """The first row of each class that occurs, and which of them each row is."""
         once = list(dict.fromkeys(labels))
-        rows = [once.index(label) for label in labels]
-        return torch.tensor(once, device=self.device), torch.tensor(rows, device=self.device)
+        first, rows = [labels.index(label) for label in once], [once.index(label) for label in labels]
+        return torch.tensor(first, device=self.device), torch.tensor(rows, device=self.device)
 
     def _blank(self, step: Step, guided: bool) -> Tensor:
         """Each class once, at all places; every row then takes its own."""
-        labels, rows = self.distinct[guided] if self.conditional else (None, step.tokens.new_zeros(len(step.tokens)))
-        hidden = step.hidden[:1].expand(1 if labels is None else len(labels), -1).unflatten(1, self.grid)
-        return self.transformer(torch.zeros_like(hidden, dtype=torch.long), hidden, labels).predictions[rows]
+        conditions, rows = None, step.tokens.new_zeros(len(step.tokens))
+        if self.conditions is not None:
+            first, rows = self.distinct[guided]
+            conditions = self.conditions[first]
+        hidden = step.hidden[:1].expand(1 if conditions is None else len(conditions), -1)
+        return self._network(torch.zeros_like(hidden, dtype=torch.long), hidden, conditions, None)[rows]
 
     def _logits(self, step: Step, guided: bool) -> Tensor:
         """Every row at its hidden positions, and again without its class where guided."""
         copies = 2 if guided else 1
         tokens, hidden, positions = (x.repeat(copies, 1) for x in (step.tokens, step.hidden, step.positions))
-        labels = self.labels[: len(tokens)] if self.conditional else None
-        tokens, hidden = tokens.unflatten(1, self.grid), hidden.unflatten(1, self.grid)
-        return self.transformer(tokens, hidden, labels, positions).predictions
+        conditions = None if self.conditions is None else self.conditions[: len(tokens)]
+        return self._network(tokens, hidden, conditions, positions)
+
+    def _network(self, tokens: Tensor, hidden: Tensor, conditions: Tensor | None, positions: Tensor | None) -> Tensor:
+        """Logits; on a processor a few rows at a time, so that what they make stays in its caches."""
+
+        def some(rows: slice) -> Tensor:
+            return self.transformer(
+                tokens[rows].unflatten(1, self.grid),
+                hidden[rows].unflatten(1, self.grid),
+                predict_at=None if positions is None else positions[rows],
+                conditions=None if conditions is None else conditions[rows],
+            ).predictions
+
+        size = tokens.shape[1] * self.transformer.config.width
+        count = max(1, CACHED * torch.get_num_threads() // size) if tokens.device.type == "cpu" else len(tokens)
+        return torch.cat([some(slice(i, i + count)) for i in range(0, len(tokens), count)])

@@ -133,6 +133,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         labels: Int[Tensor, "b"] | None = None,
         predict_at: Int[Tensor, "b k"] | None = None,
         keep: Int[Tensor, "b m"] | None = None,
+        conditions: Float[Tensor, "b c w"] | None = None,
     ) -> TransformerOutput:
         """Predict codes.
 
@@ -145,6 +146,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
                 at these only; the result is the same.
             keep: flat token positions that the network sees, all when None; the others are dropped. `predict_at`
                 must be among them.
+            conditions: what :meth:`conditions` made of the labels, in their stead.
 
         Raises:
             ValueError: labels given to an unconditional model.
@@ -152,19 +154,20 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         grid = tuple(codes.shape[1:])
         x = torch.where(masked.flatten(1)[..., None], self.mask_token, self.code_embedding(codes.flatten(1)))
         x, table = self._place(x, grid)
-        condition = self._condition(labels, len(x), x.device)
+        if conditions is None:
+            conditions = self.conditions(labels, len(x))
         if keep is not None:
             x, table, predict_at = self._drop(x, table, keep, predict_at)
-        x = self._with_prefix(x, condition)
+        x = self._with_prefix(x, conditions)
         queries = None if predict_at is None else predict_at + self.prefix
-        modulations = self._modulations(condition)
+        *modulations, last = self._modulations(conditions)
         for block, modulation in zip(self.blocks[:-1], modulations):
             x = block(x, modulation, table)
         x = self.blocks[-1](x, modulations[-1], table, queries)
         features = x[:, self.prefix :] if queries is None else x
         h = self.final_norm(features)
-        if self.modulated and condition is not None:
-            h = modulate(h, *self.final_modulation(nn.functional.silu(condition))[:, None].chunk(2, -1))
+        if last is not None:
+            h = modulate(h, *last[:, :, None].unbind(1))
         return TransformerOutput(self.head(h), features)
 
     def _place(self, x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
@@ -182,6 +185,18 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
             table = nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
         return table.flatten(1).T
+
+    def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
+        """What the classes do to the network: nothing, a token (in_context), or six modulations a block, (scale, shift,
+        gate) of attention and of the MLP, and two before the head. A decode makes them once for all steps."""
+        condition = self._condition(labels, batch, self.mask_token.device)
+        if condition is None or not self.modulated:
+            return None if condition is None else condition[:, None]
+        h = nn.functional.silu(condition)
+        each = [m(h).unflatten(-1, (6, -1)) for m in self.modulations]
+        if self.offsets is not None:
+            each = [each[0] + offset for offset in self.offsets]
+        return torch.cat([*each, self.final_modulation(h).unflatten(-1, (2, -1))], 1)
 
     def _condition(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
         if self.num_classes is None:
@@ -211,18 +226,17 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             predict_at = order.gather(1, predict_at)
         return take(x, keep), table, predict_at
 
-    def _with_prefix(self, x: Tensor, condition: Tensor | None) -> Tensor:
+    def _with_prefix(self, x: Tensor, conditions: Tensor | None) -> Tensor:
         prefix = [self.register_tokens.expand(len(x), -1, -1)] if len(self.register_tokens) else []
-        if condition is not None and not self.modulated:
-            prefix.append(condition[:, None])
+        if conditions is not None and not self.modulated:
+            prefix.append(conditions)
         return torch.cat([*(p.to(x.dtype) for p in prefix), x], 1) if prefix else x
 
-    def _modulations(self, condition: Float[Tensor, "b w"] | None) -> list[Float[Tensor, "b 6 w"]] | list[None]:
-        """(scale, shift, gate) of attention and of the MLP, for each block."""
-        if not self.modulated or condition is None:
-            return [None] * len(self.blocks)
-        projected = [m(nn.functional.silu(condition)).unflatten(-1, (6, -1)) for m in self.modulations]
-        return projected if self.offsets is None else [projected[0] + offset for offset in self.offsets]
+    def _modulations(self, conditions: Float[Tensor, "b c w"] | None) -> list[Float[Tensor, "b m w"]] | list[None]:
+        """Six a block, two before the head."""
+        if not self.modulated or conditions is None:
+            return [None] * (len(self.blocks) + 1)
+        return list(conditions.split(6, 1))
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}
