@@ -15,7 +15,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", help="run, pipeline or tokenizer folder")
     parser.add_argument("out", help="folder of the token cache")
-    parser.add_argument("--data", help="emoji, a folder, an .npz, a run, or a YAML mapping; the tokenizer's own if none")
+    parser.add_argument("--data", help="emoji, a folder, an .npz, a run, a YAML mapping; else the tokenizer's own")
     parser.add_argument("--size", type=int, help="side of the pictures, where the data leaves it open")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     arguments = parser.parse_args()
