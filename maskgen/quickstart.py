@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from maskgen.data.source import open_dataset
 from maskgen.evaluation.classifier import (
@@ -22,6 +21,7 @@ from maskgen.evaluation.classifier import (
 from maskgen.evaluation.reconstruction import measure, spread
 from maskgen.pictures import grid, save, side_by_side
 from maskgen.pipelines.encode import encode_dataset
+from maskgen.pipelines.generate import draw
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.training.run import run_config
@@ -57,16 +57,6 @@ def quickstart(out: Path) -> Path:
     (out / "summary.md").write_text(text)
     print("\n" + text)
     return out / "summary.md"
-
-
-def draw(pipeline: Any, labels: list[int], seed: int, batch_size: int = 128) -> Tensor:
-    """Pixels in [-1, 1], one a label; picture i has seed + i."""
-    pixels = []
-    for start in range(0, len(labels), batch_size):
-        batch = labels[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        pixels.append(pipeline(batch, generator=generators, output_type="pt").images * 2 - 1)
-    return torch.cat(pixels)
 
 
 def judge(pipeline: Any, dataset: Any, ask: Any = None) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from maskgen.pictures import grid, save, to_pil
 from maskgen.pipelines.image import MaskedImagePipeline
@@ -19,6 +23,34 @@ def some(names: list[str], limit: int = 16) -> list[str]:
     """At most `limit` names, evenly spread."""
     count = min(len(names), limit)
     return [names[i * len(names) // count] for i in range(count)]
+
+
+def draw(
+    pipeline: Any,
+    labels: Sequence[Any],
+    seed: int,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 128,
+) -> Float[Tensor, "n c h w"]:
+    """Pixels in [-1, 1] on the CPU, one picture a label (number, name, or None throughout for no class).
+
+    Picture i has seed + i, whatever the batch; `steps` and `guidance` are the pipeline's own where None.
+    """
+    pixels = []
+    for start in range(0, len(labels), batch_size):
+        batch = list(labels[start : start + batch_size])
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+        result = pipeline(
+            None if batch[0] is None else batch,
+            num_images_per_prompt=len(batch) if batch[0] is None else 1,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="pt",
+        )
+        pixels.append(result.images.cpu() * 2 - 1)
+    return torch.cat(pixels)
 
 
 def generate(
@@ -48,20 +80,7 @@ def generate(
     numbers = {str(i): name for i, name in enumerate(names)}
     rows: list[str | None] = [c if c in names else numbers.get(c, c) for c in classes or some(names)] or [None]
     labels = [row for row in rows for _ in range(count)]
-    pixels = []
-    for start in range(0, len(labels), batch_size):
-        batch = labels[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        result = pipeline(
-            None if batch[0] is None else batch,
-            num_images_per_prompt=len(batch) if batch[0] is None else 1,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="pt",
-        )
-        pixels.append(result.images.cpu() * 2 - 1)
-    everything = torch.cat(pixels)
+    everything = draw(pipeline, labels, seed, steps, guidance, batch_size)
     for i, picture in enumerate(to_pil(everything)):
         save(picture, Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-"))
     return save(grid(everything, count, row_names=[r for r in rows if r] or None), Path(out) / "grid.png")

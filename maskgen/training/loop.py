@@ -251,15 +251,11 @@ def _micro_step(
                 optimizer = optimizers[name]
                 for group in optimizer.param_groups:
                     group["lr"] = s.rate(step)
-                norm = torch.as_tensor(_clip(accelerator, modules[name], s.clip))
+                norm = torch.as_tensor(accelerator.clip_grad_norm_(modules[name].parameters(), s.clip))
                 optimizer.step()
                 if not optimizer.step_was_skipped:  # fp16 skips a step whose scaled gradients overflow
                     means.add(name, {"gradient_norm": norm})
                 optimizer.zero_grad()
-
-
-def _clip(accelerator: Accelerator, module: nn.Module, limit: float) -> Any:
-    return accelerator.clip_grad_norm_(module.parameters(), limit)
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
