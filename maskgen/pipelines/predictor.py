@@ -14,9 +14,9 @@ CACHED = 2**18  # tokens x width whose activations the caches of a processor's c
 class Predictor:
     """Logits of `transformer` for rows of `labels`, guided as ``u + s (c - u)``.
 
-    Conditional and unconditional rows go together; a step of scale 1 makes no unconditional pass. Rows of one class on a
-    blank canvas are computed once (exact: they are the same input). What the classes do to the network is computed once
-    for all steps.
+    Conditional and unconditional rows go together; a step of scale 1 makes no unconditional pass.
+    Rows of one class on a blank canvas are computed once (exact: they are the same input).
+    What the classes do to the network is computed once for all steps.
 
     Args:
         transformer: the model.
