@@ -1,4 +1,4 @@
-"""A folder of picture files, with classes from sub-folders or from a labels file."""
+"""Picture files: a folder, with classes from sub-folders or from a labels file, or a few named ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,8 +21,89 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class ImageFolder:
-    """Pictures below a folder, cropped and resized as `pixels.load_image` says.
+class Pictures:
+    """What data sets of encoded pictures share: reading them at one size, and passing over the unreadable.
+
+    When the dataset is made, each header is opened (no pixels are decoded), and those that are not pictures, or have
+    too many pixels, are left out of it. A picture whose pixels fail to decode later is replaced by the next readable
+    one in the list (its label with it), at every reading, so lengths and results stay the same. Each is logged once by
+    name and counted, over the whole run and all DataLoader workers; more than `max_unreadable` altogether is an error
+    that lists them.
+
+    A subclass may say in `_open` where the bytes of a picture are; here they are in the file `where`/name.
+    """
+
+    def __init__(
+        self,
+        where: str | Path,
+        names: Sequence[str],
+        numbers: Sequence[int],
+        class_names: list[str],
+        size: int | Sequence[int],
+        channels: int,
+        max_unreadable: int,
+        check_headers: bool,
+    ) -> None:
+        self.where, self.class_names, self.max_unreadable = Path(where), class_names, max_unreadable
+        self.size, self.channels = check_size(size), check_channels(channels)
+        self.names = list(names)
+        self.unreadable: dict[str, str] = {}  # name -> reason: those met in this process
+        if check_headers:
+            self._check_headers()
+        kept = [i for i, name in enumerate(names) if name not in self.unreadable]
+        if not kept:
+            raise ValueError(f"none of the {len(names)} pictures in {self.where} can be read")
+        self.names = [names[i] for i in kept]
+        self.labels = np.array([numbers[i] for i in kept], np.int64)
+        self._left_out = len(names) - len(kept)
+        # In shared memory: DataLoader workers see each other's, and every later epoch's workers inherit it.
+        self._failed = torch.zeros(len(kept), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start = range(len(self))[index]
+        for i in chain(range(start, len(self)), range(start)):
+            if self._failed[i]:
+                continue
+            try:
+                pixels = load_image(self._open(self.names[i]), self.size, self.channels)
+            except UnreadableImage as error:
+                self._failed[i] = True
+                self._note(self.names[i], str(error), self._left_out + int(self._failed.sum()))
+                continue
+            return {"pixels": pixels, "label": int(self.labels[i])}
+        raise ValueError(f"none of the {len(self)} pictures in {self.where} can be read")
+
+    def _open(self, name: str) -> Path | BinaryIO:
+        return self.where / name
+
+    def _check_headers(self) -> None:
+        for name in self.names:
+            try:
+                with Image.open(self._open(name)) as picture:
+                    check_header(picture)
+            except Exception as error:  # decoders meet damaged files with errors of every kind
+                self._note(name, f"{self.where / name}: {error}", len(self.unreadable) + 1)
+
+    def _note(self, name: str, problem: str, count: int) -> None:
+        """Log an unreadable picture, the `count`-th of the run; ValueError past the limit."""
+        self.unreadable[name] = problem
+        log.warning("unreadable picture passed over (%d so far): %s", count, problem)
+        if count > self.max_unreadable:
+            problems = list(self.unreadable.values())
+            if count > len(problems):  # the rest were met by other workers; their reasons are in the log
+                others = [self.names[i] for i in self._failed.nonzero().flatten().tolist()]
+                problems += [str(self.where / other) for other in others if other not in self.unreadable]
+            raise ValueError(
+                f"{count} unreadable pictures in {self.where}, more than max_unreadable={self.max_unreadable}; "
+                "remove or replace them, or raise max_unreadable:\n  " + "\n  ".join(problems)
+            )
+
+
+class ImageFolder(Pictures):
+    """Pictures below a folder, cropped and resized as `pixels.load_image` says; the unreadable as `Pictures` says.
 
     Classes come from, in this order:
       - `labels`, a file: CSV with the header ``filename,label``; JSON ``{filename: label}``; or ADM's and EDM's
@@ -30,12 +111,6 @@ class ImageFolder:
         and every name must exist. Integer labels are kept (0 .. the largest); text labels are numbered in sorted order.
       - sub-folders: each is a class, in sorted order, with every picture below it, however deep.
       - otherwise all the pictures lie in `path` itself and are one class, "all".
-
-    Unreadable pictures. When the dataset is made, each header is opened (no pixels are decoded), and files that are not
-    pictures, or have too many pixels, are left out of it. A picture whose pixels fail to decode later is replaced by
-    the next readable one in the list (its label with it), at every reading, so lengths and results stay the same. Each
-    is logged once by name and counted, over the whole run and all DataLoader workers; more than `max_unreadable`
-    altogether is an error that lists them.
 
     Map-style: ``dataset[i]`` is ``{"pixels": float32 (channels, h, w) in [-1, 1], "label": int}``.
 
@@ -61,64 +136,42 @@ class ImageFolder:
         max_unreadable: int = 10,
         check_headers: bool = True,
     ) -> None:
-        self.root = Path(path).expanduser()
-        self.size, self.channels, self.max_unreadable = check_size(size), check_channels(channels), max_unreadable
-        names = find_pictures(self.root)
+        root = Path(path).expanduser()
+        names = find_pictures(root)
         if labels is None:
-            numbers, self.class_names = classes_of_folders(self.root, names)
+            numbers, class_names = classes_of_folders(root, names)
         else:
             file = Path(labels).expanduser()
-            numbers, self.class_names = classes_of_file(file if file.exists() else self.root / file, names)
-        self.unreadable: dict[str, str] = {}  # name -> reason: those met in this process
-        if check_headers:
-            self._check_headers(names)
-        kept = [i for i, name in enumerate(names) if name not in self.unreadable]
-        if not kept:
-            raise ValueError(f"none of the {len(names)} pictures in {self.root} can be read")
-        self.names = [names[i] for i in kept]
-        self.labels = np.array([numbers[i] for i in kept], np.int64)
-        self._left_out = len(names) - len(kept)
-        # In shared memory: DataLoader workers see each other's, and every later epoch's workers inherit it.
-        self._failed = torch.zeros(len(kept), dtype=torch.bool).share_memory_()
+            numbers, class_names = classes_of_file(file if file.exists() else root / file, names)
+        super().__init__(root, names, numbers, class_names, size, channels, max_unreadable, check_headers)
+
+
+class ImageFiles:
+    """Picture files named one by one, all of one class: ``{"pixels": float32 (c, h, w) in [-1, 1], "label": 0}``.
+
+    Args:
+        files: their paths.
+        size: as `ImageFolder`'s; None leaves every picture at its own size.
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        ValueError: no files; when read, a picture that cannot be (`pixels.UnreadableImage`).
+    """
+
+    class_names = ("all",)
+
+    def __init__(self, files: Sequence[str | Path], size: int | Sequence[int] | None = None, channels: int = 3) -> None:
+        if not files:
+            raise ValueError("no picture files given; name at least one")
+        self.names = [str(file) for file in files]
+        self.size, self.channels = None if size is None else check_size(size), check_channels(channels)
+        self.labels = np.zeros(len(files), np.int64)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        start = range(len(self))[index]
-        for i in chain(range(start, len(self)), range(start)):
-            if self._failed[i]:
-                continue
-            try:
-                pixels = load_image(self.root / self.names[i], self.size, self.channels)
-            except UnreadableImage as error:
-                self._failed[i] = True
-                self._note(self.names[i], str(error), self._left_out + int(self._failed.sum()))
-                continue
-            return {"pixels": pixels, "label": int(self.labels[i])}
-        raise ValueError(f"none of the {len(self)} pictures in {self.root} can be read")
-
-    def _check_headers(self, names: Sequence[str]) -> None:
-        for name in names:
-            try:
-                with Image.open(self.root / name) as picture:
-                    check_header(picture)
-            except Exception as error:  # decoders meet damaged files with errors of every kind
-                self._note(name, f"{self.root / name}: {error}", len(self.unreadable) + 1)
-
-    def _note(self, name: str, problem: str, count: int) -> None:
-        """Log an unreadable picture, the `count`-th of the run; ValueError past the limit."""
-        self.unreadable[name] = problem
-        log.warning("unreadable picture passed over (%d so far): %s", count, problem)
-        if count > self.max_unreadable:
-            problems = list(self.unreadable.values())
-            if count > len(problems):  # the rest were met by other workers; their reasons are in the log
-                others = [self.names[i] for i in self._failed.nonzero().flatten().tolist()]
-                problems += [str(self.root / other) for other in others if other not in self.unreadable]
-            raise ValueError(
-                f"{count} unreadable pictures in {self.root}, more than max_unreadable={self.max_unreadable}; "
-                "remove or replace them, or raise max_unreadable:\n  " + "\n  ".join(problems)
-            )
+        return {"pixels": load_image(Path(self.names[index]).expanduser(), self.size, self.channels), "label": 0}
 
 
 def find_pictures(root: Path) -> list[str]:

@@ -84,7 +84,9 @@ def check_header(picture: Image.Image) -> None:
         raise ValueError(f"{picture.width}x{picture.height} is more than the {MAX_PIXELS} pixels allowed (MAX_PIXELS)")
 
 
-def load_image(file: str | Path | BinaryIO, size: int | Sequence[int], channels: int = 3) -> Float[Tensor, "c h w"]:
+def load_image(
+    file: str | Path | BinaryIO, size: int | Sequence[int] | None, channels: int = 3
+) -> Float[Tensor, "c h w"]:
     """Read a picture file, upright, at exactly `size`.
 
     In order: the EXIF orientation is applied; see `flatten` for colour, transparency and 16 bits; see `fit` for the
@@ -92,7 +94,7 @@ def load_image(file: str | Path | BinaryIO, size: int | Sequence[int], channels:
 
     Args:
         file: a path or an open binary file.
-        size: the side of a square, or (height, width).
+        size: the side of a square, or (height, width); None leaves the picture at its own.
         channels: 1 (grey) or 3 (RGB).
 
     Returns:
@@ -102,15 +104,16 @@ def load_image(file: str | Path | BinaryIO, size: int | Sequence[int], channels:
         UnreadableImage: missing, damaged, truncated, more than MAX_PIXELS pixels, or not a picture.
         ValueError: `size` or `channels` is not allowed.
     """
-    pair, channels = check_size(size), check_channels(channels)
+    pair, channels = None if size is None else check_size(size), check_channels(channels)
     try:
         with Image.open(file) as picture:
             check_header(picture)
-            flat = fit(flatten(ImageOps.exif_transpose(picture), channels), pair)
+            flat = flatten(ImageOps.exif_transpose(picture), channels)
+            flat = flat if pair is None else fit(flat, pair)
     except Exception as error:  # decoders meet damaged files with errors of every kind
         name = str(file) if isinstance(file, (str, Path)) else str(getattr(file, "name", "the given file"))
         raise UnreadableImage(f"{name}: {error or type(error).__name__}") from error
     values = np.asarray(flat)
     if flat.mode == "F":  # bicubic overshoots; PIL clips this only in 8 bits
         values = np.repeat(values.clip(0, 255)[:, :, None], channels, axis=2)
-    return to_tensor(values.reshape(*pair, channels))
+    return to_tensor(values.reshape(flat.height, flat.width, channels))
