@@ -63,7 +63,7 @@ augmentation: {flip: 0.5}
     assert "stage.l_1: unknown key; did you mean 'l1'? allowed: tokenizer, l1, l2, perceptual," in found[0]
     assert found[1].startswith("stage.tokenizer.encoder.widht: unknown key; did you mean 'width'? allowed: channels,")
     assert found[2] == (
-        "stage.tokenizer.quantiser: unknown key; did you mean 'quantizer'? allowed: encoder, quantizer, decoder"
+        "stage.tokenizer.quantiser: unknown key; did you mean 'quantizer'? allowed: encoder, quantizer, decoder, target"
     )
     assert found[3] == ("data.klasses: unknown key; did you mean 'classes'? allowed: classes, size, groups, variants")
     assert found[4].startswith("training.learning-rate: unknown key; did you mean 'learning_rate'? allowed: steps,")
@@ -118,7 +118,9 @@ training: {steps: 10}
     assert found[2].startswith("stage.masking.sampler: unknown 'randon'; did you mean 'random'? allowed: random")
     assert found[3] == "stage.masking.objective: unknown ['cross_entropy']; allowed: cross_entropy"
     assert found[4] == "stage.masking.target: a name or a mapping with 'type' is needed, found 3"
-    assert found[5].startswith("data: unknown 'emojis'; did you mean 'emoji'? allowed: emoji, image_folder, npz,")
+    assert found[5].startswith(
+        "data: unknown 'emojis'; did you mean 'emoji'? allowed: emoji, image_folder, tar_shards,"
+    )
     assert len(found) == 6
 
 
@@ -139,7 +141,7 @@ training: {batch_size: 8}
     ]
     assert found[2:] == [
         "stage.tokenizer: is required",
-        "data.type: is required; allowed: emoji, image_folder, npz, idx, fashion_mnist, tokens",
+        "data.type: is required; allowed: emoji, image_folder, tar_shards, npz, idx, fashion_mnist, tokens",
         "training.steps: is required",
     ]
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import struct
+import tarfile
 import typing
 import zlib
 from pathlib import Path
@@ -20,6 +21,7 @@ from maskgen.data import DATASETS, Emoji, FashionMNIST, IdxFiles, ImageFolder, N
 from maskgen.data.arrays import DEBIAN
 from maskgen.data.augment import Augmentation
 from maskgen.data.pixels import UnreadableImage, fit, load_image
+from maskgen.data.shards import TarShards
 from maskgen.data.tokens import TokenCache, write_token_cache
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,13 @@ def make(kind, tmp_path):
         for name in ("b/1.png", "a/2.png", "a/deep/er/3.PNG"):
             save(tmp_path / name)
         return ImageFolder(str(tmp_path), size=[4, 6])
+    if kind == "tar_shards":
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for i in range(3):
+                (tmp_path / f"{i}.cls").write_text(str(i))
+                tar.add(save(tmp_path / f"{i}.png"), f"{i}.png")
+                tar.add(tmp_path / f"{i}.cls", f"{i}.cls")
+        return TarShards(str(tmp_path), size=[4, 6])
     if kind == "npz":
         np.savez(tmp_path / "x.npz", arr_0=np.zeros((3, 5, 7, 3), np.uint8), arr_1=np.array([0, 2, 1]))
         return NpzArrays(str(tmp_path / "x.npz"))

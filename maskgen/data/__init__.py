@@ -7,11 +7,13 @@
 from maskgen.data.arrays import FashionMNIST, IdxFiles, NpzArrays
 from maskgen.data.emoji import Emoji
 from maskgen.data.images import ImageFolder
+from maskgen.data.shards import TarShards
 from maskgen.data.tokens import TokenCache
 
 DATASETS = {
     "emoji": Emoji,
     "image_folder": ImageFolder,
+    "tar_shards": TarShards,
     "npz": NpzArrays,
     "idx": IdxFiles,
     "fashion_mnist": FashionMNIST,

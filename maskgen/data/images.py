@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class Pictures:
     name and counted, over the whole run and all DataLoader workers; more than `max_unreadable` altogether is an error
     that lists them.
 
-    A subclass may say in `_open` where the bytes of a picture are; here they are in the file `where`/name.
+    A subclass may say in `_open` where the bytes of a picture are, and in `_place` how to tell a user; here they are in
+    the file `where`/name.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class Pictures:
             return {"pixels": pixels, "label": int(self.labels[i])}
         raise ValueError(f"none of the {len(self)} pictures in {self.where} can be read")
 
-    def _open(self, name: str) -> Path | BinaryIO:
+    def _open(self, name: str) -> Path | BytesIO:
         return self.where / name
+
+    def _place(self, name: str) -> str:
+        return str(self.where / name)
 
     def _check_headers(self) -> None:
         for name in self.names:
@@ -85,7 +90,7 @@ class Pictures:
                 with Image.open(self._open(name)) as picture:
                     check_header(picture)
             except Exception as error:  # decoders meet damaged files with errors of every kind
-                self._note(name, f"{self.where / name}: {error}", len(self.unreadable) + 1)
+                self._note(name, f"{self._place(name)}: {error}", len(self.unreadable) + 1)
 
     def _note(self, name: str, problem: str, count: int) -> None:
         """Log an unreadable picture, the `count`-th of the run; ValueError past the limit."""
@@ -95,7 +100,7 @@ class Pictures:
             problems = list(self.unreadable.values())
             if count > len(problems):  # the rest were met by other workers; their reasons are in the log
                 others = [self.names[i] for i in self._failed.nonzero().flatten().tolist()]
-                problems += [str(self.where / other) for other in others if other not in self.unreadable]
+                problems += [self._place(other) for other in others if other not in self.unreadable]
             raise ValueError(
                 f"{count} unreadable pictures in {self.where}, more than max_unreadable={self.max_unreadable}; "
                 "remove or replace them, or raise max_unreadable:\n  " + "\n  ".join(problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,7 +86,7 @@ def check_header(picture: Image.Image) -> None:
 
 
 def load_image(
-    file: str | Path | BinaryIO, size: int | Sequence[int] | None, channels: int = 3
+    file: str | Path | BinaryIO | BytesIO, size: int | Sequence[int] | None, channels: int = 3
 ) -> Float[Tensor, "c h w"]:
     """Read a picture file, upright, at exactly `size`.
 

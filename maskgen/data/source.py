@@ -16,12 +16,13 @@ def open_dataset(text: str, size: int | None = None) -> Any:
     """The data set that `text` names.
 
     Args:
-        text: a data set's name (``emoji``), a folder of pictures, an ``.npz`` file, a run (its own data), or a YAML
-            mapping (``{type: emoji, classes: [flags]}``).
+        text: a data set's name (``emoji``), a folder of pictures or of tar shards, shards (``a.tar``,
+            ``train-*.tar``, ``train-{000..012}.tar``), an ``.npz`` file, a run (its own data), or a YAML mapping
+            (``{type: emoji, classes: [flags]}``).
         size: side of the pictures, where `text` leaves it open.
 
     Raises:
-        ConfigError: nothing of that name, a folder without a size, or data that are codes already.
+        ConfigError: nothing of that name, a folder or shards without a size, or data that are codes already.
     """
     path = Path(text).expanduser()
     problems: list[str] = []
@@ -29,14 +30,16 @@ def open_dataset(text: str, size: int | None = None) -> Any:
         spec, problems = parse(text)
     elif (path / "config.yaml").is_file():
         spec = _data_of_run(path / "config.yaml")
-    elif path.is_dir():
+    elif path.is_dir() or path.suffix == ".tar":
+        shards = path.suffix == ".tar" or any(path.glob("*.tar"))
         if size is None:
-            raise ConfigError(text, ["a folder of pictures needs a size: --size 256"])
-        spec = {"type": "image_folder", "path": str(path), "size": size}
+            what = "shards need" if shards else "a folder of pictures needs"
+            raise ConfigError(text, [f"{what} a size: --size 256"])
+        spec = {"type": "tar_shards" if shards else "image_folder", "path": str(path), "size": size}
     elif path.suffix == ".npz":
         spec = {"type": "npz", "path": str(path), "size": size}
     elif path.is_file():
-        raise ConfigError(text, ["a file of pictures must be an .npz; give others as {type: idx, images: ...}"])
+        raise ConfigError(text, ["a file of pictures must be an .npz or .tar; give others as {type: idx, images: ...}"])
     elif "/" in text:
         raise ConfigError(text, ["no such file or folder"])
     else:
