@@ -1,12 +1,24 @@
-"""Encoders (pixels -> latents) and decoders (latents -> pixels)."""
+"""Encoders (pixels -> latents) and decoders (latents -> pixels): convolutions, and patches as they are."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from maskgen.tokenizer.layers import AttentionBlock, Downsample, ResidualBlock, Upsample, group_norm, level
+from maskgen.tokenizer.layers import (
+    AttentionBlock,
+    Downsample,
+    Residual,
+    ResidualBlock,
+    Stack,
+    Upsample,
+    group_norm,
+    make_norm,
+)
+from maskgen.tokenizer.vit import ViTDecoder, ViTEncoder, check_size
 
 
 class ConvEncoder(nn.Module):
@@ -19,8 +31,13 @@ class ConvEncoder(nn.Module):
         blocks: residual blocks a level.
         attention: levels (0 is the finest) with self-attention; taming-transformers has it at the coarsest,
             MaskGIT's VQGAN nowhere.
-        middle_attention: self-attention between the two middle blocks.
+        middle_blocks: residual blocks of the middle.
+        middle_attention: self-attention after the first of them.
         patch: pixels are first folded ``patch x patch`` into channels; 2 makes small pictures 4 times cheaper.
+        residual: ``taming`` or ``maskgit``, see :class:`~maskgen.tokenizer.layers.ResidualBlock`.
+        downsample: ``conv`` of stride 2, or ``pool`` (mean of 2x2), which MaskGIT's VQGAN has.
+        hidden_dim: the head goes through so many channels (3x3, then 1x1), as taming's ``z_channels``; 0 is one 1x1.
+        groups: of the norms.
         latent_dim: channels of the latents.
     """
 
@@ -32,28 +49,49 @@ class ConvEncoder(nn.Module):
         multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
         blocks: int = 2,
         attention: list[int] = [],  # noqa: B006
+        middle_blocks: int = 2,
         middle_attention: bool = False,
         patch: int = 1,
+        residual: Residual = "taming",
+        downsample: Literal["conv", "pool"] = "conv",
+        hidden_dim: int = 0,
+        groups: int = 32,
     ):
         super().__init__()
         self.channels, self.patch = channels, patch
         self.downsampling = patch * 2 ** (len(multipliers) - 1)
         widths = [width * m for m in multipliers]
-        layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, widths[0], 3, padding=1, bias=residual == "taming")]
         for i, w in enumerate(widths):
-            layers.append(level(widths[max(i - 1, 0)], w, blocks, i in attention))
+            layers.append(_level(widths[max(i - 1, 0)], w, blocks, i in attention, residual, groups))
             if i < len(widths) - 1:
-                layers.append(Downsample(w))
-        layers += _middle(widths[-1], middle_attention)
-        layers += [group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], latent_dim, 1)]
-        self.layers = nn.Sequential(*layers)
+                layers.append(Downsample(w) if downsample == "conv" else nn.AvgPool2d(2))
+        layers += _middle(widths[-1], middle_blocks, middle_attention, residual, groups)
+        layers += [group_norm(widths[-1], groups), nn.SiLU()]
+        if hidden_dim:
+            layers.append(nn.Conv2d(widths[-1], hidden_dim, 3, padding=1))
+        layers.append(nn.Conv2d(hidden_dim or widths[-1], latent_dim, 1))
+        self.layers = Stack(*layers)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Token grid (h, w) of a picture (H, W).
+
+        Raises:
+            ValueError: a side is not a positive multiple of the downsampling factor.
+        """
+        return check_size(size, self.downsampling)
 
     def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         return self.layers(F.pixel_unshuffle(pixels, self.patch))
 
 
 class ConvDecoder(nn.Module):
-    """The encoder's mirror; its arguments are the encoder's. `output` is the last convolution."""
+    """The encoder's mirror; its arguments are the encoder's. `output` is the last convolution.
+
+    Args:
+        norm: ``spatial`` reads scale and shift of every norm from the latents, place by place (MoVQ,
+            arXiv:2209.09002); ``group`` is plain GroupNorm.
+    """
 
     def __init__(
         self,
@@ -63,29 +101,97 @@ class ConvDecoder(nn.Module):
         multipliers: list[int] = [1, 1, 2, 2, 4],  # noqa: B006
         blocks: int = 2,
         attention: list[int] = [],  # noqa: B006
+        middle_blocks: int = 2,
         middle_attention: bool = False,
         patch: int = 1,
+        residual: Residual = "taming",
+        hidden_dim: int = 0,
+        groups: int = 32,
+        norm: Literal["group", "spatial"] = "group",
     ):
         super().__init__()
         self.patch = patch
         widths = [width * m for m in multipliers]
-        layers: list[nn.Module] = [nn.Conv2d(latent_dim, widths[-1], 3, padding=1)]
-        layers += _middle(widths[-1], middle_attention)
+        spatial = latent_dim if norm == "spatial" else None
+        layers: list[nn.Module] = [nn.Conv2d(latent_dim, hidden_dim, 1)] if hidden_dim else []
+        layers.append(nn.Conv2d(hidden_dim or latent_dim, widths[-1], 3, padding=1))
+        layers += _middle(widths[-1], middle_blocks, middle_attention, residual, groups, spatial)
         for i in reversed(range(len(widths))):
-            layers.append(level(widths[min(i + 1, len(widths) - 1)], widths[i], blocks, i in attention))
+            before = widths[min(i + 1, len(widths) - 1)]
+            layers.append(_level(before, widths[i], blocks, i in attention, residual, groups, spatial))
             if i > 0:
                 layers.append(Upsample(widths[i]))
-        layers += [group_norm(widths[0]), nn.SiLU()]
-        self.layers = nn.Sequential(*layers)
+        layers += [make_norm(widths[0], groups, spatial), nn.SiLU()]
+        self.layers = Stack(*layers)
         self.output = nn.Conv2d(widths[0], channels * patch**2, 3, padding=1)
 
     def forward(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
-        return F.pixel_shuffle(self.output(self.layers(latents)), self.patch)
+        return F.pixel_shuffle(self.output(self.layers(latents, latents)), self.patch)
 
 
-def _middle(width: int, attention: bool) -> list[nn.Module]:
-    return [ResidualBlock(width, width), *([AttentionBlock(width)] if attention else []), ResidualBlock(width, width)]
+def _level(
+    in_channels: int,
+    out_channels: int,
+    blocks: int,
+    attention: bool,
+    residual: Residual,
+    groups: int,
+    spatial: int | None = None,
+) -> Stack:
+    """`blocks` residual blocks, each followed by attention where asked."""
+    layers: list[nn.Module] = []
+    for i in range(blocks):
+        layers.append(ResidualBlock(in_channels if i == 0 else out_channels, out_channels, residual, groups, spatial))
+        if attention:
+            layers.append(AttentionBlock(out_channels, groups, spatial))
+    return Stack(*layers)
 
 
-ENCODERS = {"conv": ConvEncoder}
-DECODERS = {"conv": ConvDecoder}
+def _middle(
+    width: int, blocks: int, attention: bool, residual: Residual, groups: int, spatial: int | None = None
+) -> list[nn.Module]:
+    layers: list[nn.Module] = [ResidualBlock(width, width, residual, groups, spatial) for _ in range(blocks)]
+    return layers[:1] + [AttentionBlock(width, groups, spatial)] + layers[1:] if attention else layers
+
+
+class PatchEncoder(nn.Module):
+    """Patches as they are: ``patch x patch`` pixels are one token of ``channels * patch**2`` numbers.
+
+    Raises:
+        ValueError: the quantizer's dim is another.
+    """
+
+    def __init__(self, latent_dim: int, channels: int = 3, patch: int = 4):
+        super().__init__()
+        if latent_dim != channels * patch**2:
+            raise ValueError(
+                f"a patch of {patch}x{patch} pixels and {channels} channels has {channels * patch**2} numbers, the "
+                f"quantizer's dim is {latent_dim}; set it to {channels * patch**2}"
+            )
+        self.channels, self.patch = channels, patch
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Token grid (h, w) of a picture (H, W).
+
+        Raises:
+            ValueError: a side is not a positive multiple of the patch.
+        """
+        return check_size(size, self.patch)
+
+    def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        return F.pixel_unshuffle(pixels, self.patch)
+
+
+class PatchDecoder(nn.Module):
+    """The inverse of :class:`PatchEncoder`; nothing is learned."""
+
+    def __init__(self, latent_dim: int, channels: int = 3, patch: int = 4):
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
+        return F.pixel_shuffle(latents, self.patch)
+
+
+ENCODERS = {"conv": ConvEncoder, "vit": ViTEncoder, "patch": PatchEncoder}
+DECODERS = {"conv": ConvDecoder, "vit": ViTDecoder, "patch": PatchDecoder}

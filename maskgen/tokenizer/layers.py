@@ -2,47 +2,102 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskgen.transformer.attention import attend
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups where the channels allow it, else the largest divisor below."""
-    groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+Residual = Literal["taming", "maskgit"]
+
+
+def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+    """`groups` groups where the channels allow it, else the largest divisor below."""
+    groups = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-class ResidualBlock(nn.Module):
-    """GroupNorm - SiLU - conv, twice, beside a shortcut (1x1 where the channels change)."""
+class SpatialNorm(nn.Module):
+    """GroupNorm whose scale and shift at each place are read from the latents (MoVQ, arXiv:2209.09002, eq. 4)."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, channels: int, latent_dim: int, groups: int = 32):
         super().__init__()
-        self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.norm = group_norm(channels, groups)
+        self.scale = nn.Conv2d(latent_dim, channels, 1)
+        self.shift = nn.Conv2d(latent_dim, channels, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Float[Tensor, "b c H W"], latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
+        size = x.shape[2:]
+        # a 1x1 convolution and nearest-neighbour enlargement commute; this order convolves the small map
+        scale, shift = (F.interpolate(conv(latents), size, mode="nearest") for conv in (self.scale, self.shift))
+        return torch.addcmul(shift, self.norm(x), scale)
+
+
+def make_norm(channels: int, groups: int, spatial_dim: int | None) -> nn.Module:
+    """GroupNorm, or where the dimension of latents is given SpatialNorm."""
+    return group_norm(channels, groups) if spatial_dim is None else SpatialNorm(channels, spatial_dim, groups)
+
+
+class Stack(nn.Sequential):
+    """Layers in a row; `latents` go to those that take them."""
+
+    def forward(self, x: Float[Tensor, "b c h w"], latents: Tensor | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, latents) if isinstance(layer, CONDITIONED) else layer(x)
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """Norm - SiLU - conv, twice, beside a shortcut.
+
+    Args:
+        residual: ``taming`` has biases, and where the channels change a 1x1 convolution of the input as shortcut;
+            ``maskgit`` has no biases, and there adds to the branch a 1x1 convolution *of the branch*, as MaskGIT's
+            published VQGAN does.
+        spatial_dim: channels of the latents for SpatialNorm; None for GroupNorm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        residual: Residual = "taming",
+        groups: int = 32,
+        spatial_dim: int | None = None,
+    ):
+        super().__init__()
+        bias, self.of_branch = residual == "taming", residual == "maskgit" and in_channels != out_channels
+        self.norm1 = make_norm(in_channels, groups, spatial_dim)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.norm2 = make_norm(out_channels, groups, spatial_dim)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = nn.Conv2d(out_channels if self.of_branch else in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Float[Tensor, "b c h w"], latents: Tensor | None = None) -> Float[Tensor, "b d h w"]:
+        h = self.conv1(F.silu(_normed(self.norm1, x, latents)))
+        h = self.conv2(F.silu(_normed(self.norm2, h, latents)))
+        return self.shortcut(h if self.of_branch else x) + h
 
 
 class AttentionBlock(nn.Module):
     """Single-head self-attention over all places of the feature map."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int = 32, spatial_dim: int | None = None):
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = make_norm(channels, groups, spatial_dim)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+    def forward(self, x: Float[Tensor, "b c h w"], latents: Tensor | None = None) -> Float[Tensor, "b c h w"]:
+        h = self.qkv(_normed(self.norm, x, latents))
+        q, k, v = rearrange(h, "b (three c) h w -> three b (h w) 1 c", three=3)
+        return x + self.out(rearrange(attend(q, k, v), "b (h w) 1 c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
@@ -67,11 +122,8 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-def level(in_channels: int, out_channels: int, blocks: int, attention: bool) -> nn.Sequential:
-    """`blocks` residual blocks, each followed by attention where asked."""
-    layers: list[nn.Module] = []
-    for i in range(blocks):
-        layers.append(ResidualBlock(in_channels if i == 0 else out_channels, out_channels))
-        if attention:
-            layers.append(AttentionBlock(out_channels))
-    return nn.Sequential(*layers)
+CONDITIONED = (Stack, ResidualBlock, AttentionBlock, SpatialNorm)
+
+
+def _normed(norm: nn.Module, x: Tensor, latents: Tensor | None) -> Tensor:
+    return norm(x, latents) if isinstance(norm, SpatialNorm) else norm(x)

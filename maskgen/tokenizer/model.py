@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from maskgen.parts import Part, build
 from maskgen.tokenizer.coders import DECODERS, ENCODERS
-from maskgen.tokenizer.quantizers import QUANTIZERS
+from maskgen.tokenizer.quantizers import QUANTIZERS, Quantized
 
 ENCODER = Part(ENCODERS, given=("latent_dim",), default="conv")
 DECODER = Part(DECODERS, given=("latent_dim",), default="conv")
@@ -21,18 +22,28 @@ QUANTIZER = Part(QUANTIZERS, default="vq")
 
 @dataclass
 class TokenizerOutput:
-    """pixels: float (b, c, H, W), the reconstruction; codes: int64 (b, h, w); loss: scalar, the quantizer's."""
+    """What training asks of a tokenizer.
+
+    pixels: float (b, c, H, W), the reconstruction; of a tokenizer of features, float (b, D, h, w).
+    codes: as :meth:`Tokenizer.encode` gives them.
+    loss: scalar, the quantizer's; terms: its parts by name, for the metrics.
+    """
 
     pixels: Tensor
     codes: Tensor
     loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Tokenizer(ModelMixin, ConfigMixin):
     """Pixels in [-1, 1] <-> codes in [0, codebook_size).
 
+    Codes are int64 (b, *grid), where the grid is (h, w), or (n,) for 1-D tokens. A quantizer with several codes a place
+    gives (b, *grid, levels); without a quantizer tokens are float (b, *grid, d) and `codebook_size` is 0.
+
     Args:
         encoder, quantizer, decoder: parts as mappings (see :mod:`maskgen.parts`); stored in ``config.json``.
+        target: what the decoder makes: ``pixels``, or a teacher's ``features`` (VQ-KD).
     """
 
     config_name = "config.json"
@@ -44,6 +55,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         encoder: Annotated[Any, ENCODER] = {},  # noqa: B006
         quantizer: Annotated[Any, QUANTIZER] = {},  # noqa: B006
         decoder: Annotated[Any, DECODER] = {},  # noqa: B006
+        target: Literal["pixels", "features"] = "pixels",
     ):
         super().__init__()
         self.quantizer = build(QUANTIZER, quantizer)
@@ -56,27 +68,33 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     @property
     def codebook_size(self) -> int:
+        """Number of codes; 0 where tokens are continuous."""
         return self.quantizer.codebook_size
+
+    @property
+    def levels(self) -> int:
+        """Codes a place."""
+        return self.quantizer.levels
 
     @property
     def channels(self) -> int:
         return self.encoder.channels
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The token grid (h, w) of a picture of `size` (H, W).
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the encoder and the decoder; the quantizer stays in float32. Without weights float32."""
+        weights = [*self.encoder.parameters(), *self.decoder.parameters()]
+        return weights[0].dtype if weights else torch.float32
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """The token grid of a picture of `size` (H, W).
 
         Raises:
-            ValueError: a side is not a positive multiple of the downsampling factor.
+            ValueError: a size that the encoder cannot take.
         """
-        f = self.encoder.downsampling
-        if any(s <= 0 or s % f for s in size):
-            near = tuple(max(f, round(s / f) * f) for s in size)
-            raise ValueError(
-                f"picture size {tuple(size)} (h, w): each side must be a multiple of {f}; resize to {near}"
-            )
-        return size[0] // f, size[1] // f
+        return self.encoder.grid(size)
 
-    def encode(self, pixels: Float[Tensor, "b c H W"]) -> Int[Tensor, "b h w"]:
+    def encode(self, pixels: Float[Tensor, "b c H W"]) -> Shaped[Tensor, "b *grid"]:
         """Pixels in [-1, 1] to codes.
 
         Raises:
@@ -85,34 +103,67 @@ class Tokenizer(ModelMixin, ConfigMixin):
         self._check(pixels)
         if not pixels.isfinite().all():
             raise ValueError("pixels hold NaN or infinity; give finite values in [-1, 1]")
-        return self.quantizer(self.encoder(pixels)).codes
+        return self.quantize(self.encoder(pixels)).codes
 
-    def embed(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        """Code vectors of codes, as the decoder takes them."""
-        return self.quantizer.embed(codes)
+    def quantize(self, latents: Float[Tensor, "b d *grid"]) -> Quantized:
+        """What the quantizer makes of the encoder's latents, in float32 whatever autocast says."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.quantizer(latents.float())
 
-    def decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b c H W"]:
-        """Codes to pixels, about [-1, 1] (not clipped).
+    def embed(self, codes: Shaped[Tensor, "b *grid"]) -> Float[Tensor, "b d *grid2"]:
+        """Code vectors of codes, as the decoder takes them.
 
         Raises:
-            ValueError: a code is outside the codebook.
+            ValueError: a code is outside the codebook, or places have another number of codes.
         """
-        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.codebook_size):
-            low, high = int(codes.min()), int(codes.max())
-            raise ValueError(f"codes run from {low} to {high}; this codebook has 0 to {self.codebook_size - 1}")
-        return self.decoder(self.embed(codes).to(self.decoder.output.weight.dtype))
+        self._check_codes(codes)
+        return self.quantizer.embed(codes)
 
-    def forward(self, pixels: Float[Tensor, "b c H W"]) -> TokenizerOutput:
+    def decode(
+        self, codes: Shaped[Tensor, "b *grid"], text: Float[Tensor, "b t e"] | None = None
+    ) -> Float[Tensor, "b c H W"]:
+        """Codes to pixels, about [-1, 1] (not clipped).
+
+        Args:
+            text: features for a decoder that reads text (TA-TiTok).
+
+        Raises:
+            ValueError: a code is outside the codebook, or places have another number of codes.
+        """
+        return self._decoded(self.embed(codes).to(self.dtype), text)
+
+    def forward(self, pixels: Float[Tensor, "b c H W"], text: Float[Tensor, "b t e"] | None = None) -> TokenizerOutput:
         """Reconstruct pixels, with gradients.
 
         Raises:
             ValueError: wrong number of channels, or a size that the tokenizer cannot take.
         """
         self._check(pixels)
-        quantized = self.quantizer(self.encoder(pixels))
-        return TokenizerOutput(self.decoder(quantized.latents), quantized.codes, quantized.loss)
+        quantized = self.quantize(self.encoder(pixels))
+        made = self._decoded(quantized.latents, text)
+        return TokenizerOutput(made, quantized.codes, quantized.loss, quantized.terms)
+
+    def _decoded(self, latents: Tensor, text: Tensor | None) -> Tensor:
+        return self.decoder(latents) if text is None else self.decoder(latents, text)
 
     def _check(self, pixels: Tensor) -> None:
         if pixels.shape[1] != self.channels:
             raise ValueError(f"pixels have {pixels.shape[1]} channels; this tokenizer takes {self.channels}")
         self.grid((pixels.shape[2], pixels.shape[3]))
+
+    def _check_codes(self, codes: Tensor) -> None:
+        if self.codebook_size == 0:
+            if not codes.is_floating_point() or codes.shape[-1] != self.quantizer.dim:
+                raise ValueError(
+                    f"this tokenizer's tokens are float (b, h, w, {self.quantizer.dim}), "
+                    f"got {codes.dtype} {tuple(codes.shape)}"
+                )
+            return
+        if self.levels > 1 and codes.shape[-1] != self.levels:
+            raise ValueError(
+                f"this tokenizer has {self.levels} codes a place, on a last axis; got codes of shape "
+                f"{tuple(codes.shape)}"
+            )
+        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.codebook_size):
+            low, high = int(codes.min()), int(codes.max())
+            raise ValueError(f"codes run from {low} to {high}; this codebook has 0 to {self.codebook_size - 1}")

@@ -15,10 +15,10 @@ from maskgen.transformer.positions import rotate
 Norm = Literal["layer", "rms"]
 
 
-def make_norm(kind: Norm, width: int, affine: bool = True) -> nn.Module:
+def make_norm(kind: Norm, width: int, affine: bool = True, eps: float = 1e-6) -> nn.Module:
     if kind == "rms":
-        return nn.RMSNorm(width, eps=1e-6, elementwise_affine=affine)
-    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)
+        return nn.RMSNorm(width, eps=eps, elementwise_affine=affine)
+    return nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
 
 
 def take(x: Float[Tensor, "b n *d"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k *d"]:
@@ -97,11 +97,12 @@ class Block(nn.Module):
         dropout: float,
         modulated: bool,
         backend: Backend,
+        eps: float = 1e-6,
     ):
         super().__init__()
-        self.norm1 = make_norm(norm, width, affine=not modulated)
+        self.norm1 = make_norm(norm, width, not modulated, eps)
         self.attention = SelfAttention(width, heads, norm, qk_norm, backend)
-        self.norm2 = make_norm(norm, width, affine=not modulated)
+        self.norm2 = make_norm(norm, width, not modulated, eps)
         self.mlp = GatedMLP(width, mlp_ratio, mlp)
         self.dropout = nn.Dropout(dropout)
 

@@ -1,0 +1,26 @@
+"""Quantizers: latents -> codes and back. All work in float32: bfloat16 distances pick wrong codes."""
+
+from maskgen.tokenizer.quantizers.base import Quantized
+from maskgen.tokenizer.quantizers.composed import MultichannelQuantizer, ResidualQuantizer
+from maskgen.tokenizer.quantizers.scalar import FiniteScalarQuantizer, Identity, LookupFreeQuantizer
+from maskgen.tokenizer.quantizers.vector import VectorQuantizer
+
+QUANTIZERS = {
+    "vq": VectorQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "residual": ResidualQuantizer,
+    "multichannel": MultichannelQuantizer,
+    "none": Identity,
+}
+
+__all__ = [
+    "QUANTIZERS",
+    "FiniteScalarQuantizer",
+    "Identity",
+    "LookupFreeQuantizer",
+    "MultichannelQuantizer",
+    "Quantized",
+    "ResidualQuantizer",
+    "VectorQuantizer",
+]

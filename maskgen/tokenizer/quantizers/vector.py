@@ -1,0 +1,153 @@
+"""Vector quantization: the nearest code of a codebook, and what keeps the codes in use."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from maskgen.tokenizer.quantizers.base import Quantized, entropies, first, last, straight_through
+from maskgen.tokenizer.quantizers.seeding import draw_latents, kmeans, squared_distances, totals, unit
+
+REVIVED = 1024  # codes replaced at most in one step
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code of a codebook, straight-through (van den Oord et al. 2017, arXiv:1711.00937, eq. 3).
+
+    loss = ||sg[z] - e||^2 + commitment * ||z - sg[e]||^2 + entropy * (E[H] - H[E]), the first term only where the
+    codebook is learned by gradient.
+
+    Args:
+        codebook_size: number of codes K.
+        dim: of a code vector.
+        commitment: beta of the paper; it weighs the term that moves the *encoder*.
+        learned: the codebook is learned by gradient; else it follows its latents by moving averages.
+        decay: of the moving averages; also of the statistics of use.
+        average: what is averaged: ``sums`` of latents and counts (van den Oord et al., appendix A.1), or
+            ``directions``, the batch's mean of each code that was chosen, both normalised (BEiT v2's quantizer; needs
+            `l2_norm`).
+        l2_norm: latents and codes lie on the unit sphere, distance is cosine (ViT-VQGAN, arXiv:2110.04627).
+        init: the codebook is ``random``, or set by the first training batch to some of its latents (``data``) or to
+            their k-means centroids (``kmeans``).
+        revive_below: a code chosen less often than this, as an average over training steps of its count divided by
+            the count under uniform use, is replaced by a latent of the batch that lies far from all codes. 0: never.
+        entropy: weight of the entropy term; MaskGIT's VQGAN has 0.1.
+        entropy_temperature: of the assignments in that term.
+
+    Raises:
+        ValueError: a setting that contradicts another.
+    """
+
+    NEWBORN = 0.2  # use credited to a new code: enough to be tried for some steps, little enough to move at once
+    levels = 1
+    usage: Tensor
+    initialised: Tensor
+    sums: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int = 1024,
+        dim: int = 16,
+        commitment: float = 0.25,
+        decay: float = 0.95,
+        learned: bool = False,
+        average: Literal["sums", "directions"] = "sums",
+        l2_norm: bool = False,
+        init: Literal["random", "data", "kmeans"] = "data",
+        revive_below: float = 0.05,
+        entropy: float = 0.0,
+        entropy_temperature: float = 0.01,
+    ):
+        super().__init__()
+        if average == "directions" and (learned or not l2_norm):
+            raise ValueError("average: directions needs l2_norm: true and learned: false")
+        if not learned and entropy:
+            raise ValueError("the entropy term moves the codes by gradient; set learned: true, or entropy: 0")
+        self.codebook_size, self.dim = codebook_size, dim
+        self.commitment, self.decay, self.learned, self.average = commitment, decay, learned, average
+        self.l2_norm, self.init, self.revive_below = l2_norm, init, revive_below
+        self.entropy, self.entropy_temperature = entropy, entropy_temperature
+        self.codebook = nn.Parameter(torch.randn(codebook_size, dim) * dim**-0.5, requires_grad=learned)
+        self.register_buffer("usage", torch.ones(codebook_size))
+        self.register_buffer("sums", self.codebook.detach().clone())
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def forward(self, latents: Float[Tensor, "b d *grid"]) -> Quantized:
+        z = self._place(last(latents).flatten(0, -2))
+        if self.training and self.init != "random" and not self.initialised:
+            self._initialise(z.detach())
+        spread = self.training and self.entropy > 0
+        codebook = self.codebook.clone() if spread else self.codebook  # revival writes before backward reads
+        distances = squared_distances(z, self._place(codebook))
+        codes = distances.argmin(-1)
+        if self.training:
+            self._follow(z.detach(), codes)
+        e = self._place(F.embedding(codes, self.codebook))
+        terms = {"commitment": F.mse_loss(z, e.detach())}
+        loss = self.commitment * terms["commitment"]
+        if self.learned:
+            loss = loss + F.mse_loss(e, z.detach())
+        if spread:
+            distances = distances + z.square().sum(-1, keepdim=True)
+            terms["sample_entropy"], terms["mean_entropy"] = entropies(-distances, self.entropy_temperature)
+            loss = loss + self.entropy * (terms["sample_entropy"] - terms["mean_entropy"])
+        shape = (len(latents), *latents.shape[2:])
+        return Quantized(first(straight_through(z, e).view(*shape, -1)), codes.view(shape), loss, terms)
+
+    def embed(self, codes: Int[Tensor, "b *grid"]) -> Float[Tensor, "b d *grid"]:
+        """Code vectors, channels first."""
+        return first(self._place(F.embedding(codes, self.codebook)))
+
+    def _place(self, x: Tensor) -> Tensor:
+        return unit(x) if self.l2_norm else x
+
+    @torch.no_grad()
+    def _follow(self, z: Float[Tensor, "n d"], codes: Int[Tensor, "n"]) -> None:
+        """Move the statistics of use, and unless it is learned the codebook; revive codes out of use."""
+        counts, sums = totals(z, codes, self.codebook_size)
+        scale = self.codebook_size / counts.sum()
+        self.usage.lerp_(counts * scale, 1 - self.decay)  # 1 under uniform use
+        if self.average == "directions":
+            chosen = torch.where(counts[:, None] > 0, unit(sums / counts.clamp(min=1)[:, None]), self.codebook)
+            self.codebook.copy_(unit(torch.lerp(self.codebook, chosen, 1 - self.decay)))
+        else:
+            self.sums.lerp_(sums * scale, 1 - self.decay)
+            if not self.learned:
+                self.codebook.copy_(self._place(self.sums / self.usage.clamp(min=1e-4)[:, None]))
+        if self.revive_below > 0:
+            self._revive(z)
+
+    @torch.no_grad()
+    def _initialise(self, z: Float[Tensor, "n d"]) -> None:
+        """Set all codes from the batch; where it has fewer latents than there are codes, some repeat with noise."""
+        rows = draw_latents(z, torch.ones_like(z[:, 0]), self.codebook_size)
+        short = self.codebook_size - len(rows)
+        if short > 0:
+            again = rows[torch.arange(short, device=z.device) % len(rows)]
+            rows = torch.cat([rows, again + 1e-3 * rows.std() * self.codebook[:short]])
+        if self.init == "kmeans":
+            rows = kmeans(z, self._place(rows), 10)
+        self.codebook.copy_(self._place(rows))
+        self.sums.copy_(self.codebook * self.usage[:, None])
+        self.initialised.fill_(True)
+
+    @torch.no_grad()
+    def _revive(self, z: Float[Tensor, "n d"]) -> None:
+        """Put latents of the batch in the places of codes out of use; branch-free, so no synchronisation.
+
+        A latent is drawn with probability proportional to its squared distance from the codebook (the seeding of
+        k-means++, Arthur and Vassilvitskii 2007): drawn evenly, most would repeat the commonest patch.
+        """
+        dead = self.usage < self.revive_below
+        distance = squared_distances(z, self._place(self.codebook)).amin(-1) + z.square().sum(-1)
+        rows = draw_latents(z, distance.nan_to_num(0, 1, 0), min(self.codebook_size, REVIVED))
+        turn = dead.cumsum(0) - 1  # the i-th dead code takes the i-th row, as far as there are rows
+        dead = dead & (turn < len(rows))
+        rows = rows[turn.clamp(0, len(rows) - 1)]
+        self.codebook.copy_(torch.where(dead[:, None], rows, self.codebook))
+        self.sums.copy_(torch.where(dead[:, None], rows * self.NEWBORN, self.sums))
+        self.usage.masked_fill_(dead, self.NEWBORN)
