@@ -1,104 +1,52 @@
-"""Losses that train a tokenizer: reconstruction, perceptual, adversarial."""
+"""Losses that train a tokenizer beside those of :mod:`maskgen.tokenizer.perceptual`. All work in float32."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-PERCEPTUAL_HELP = (
-    "the perceptual loss needs torchvision's VGG-16 weights: either let torchvision download them (internet), "
-    "or give a local copy of vgg16-397923af.pth as perceptual_weights=PATH, or set perceptual=0"
-)
+Kind = Literal["hinge", "non_saturating"]
 
 
-class PerceptualLoss(nn.Module):
-    """LPIPS on VGG-16 (Zhang et al. 2018, arXiv:1801.03924); the linear layers come with torchmetrics.
-
-    Args:
-        weights: a local copy of torchvision's VGG-16 weights; None downloads them.
-
-    Raises:
-        RuntimeError: the weights are neither given nor to be had.
-    """
-
-    def __init__(self, weights: str | None = None):
-        super().__init__()
-        from torchmetrics.functional.image.lpips import _LPIPS
-        from torchvision.models import VGG16_Weights
-
-        try:
-            state = (
-                torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True)
-                if weights
-                else VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
-            )
-        except OSError as error:
-            raise RuntimeError(f"{PERCEPTUAL_HELP} ({error})") from error
-        self.lpips = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
-        _fill(self.lpips.net, state)
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> PerceptualLoss:
-        """Stays in evaluation mode."""
-        return super().train(False)
-
-    def forward(self, a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-        return self.lpips(a, b).mean()
-
-
-def _fill(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put VGG's convolutions into torchmetrics' network: its layers keep VGG's numbers, below five slices."""
-    for key, value in net.state_dict().items():
-        name = f"features.{key.split('.', 1)[1]}"
-        if name not in state or state[name].shape != value.shape:
-            raise RuntimeError(f"{PERCEPTUAL_HELP} (the file has no fitting {name}: it is not VGG-16's)")
-        value.copy_(state[name])
-
-
-class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017, arXiv:1611.07004): a map of real-or-fake logits, one a receptive field.
-
-    GroupNorm in place of BatchNorm: batch statistics of real and fake pictures may not mix.
-    """
-
-    def __init__(self, channels: int, width: int, layers: int):
-        super().__init__()
-        widths = [width * min(2**i, 8) for i in range(layers + 1)]
-        stack: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i in range(1, layers + 1):
-            stride = 2 if i < layers else 1
-            stack += [
-                nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(8, widths[i]),
-                nn.LeakyReLU(0.2),
-            ]
-        self.layers = nn.Sequential(*stack, nn.Conv2d(widths[-1], 1, 4, padding=1))
-
-    def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 p q"]:
-        return self.layers(pixels)
-
-
-def discriminator_loss(real: Tensor, fake: Tensor, kind: Literal["hinge", "non_saturating"]) -> Float[Tensor, ""]:
+def discriminator_loss(real: Tensor, fake: Tensor, kind: Kind) -> Float[Tensor, ""]:
     """Loss of the discriminator from its logits on real and on reconstructed pictures."""
     if kind == "hinge":
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
-def generator_loss(fake: Tensor, kind: Literal["hinge", "non_saturating"]) -> Float[Tensor, ""]:
+def generator_loss(fake: Tensor, kind: Kind) -> Float[Tensor, ""]:
     """Adversarial loss of the autoencoder from the discriminator's logits on its reconstructions."""
     return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
+
+
+def lecam_loss(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Float[Tensor, ""]:
+    """LeCAM's regularisation of the discriminator (Tseng et al. 2021, arXiv:2104.03310, section 3.2).
+
+    E |D(x) - a_F|^2 + E |D(G(z)) - a_R|^2, with a_R, a_F moving averages of the mean logits on real and on made
+    pictures. As in the authors' code a difference counts only while the two stand on their right sides.
+    """
+    return F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
+
+
+def r1_penalty(logits: Float[Tensor, "b 1 p q"], pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """E |dD(x)/dx|^2 at real pictures (Mescheder et al. 2018, arXiv:1801.04406, eq. 9, without gamma / 2).
+
+    D(x) is the mean of a picture's map of logits. `pixels` require a gradient; the graph is kept for a second one.
+    """
+    means = logits.float().mean(dim=(1, 2, 3))
+    (slope,) = torch.autograd.grad(means.sum(), pixels, create_graph=True)
+    return slope.float().square().sum(dim=(1, 2, 3)).mean()
 
 
 def adaptive_weight(
     reconstruction: Tensor, last_layer: Tensor, grad_loss: Tensor, grad_adversarial: Tensor, maximum: float = 1e4
 ) -> Float[Tensor, ""]:
-    """|d loss / d last layer| / |d adversarial / d last layer| (Esser et al. 2021, eq. 7), clipped.
+    """|d loss / d last layer| / |d adversarial / d last layer| (Esser et al. 2021, arXiv:2012.09841, eq. 7), clipped.
 
     Args:
         reconstruction: pixels with their graph; it is kept.
@@ -106,8 +54,15 @@ def adaptive_weight(
         grad_loss, grad_adversarial: gradients of the two losses *at the reconstruction*, so that only the last
             layer is differentiated here, never the two losses a second time.
     """
-    norms = [
-        torch.autograd.grad(reconstruction, last_layer, g, retain_graph=True)[0].norm()
-        for g in (grad_loss, grad_adversarial)
-    ]
+    norms = []
+    for gradient in (grad_loss, grad_adversarial):
+        size = gradient.norm()
+        unit = (gradient / size.clamp(min=1e-30)).to(reconstruction.dtype)  # in float16 the gradient itself is 0
+        (last,) = torch.autograd.grad(reconstruction, last_layer, unit, retain_graph=True)
+        norms.append(size * last.float().norm())
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)
+
+
+def feature_loss(made: Float[Tensor, "b d h w"], wanted: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
+    """1 - the mean over tokens of cos(made, wanted): VQ-KD's distillation (BEiT v2, arXiv:2208.06366, eq. 2)."""
+    return 1 - F.cosine_similarity(made.float(), wanted.float(), dim=1).mean()

@@ -19,8 +19,10 @@ from maskgen.training.batches import MapDataset, mix
 from maskgen.training.generator_stage import GeneratorStage
 from maskgen.training.loop import Training, train
 from maskgen.training.tokenizer_stage import TokenizerStage
+from maskgen.training.vqkd_stage import VqkdStage
 
-STAGE = Part({"tokenizer": TokenizerStage, "generator": GeneratorStage}, given=("dataset", "holdout"))
+STAGES = {"tokenizer": TokenizerStage, "vqkd": VqkdStage, "generator": GeneratorStage}
+STAGE = Part(STAGES, given=("dataset", "holdout"))
 DATA = Part(DATASETS)
 AUGMENT = Part({"standard": Augmentation}, default="standard")
 FREE_ON_RESUME = ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "workers", "trackers")
@@ -39,7 +41,7 @@ def run(
 
     Args:
         name: of the run.
-        stage: ``tokenizer`` or ``generator``, with its parts.
+        stage: ``tokenizer``, ``vqkd`` or ``generator``, with its parts.
         data: the data set.
         training: settings of the loop.
         augment: of training pictures.

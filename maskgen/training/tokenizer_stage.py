@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,14 @@ from maskgen.evaluation.reconstruction import measure, spread
 from maskgen.parts import Part, build
 from maskgen.pictures import side_by_side
 from maskgen.pipelines.store import save_tokenizer
-from maskgen.tokenizer.losses import (
-    PatchDiscriminator,
-    PerceptualLoss,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
-)
+from maskgen.tokenizer.losses import adaptive_weight
 from maskgen.tokenizer.model import Tokenizer
+from maskgen.training.adversary import Adversary
 from maskgen.training.batches import MapDataset
+from maskgen.training.offline import PERCEPTUAL
 
 TOKENIZER = Part({"tokenizer": Tokenizer}, default="tokenizer")
+ADVERSARY = Part({"patch": Adversary}, given=("channels", "size"), default="patch")
 
 
 class TokenizerStage:
@@ -35,11 +32,8 @@ class TokenizerStage:
     Args:
         tokenizer: its parts.
         l1, l2: weights of the mean absolute and the mean squared error.
-        perceptual: weight of LPIPS; `perceptual_weights` is a local file of VGG-16's weights.
-        adversarial: weight of the adversarial term, itself scaled by the adaptive weight; 0 trains no discriminator.
-        adversarial_start: step from which the discriminator and its term are on.
-        adversarial_kind: loss of the discriminator.
-        discriminator_width, discriminator_layers: of the PatchGAN.
+        perceptual: weight of `perceptual_network`'s distance; at 0 no such network is made.
+        adversarial: the discriminator and its term; None trains none.
         dataset: the training pictures (given by the run).
         holdout: pictures kept out of training, for the metrics (given by the run); None keeps none.
     """
@@ -52,89 +46,73 @@ class TokenizerStage:
         l1: float = 1.0,
         l2: float = 0.0,
         perceptual: float = 0.0,
-        perceptual_weights: str | None = None,
-        adversarial: float = 0.0,
-        adversarial_start: int = 0,
-        adversarial_kind: Literal["hinge", "non_saturating"] = "hinge",
-        discriminator_width: int = 64,
-        discriminator_layers: int = 3,
+        perceptual_network: Annotated[Any, PERCEPTUAL] = "lpips",
+        adversarial: Annotated[Any, ADVERSARY] | None = None,
     ):
-        model = build(TOKENIZER, tokenizer)
-        first = dataset[0]["pixels"]
-        if first.shape[0] != model.channels:
+        model, first = build_tokenizer(tokenizer, dataset)
+        if model.config.target != "pixels":
             raise ValueError(
-                f"the data has {first.shape[0]} channels and stage.tokenizer.encoder.channels is {model.channels}"
+                f"stage.tokenizer.target is {model.config.target!r}: its decoder makes no pixels; train it by stage "
+                "type vqkd with a teacher"
             )
-        model.grid(tuple(first.shape[1:]))  # complains of a size that does not fit
         self.modules: dict[str, nn.Module] = {"model": model}
-        if adversarial > 0:
-            self.modules["discriminator"] = PatchDiscriminator(
-                model.channels, discriminator_width, discriminator_layers
-            )
-        self.perceptual_loss = PerceptualLoss(perceptual_weights) if perceptual > 0 else None
+        self.adversary = build(ADVERSARY, adversarial, channels=model.channels, size=tuple(first.shape[1:]))
+        if self.adversary is not None:
+            self.modules["discriminator"] = self.adversary.discriminator
+        self.perceptual_network = build(PERCEPTUAL, perceptual_network) if perceptual > 0 else None
         self.l1, self.l2, self.perceptual = l1, l2, perceptual
-        self.adversarial, self.adversarial_start, self.kind = adversarial, adversarial_start, adversarial_kind
         self.dataset, self.holdout = dataset, holdout
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """One pass of the autoencoder serves both its own step and the discriminator's."""
         pixels = batch["pixels"]
-        output = self.modules["model"](pixels)
-        if self.adversarial == 0 or step < self.adversarial_start:
+        output = forward(self.modules["model"], batch)
+        quantizer = {"quantizer": output.loss, **output.terms}
+        if self.adversary is None or step < self.adversary.start:
             fit, terms = self._fit(output.pixels, pixels)
-            yield "model", {"loss": fit + output.loss, "quantizer": output.loss, **terms}
+            yield "model", {"loss": fit + output.loss, **quantizer, **terms}
             return
-        yield "model", self._adversarial_terms(output, pixels)
-        both = self.modules["discriminator"](torch.cat([pixels, output.pixels.detach().to(pixels.dtype)]))
-        real, fake = both.float().chunk(2)
-        loss = discriminator_loss(real, fake, self.kind)
-        yield "discriminator", {"loss": loss, "real": real.mean(), "fake": fake.mean()}
+        surrogate, terms = self._adversarial(output.pixels, pixels, step)
+        yield "model", {"loss": surrogate + output.loss, **quantizer, **terms}
+        yield "discriminator", self.adversary.terms(self.modules["discriminator"], pixels, output.pixels, step)
 
     def _fit(self, made: Tensor, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction and perceptual terms, weighted and summed; and each alone."""
+        """Reconstruction and perceptual terms, weighted and summed; and each alone. In float32 whatever autocast says:
+        half-precision gradients of means over a picture are 0.
+        """
         made = made.float()
         terms = {"l1": F.l1_loss(made, pixels), "l2": F.mse_loss(made, pixels)}
         loss = self.l1 * terms["l1"] + self.l2 * terms["l2"]
-        if self.perceptual_loss is not None:
-            terms["perceptual"] = self.perceptual_loss.to(pixels.device)(made.clamp(-1, 1), pixels)
+        if self.perceptual_network is not None:
+            network = self.perceptual_network.to(pixels.device)
+            with torch.autocast(pixels.device.type, enabled=False):
+                terms["perceptual"] = network(made.clamp(-1, 1), pixels)
             loss = loss + self.perceptual * terms["perceptual"]
         return loss, terms
 
-    def _adversarial_terms(self, output: Any, pixels: Tensor) -> dict[str, Tensor]:
-        """All terms from their gradients at the reconstruction, so that the decoder is differentiated once.
+    def _adversarial(self, made: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """fit + weight * adversarial from their gradients at the reconstruction: the decoder is differentiated once.
 
-        The loss handed to backward is ``<reconstruction, gradient>`` with the gradient of fit + weight * adversarial
-        held fixed: its gradient by the parameters is the plain sum's.
+        What is handed to backward is ``<reconstruction, gradient>`` with the gradient of the sum held fixed: its
+        gradient by the parameters is the sum's, and its value is made the sum's too.
         """
-        made = output.pixels.detach().float().requires_grad_()
-        fit, terms = self._fit(made, pixels)
-        discriminator = extract_model_from_parallel(self.modules["discriminator"])
-        discriminator.requires_grad_(False)
-        fooled = generator_loss(discriminator(made).float(), self.kind)
-        discriminator.requires_grad_(True)
-        grad_fit, grad_fooled = torch.autograd.grad(fit, made)[0], torch.autograd.grad(fooled, made)[0]
-        last = extract_model_from_parallel(self.modules["model"]).decoder.output.weight
-        kind = output.pixels.dtype
-        weight = self.adversarial * adaptive_weight(output.pixels, last, grad_fit.to(kind), grad_fooled.to(kind))
-        surrogate = (output.pixels * (grad_fit + weight * grad_fooled).to(kind)).sum()
-        total = (fit + weight * fooled).detach()
-        loss = output.loss + surrogate - surrogate.detach() + total
-        return {
-            "loss": loss,
-            "quantizer": output.loss,
-            "adversarial": fooled,
-            "adversarial_weight": weight,
-            **terms,
-        }
+        at = made.detach().float().requires_grad_()
+        fit, terms = self._fit(at, pixels)
+        fooled = self.adversary.fooled(self.modules["discriminator"], at)
+        grad_fit, grad_fooled = torch.autograd.grad(fit, at)[0], torch.autograd.grad(fooled, at)[0]
+        weight = torch.as_tensor(self.adversary.weight_at(step), device=pixels.device)
+        if self.adversary.adaptive:
+            last = extract_model_from_parallel(self.modules["model"]).decoder.output.weight
+            weight = weight * adaptive_weight(made, last, grad_fit, grad_fooled)
+        surrogate = (made.float() * (grad_fit + weight * grad_fooled)).sum()
+        loss = surrogate - surrogate.detach() + (fit + weight * fooled).detach()
+        return loss, {"adversarial": fooled, "adversarial_weight": weight, **terms}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """PSNR of the training and of the held-out pictures; codebook use on the former."""
         found = measure(model, self.dataset)
-        metrics = {
-            "train/psnr": found["psnr"],
-            "codebook/use": found["use"],
-            "codebook/perplexity": found["perplexity"],
-        }
+        metrics = {"train/psnr": found["psnr"]}
+        metrics |= {f"codebook/{name}": found[name] for name in ("use", "perplexity") if name in found}
         return metrics if self.holdout is None else {**metrics, "holdout/psnr": measure(model, self.holdout)["psnr"]}
 
     @torch.no_grad()
@@ -146,3 +124,24 @@ class TokenizerStage:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_tokenizer(model, folder)
+
+
+def build_tokenizer(spec: Any, dataset: MapDataset) -> tuple[Any, Tensor]:
+    """The tokenizer, and the data's first picture, which it can take.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    model = build(TOKENIZER, spec)
+    first = dataset[0]["pixels"]
+    if first.shape[0] != model.channels:
+        raise ValueError(
+            f"the data has {first.shape[0]} channels and stage.tokenizer.encoder.channels is {model.channels}"
+        )
+    model.grid(tuple(first.shape[1:]))  # complains of a size that does not fit
+    return model, first
+
+
+def forward(model: nn.Module, batch: dict[str, Any]) -> Any:
+    """The tokenizer's output for a batch; text features go to decoders that read them."""
+    return model(batch["pixels"], text=batch["text"]) if "text" in batch else model(batch["pixels"])
