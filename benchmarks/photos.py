@@ -7,8 +7,8 @@
     PYTHONPATH=/tmp/packages python benchmarks/photos.py /tmp/photos/photos64.npz --wallpapers /tmp/wallpapers
 
 The file has ``images`` (n, 64, 64, 3) and ``labels`` (n,), which photograph a crop is from, to train on, and
-``holdout_images`` and ``holdout_labels`` from other photographs; ``sources`` says where each is from and its licence. The
-wallpapers are read here and never committed: most are under the GPL, the LGPL or CC BY-SA.
+``holdout_images`` and ``holdout_labels`` from other photographs; ``sources`` and ``holdout_sources`` say where each is
+from and its licence. The wallpapers are read here and never committed: most are under the GPL, the LGPL or CC BY-SA.
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+"""Training for a budget of processor time, and what every benchmark here says of its machine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from maskgen.config import check
+from maskgen.training.loop import bf16_supported
+from maskgen.training.run import run
+
+WARM_UP, SKIPPED = 24, 4  # steps before the run, to know what a step costs; the first ones cost more
+
+
+class _Enough(Exception):
+    """Ends the warm-up where nothing is evaluated or saved yet."""
+
+
+class Steps:
+    """Processor time at every optimizer step, of whichever stage; raises `_Enough` after `most` of them."""
+
+    def __init__(self, most: int | None = None):
+        self.marks: dict[int, list[float]] = {}  # by optimizer: a discriminator has its own
+        self.most = most
+
+    def __enter__(self) -> Steps:
+        self.hook = register_optimizer_step_post_hook(self._mark)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.hook.remove()
+
+    def _mark(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        marks = self.marks.setdefault(id(optimizer), [])
+        marks.append(time.process_time())
+        if self.most and len(marks) >= self.most:
+            raise _Enough
+
+    @property
+    def first(self) -> list[float]:
+        """The marks of the optimizer that stepped first."""
+        return next(iter(self.marks.values()), [])
+
+
+def train_for(seconds: float, name: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train `config` anew in ``folder/name`` with as many steps as `seconds` of processor time allow.
+
+    A short warm-up in the same process tells what a step costs; then ``training.steps`` is set, so that the learning
+    rate's decay ends with the budget. Whatever is a fraction below 1 in ``stage.adversarial_start`` is a share of the
+    steps, of the warm-up's too. Neither the evaluation nor the saving at the end is counted.
+
+    A stage that takes no optimizer step (codes by k-means) is run once; all of its processor time is counted.
+
+    Returns:
+        ``steps``, ``budget_seconds``, ``cpu_seconds`` (of all steps), ``cpu_seconds_per_step``, ``total_cpu_seconds``
+        (with warm-up, evaluation and saving), ``precision``, ``wall_seconds`` and ``config`` as run.
+    """
+    begun, wall = time.process_time(), time.perf_counter()
+    warm = _with_steps(config, f"{name}-warm-up", WARM_UP, SKIPPED)
+    with Steps(WARM_UP) as counted, contextlib.suppress(_Enough):
+        _run(warm, folder)
+    shutil.rmtree(folder / warm["name"], ignore_errors=True)
+    marks = counted.first
+    cost = (marks[-1] - marks[SKIPPED - 1]) / (len(marks) - SKIPPED) if len(marks) > SKIPPED else seconds
+    final = _with_steps(config, name, max(2, round(seconds / cost)) if marks else 1, 0)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    start = time.process_time()
+    with Steps() as counted:
+        _run(final, folder)
+    marks = counted.first
+    used = (marks[-1] - marks[0]) * len(marks) / (len(marks) - 1) if len(marks) > 1 else time.process_time() - start
+    return {
+        "steps": len(marks),
+        "budget_seconds": seconds,
+        "cpu_seconds": round(used, 2),
+        "cpu_seconds_per_step": round(used / max(1, len(marks)), 4),
+        "total_cpu_seconds": round(time.process_time() - begun, 2),
+        "precision": "bf16" if bf16_supported() else "fp32",
+        "wall_seconds": round(time.perf_counter() - wall, 2),
+        "config": final,
+    }
+
+
+def _with_steps(config: dict[str, Any], name: str, steps: int, skipped: int) -> dict[str, Any]:
+    stage, training = dict(config["stage"]), dict(config.get("training", {}))
+    share = stage.get("adversarial_start", 0)
+    if 0 < share < 1:
+        stage["adversarial_start"] = skipped + round(share * (steps - skipped))
+    training |= {"steps": steps, "checkpoint_every": 10**9}
+    training["warmup_steps"] = min(training.get("warmup_steps", 50), max(1, steps // 10))
+    return {**config, "name": name, "stage": stage, "training": training}
+
+
+def _run(config: dict[str, Any], folder: Path) -> None:
+    run(**check(run, {**config, "folder": str(folder)}, config["name"]))
+
+
+def machine() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
