@@ -56,7 +56,7 @@ def train_for(seconds: float, name: str, config: dict[str, Any], folder: Path) -
     """Train `config` anew in ``folder/name`` with as many steps as `seconds` of processor time allow.
 
     A short warm-up in the same process tells what a step costs; then ``training.steps`` is set, so that the learning
-    rate's decay ends with the budget. Whatever is a fraction below 1 in ``stage.adversarial_start`` is a share of the
+    rate's decay ends with the budget. Whatever is a fraction below 1 in ``stage.adversarial.start`` is a share of the
     steps, of the warm-up's too. Neither the evaluation nor the saving at the end is counted.
 
     A stage that takes no optimizer step (codes by k-means) is run once; all of its processor time is counted.
@@ -93,9 +93,10 @@ def train_for(seconds: float, name: str, config: dict[str, Any], folder: Path) -
 
 def _with_steps(config: dict[str, Any], name: str, steps: int, skipped: int) -> dict[str, Any]:
     stage, training = dict(config["stage"]), dict(config.get("training", {}))
-    share = stage.get("adversarial_start", 0)
+    adversarial = stage.get("adversarial") or {}
+    share = adversarial.get("start", 0)
     if 0 < share < 1:
-        stage["adversarial_start"] = skipped + round(share * (steps - skipped))
+        stage["adversarial"] = {**adversarial, "start": skipped + round(share * (steps - skipped))}
     training |= {"steps": steps, "checkpoint_every": 10**9}
     training["warmup_steps"] = min(training.get("warmup_steps", 50), max(1, steps // 10))
     return {**config, "name": name, "stage": stage, "training": training}
