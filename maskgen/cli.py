@@ -15,8 +15,11 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to change")]
-Data = Annotated[str | None, typer.Option(help="emoji, a folder, an .npz, a run, or a YAML mapping")]
+Data = Annotated[
+    str | None, typer.Option(help="emoji, a folder, tar shards, an .npz, a run, or a YAML mapping; else the run's own")
+]
 Size = Annotated[int | None, typer.Option(help="side of the pictures, where the data leaves it open")]
+BatchSize = Annotated[int, typer.Option(min=1, help="pictures at a time")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")]
 
 
@@ -77,14 +80,22 @@ def encode(
     out: Annotated[Path, typer.Argument(help="folder of the token cache")],
     data: Data = None,
     size: Size = None,
-    workers: Annotated[int, typer.Option(help="processes that read pictures")] = 0,
+    flips: Annotated[bool, typer.Option("--flips", help="the mirrored pictures too, as further rows")] = False,
+    batch_size: BatchSize = 64,
+    workers: Annotated[int, typer.Option(min=0, help="processes that read pictures")] = 0,
+    device: Device = "auto",
 ) -> None:
-    """Encode a data set once; train on it with `data: {type: tokens, path: OUT}`."""
+    """Encode a data set once; train on it with `data: {type: tokens, path: OUT}`.
+
+    The same command goes on where it was stopped; started by torchrun or accelerate launch, processes share the work.
+    """
     from maskgen.data.source import open_dataset
     from maskgen.pipelines.encode import encode_dataset
+    from maskgen.pipelines.generate import pick_device
     from maskgen.pipelines.store import load_tokenizer
 
-    print(encode_dataset(load_tokenizer(tokenizer), open_dataset(data or tokenizer, size), out, workers=workers))
+    model = load_tokenizer(tokenizer).to(pick_device(device))
+    print(encode_dataset(model, open_dataset(data or tokenizer, size), out, batch_size, workers, flips))
 
 
 @app.command()

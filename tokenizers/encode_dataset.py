@@ -1,7 +1,10 @@
 """Encode a data set once, so that training a transformer never runs the tokenizer.
 
 python tokenizers/encode_dataset.py runs/emoji-tokenizer runs/emoji-tokens
-Then train with `data: {type: tokens, path: runs/emoji-tokens}`.
+python tokenizers/encode_dataset.py runs/mine runs/mine-tokens --data "shards/train-{000..012}.tar" --size 64 --flips
+torchrun --nproc_per_node 8 tokenizers/encode_dataset.py runs/mine runs/mine-tokens --data my_pictures --size 256
+
+A stopped command goes on when given again. Then train with `data: {type: tokens, path: runs/mine-tokens}`.
 """
 
 import argparse
@@ -15,11 +18,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", help="run, pipeline or tokenizer folder")
     parser.add_argument("out", help="folder of the token cache")
-    parser.add_argument("--data", help="emoji, a folder, an .npz, a run, a YAML mapping; else the tokenizer's own")
+    parser.add_argument("--data", help="emoji, a folder, shards, an .npz, a run, a YAML mapping; else the run's own")
     parser.add_argument("--size", type=int, help="side of the pictures, where the data leaves it open")
+    parser.add_argument("--flips", action="store_true", help="the mirrored pictures too, as further rows")
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures at a time")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     arguments = parser.parse_args()
 
-    tokenizer = load_tokenizer(arguments.tokenizer).to(pick_device("auto"))
-    dataset = open_dataset(arguments.data or arguments.tokenizer, arguments.size)
-    print(encode_dataset(tokenizer, dataset, arguments.out, workers=arguments.workers))
+    encode_dataset(
+        load_tokenizer(arguments.tokenizer).to(pick_device(arguments.device)),
+        open_dataset(arguments.data or arguments.tokenizer, arguments.size),
+        arguments.out,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        flips=arguments.flips,
+    )

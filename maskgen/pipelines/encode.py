@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,44 +14,106 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from maskgen.data.tokens import write_token_cache
+from maskgen.data.tokens import TokenCacheWriter
 from maskgen.pipelines.store import fingerprint
 from maskgen.tokenizer.model import Tokenizer
+
+CHUNK = 4  # batches between two marks of progress
 
 
 @torch.no_grad()
 def encode_dataset(
     tokenizer: Tokenizer,
-    dataset: torch.utils.data.Dataset | object,
+    dataset: Any,
     path: str | Path,
     batch_size: int = 64,
     workers: int = 0,
+    flips: bool = False,
 ) -> Path:
     """Encode every picture of a map-style data set once and write the codes and labels to the folder `path`.
+
+    The same call goes on where a killed one was, and gives a finished cache back as it is. The processes of one launch
+    (``torchrun``, ``accelerate launch``) share the work; each returns when the cache is whole. Codes and labels are the
+    same however many processes there were and however often they were stopped.
 
     Args:
         tokenizer: in evaluation mode, on the device to encode on.
         dataset: items ``{"pixels": (c, h, w) in [-1, 1], "label": int}``; ``class_names`` and ``labels``.
+        path: see :mod:`maskgen.data.tokens`. Row i is picture i.
+        batch_size: pictures at a time; part of the plan, for another may round differently.
+        workers: processes that read pictures, for each process that encodes.
+        flips: encode the mirrored pictures too: row n + i is the mirrored picture i of n.
 
     Raises:
-        ValueError: the tokenizer cannot take these pictures.
+        ValueError: the tokenizer cannot take these pictures, or the folder holds a cache of another making.
     """
-    device = next(tokenizer.parameters()).device
-    loader: DataLoader = DataLoader(dataset, batch_size, num_workers=workers)  # type: ignore[arg-type]
-    labels = np.array(dataset.labels)  # type: ignore[union-attr]
+    device = next((p.device for p in tokenizer.parameters()), torch.device("cpu"))  # patches have no weights
+    item = tokenizer.encode(dataset[0]["pixels"][None].to(device))[0]
+    rank, processes = launched()
+    n, step = len(dataset), batch_size * CHUNK
+    meta = {
+        "codebook_size": tokenizer.codebook_size,
+        "class_names": list(dataset.class_names),
+        "tokenizer": fingerprint(tokenizer),
+        "levels": tokenizer.levels,
+        "tokens": f"{item.dtype} {tuple(item.shape)}",
+        "flips": flips,
+        "batch_size": batch_size,
+        **describe(dataset),
+    }
+    chunks = -(-n // step)
+    writer = TokenCacheWriter(path, meta, n * (2 if flips else 1), item, chunks, first=rank == 0)
+    left = [chunk for chunk in range(rank, chunks, processes) if chunk not in writer.done()]
+    batches = [
+        list(range(start, min(start + batch_size, n)))
+        for chunk in left
+        for start in range(chunk * step, min((chunk + 1) * step, n), batch_size)
+    ]
+    loader: DataLoader = DataLoader(dataset, batch_sampler=batches, num_workers=workers)
+    shown = tqdm(loader, desc="encode", unit="batch", disable=rank > 0)
+    for indices, batch in zip(batches, shown):
+        pixels, labels = batch["pixels"], batch["label"].numpy()  # of an unreadable picture, its stand-in's
+        for start, codes in _encode(tokenizer, pixels.to(device), indices, n, flips, dataset):
+            writer.write(start, codes, labels)
+        if (indices[-1] + 1) % step == 0 or indices[-1] + 1 == n:
+            writer.mark(indices[0] // step)
+    return writer.finish()
 
-    def batches() -> Iterator[Tensor]:
-        for i, batch in enumerate(tqdm(loader, desc="encode", unit="batch")):
-            labels[i * batch_size :][: len(batch["label"])] = batch["label"]  # an unreadable picture has a stand-in
-            yield tokenizer.encode(batch["pixels"].to(device))
 
-    grid = tokenizer.grid(tuple(dataset[0]["pixels"].shape[1:]))  # type: ignore[index]
-    return write_token_cache(
-        path,
-        batches(),
-        labels,
-        grid,
-        tokenizer.codebook_size,
-        list(dataset.class_names),  # type: ignore[union-attr]
-        fingerprint(tokenizer),
-    )
+def _encode(
+    tokenizer: Tokenizer, pixels: Tensor, indices: list[int], n: int, flips: bool, dataset: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """The first row and the codes of a batch, then those of the mirrored batch."""
+    finite = pixels.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = indices[int(finite.logical_not().nonzero()[0])]
+        name = dataset.names[bad] if hasattr(dataset, "names") else bad
+        raise ValueError(f"picture {name} holds NaN or infinity; remove it or write it anew, with values in [-1, 1]")
+    yield indices[0], tokenizer.encode(pixels)
+    if flips:
+        yield n + indices[0], tokenizer.encode(pixels.flip(-1))
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and the number of processes of its launch; (0, 1) where it was started alone."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def describe(dataset: Any, samples: int = 8) -> dict[str, Any]:
+    """What tells a data set from another: how many pictures, and digests of labels, names and a few pictures."""
+    n = len(dataset)
+    few = [dataset[i * n // min(n, samples)]["pixels"] for i in range(min(n, samples))]
+    return {
+        "pictures": n,
+        "picture_size": list(few[0].shape[1:]),
+        "labels": _digest(np.asarray(dataset.labels, np.int64).tobytes()),
+        "names": _digest("\n".join(map(str, getattr(dataset, "names", ()))).encode()),
+        "samples": _digest(*(pixels.contiguous().numpy().tobytes() for pixels in few)),
+    }
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
