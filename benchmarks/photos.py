@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from maskgen.pictures import grid, save
@@ -134,7 +136,7 @@ def collect(photos: list[tuple[Photo, Path]], count: int, side: int, seed: int) 
     return np.concatenate(parts)[order], labels[order]
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("out", type=Path, help="the .npz to write; a sheet of crops is put beside it")
@@ -143,7 +145,7 @@ def main() -> None:
     add("--holdout", type=int, default=500, help="crops of other photographs (default: 500)")
     add("--side", type=int, default=64, help="of a crop (default: 64)")
     add("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     places = folders(options.wallpapers)
     found = [(photo, file) for photo in PHOTOS if (file := find(photo, places))]
     for photo in PHOTOS:
@@ -164,8 +166,6 @@ def main() -> None:
         sources=np.array([f"{p.package}: {p.file} ({p.licence})" for p, _ in train]),
         holdout_sources=np.array([f"{p.package}: {p.file} ({p.licence})" for p, _ in held]),
     )
-    import torch
-
     shown = torch.from_numpy(np.concatenate([images[:112], held_images[:48]])).permute(0, 3, 1, 2) / 127.5 - 1
     sheet = save(grid(shown, 16), options.out.with_suffix(".png"))
     print(f"{len(images)} crops of {len(train)} photographs, {len(held_images)} of {len(held)} others held out")
@@ -173,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
