@@ -26,7 +26,7 @@ class ConvEncoder(nn.Module):
 
     Args:
         channels: of the picture.
-        width: channels of the first level.
+        width: channels after the first convolution.
         multipliers: one a level; level i has ``width * multipliers[i]`` channels.
         blocks: residual blocks a level.
         attention: levels (0 is the finest) with self-attention; taming-transformers has it at the coarsest,
@@ -35,7 +35,8 @@ class ConvEncoder(nn.Module):
         middle_attention: self-attention after the first of them.
         patch: pixels are first folded ``patch x patch`` into channels; 2 makes small pictures 4 times cheaper.
         residual: ``taming`` or ``maskgit``, see :class:`~maskgen.tokenizer.layers.ResidualBlock`.
-        downsample: ``conv`` of stride 2, or ``pool`` (mean of 2x2), which MaskGIT's VQGAN has.
+        downsample: ``conv`` of stride 2; ``conv4``, the same with a 4x4 kernel, as MaskGIT's VQGAN has where it learns it;
+            or ``pool`` (mean of 2x2), which MaskGIT's published VQGAN has.
         hidden_dim: the head goes through so many channels (3x3, then 1x1), as taming's ``z_channels``; 0 is one 1x1.
         groups: of the norms.
         latent_dim: channels of the latents.
@@ -53,7 +54,7 @@ class ConvEncoder(nn.Module):
         middle_attention: bool = False,
         patch: int = 1,
         residual: Residual = "taming",
-        downsample: Literal["conv", "pool"] = "conv",
+        downsample: Literal["conv", "conv4", "pool"] = "conv",
         hidden_dim: int = 0,
         groups: int = 32,
     ):
@@ -61,11 +62,13 @@ class ConvEncoder(nn.Module):
         self.channels, self.patch = channels, patch
         self.downsampling = patch * 2 ** (len(multipliers) - 1)
         widths = [width * m for m in multipliers]
-        layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, widths[0], 3, padding=1, bias=residual == "taming")]
-        for i, w in enumerate(widths):
-            layers.append(_level(widths[max(i - 1, 0)], w, blocks, i in attention, residual, groups))
+        layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, width, 3, padding=1, bias=residual == "taming")]
+        for i, (before, w) in enumerate(zip([width, *widths], widths)):
+            layers.append(_level(before, w, blocks, i in attention, residual, groups))
             if i < len(widths) - 1:
-                layers.append(Downsample(w) if downsample == "conv" else nn.AvgPool2d(2))
+                layers.append(
+                    nn.AvgPool2d(2) if downsample == "pool" else Downsample(w, 4 if downsample == "conv4" else 3)
+                )
         layers += _middle(widths[-1], middle_blocks, middle_attention, residual, groups)
         layers += [group_norm(widths[-1], groups), nn.SiLU()]
         if hidden_dim:

@@ -101,14 +101,18 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width: 3x3 convolution of stride 2, padded right and below as in taming-transformers."""
+    """Halve height and width: convolution of stride 2, padded as "same" is.
 
-    def __init__(self, channels: int):
+    With a 3x3 kernel that is right and below, as in taming-transformers; with 4x4 all round.
+    """
+
+    def __init__(self, channels: int, kernel: int = 3):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, kernel, stride=2)
+        self.padding = ((kernel - 2) // 2, (kernel - 1) // 2) * 2
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, self.padding))
 
 
 class Upsample(nn.Module):

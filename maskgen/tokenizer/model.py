@@ -140,7 +140,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """
         self._check(pixels)
         quantized = self.quantize(self.encoder(pixels))
-        made = self._decoded(quantized.latents, text)
+        made = self._decoded(quantized.latents.to(self.dtype), text)
         return TokenizerOutput(made, quantized.codes, quantized.loss, quantized.terms)
 
     def _decoded(self, latents: Tensor, text: Tensor | None) -> Tensor:

@@ -16,12 +16,18 @@ from maskgen.data import DATASETS
 from maskgen.data.augment import Augmentation
 from maskgen.parts import Part, build
 from maskgen.training.batches import MapDataset, mix
+from maskgen.training.centroid_stage import CentroidStage
 from maskgen.training.generator_stage import GeneratorStage
 from maskgen.training.loop import Training, train
 from maskgen.training.tokenizer_stage import TokenizerStage
 from maskgen.training.vqkd_stage import VqkdStage
 
-STAGES = {"tokenizer": TokenizerStage, "vqkd": VqkdStage, "generator": GeneratorStage}
+STAGES = {
+    "tokenizer": TokenizerStage,
+    "vqkd": VqkdStage,
+    "centroids": CentroidStage,
+    "generator": GeneratorStage,
+}
 STAGE = Part(STAGES, given=("dataset", "holdout"))
 DATA = Part(DATASETS)
 AUGMENT = Part({"standard": Augmentation}, default="standard")
@@ -41,7 +47,7 @@ def run(
 
     Args:
         name: of the run.
-        stage: ``tokenizer``, ``vqkd`` or ``generator``, with its parts.
+        stage: ``tokenizer``, ``vqkd``, ``centroids`` or ``generator``, with its parts.
         data: the data set.
         training: settings of the loop.
         augment: of training pictures.
@@ -56,7 +62,10 @@ def run(
     kept, held = split(dataset, holdout)
     torch.manual_seed(mix(training.seed, 3))  # initial weights
     built = build(STAGE, stage, dataset=kept, holdout=held)
-    train(built, kept, training, path, build(AUGMENT, augment))
+    if isinstance(built, CentroidStage):
+        built.fit(training.steps, training.seed, path)
+    else:
+        train(built, kept, training, path, build(AUGMENT, augment))
     return path
 
 

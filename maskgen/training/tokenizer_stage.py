@@ -55,6 +55,11 @@ class TokenizerStage:
                 f"stage.tokenizer.target is {model.config.target!r}: its decoder makes no pixels; train it by stage "
                 "type vqkd with a teacher"
             )
+        if not any(p.requires_grad for p in [*model.encoder.parameters(), *model.decoder.parameters()]):
+            raise ValueError(
+                "nothing in this tokenizer's encoder and decoder is trained; for k-means centroids give stage type "
+                "centroids; patches as they are need no run: maskgen.tokenizer.model.Tokenizer makes them"
+            )
         self.modules: dict[str, nn.Module] = {"model": model}
         self.adversary = build(ADVERSARY, adversarial, channels=model.channels, size=tuple(first.shape[1:]))
         if self.adversary is not None:

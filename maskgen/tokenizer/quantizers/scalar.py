@@ -143,6 +143,7 @@ class Identity(nn.Module):
     def __init__(self, dim: int = 16):
         super().__init__()
         self.dim = dim
+        self.register_buffer("nothing", torch.zeros(1))  # diffusers saves no file where there is no tensor
 
     def forward(self, latents: Float[Tensor, "b d *grid"]) -> Quantized:
         return Quantized(latents, last(latents), latents.new_zeros(()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -41,6 +41,17 @@ def draw_latents(z: Float[Tensor, "n d"], weights: Float[Tensor, "n"], count: in
     return rows
 
 
+def seeds(z: Float[Tensor, "n d"], count: int, rounds: int = 4) -> Float[Tensor, "m d"]:
+    """At most `count` latents that lie apart: after the first round each is drawn with probability proportional to its
+    squared distance from those already drawn (k-means++ in `rounds` instead of `count` rounds)."""
+    count = min(count, len(z) * (dist.get_world_size() if distributed() else 1))
+    drawn = draw_latents(z, torch.ones_like(z[:, 0]), -(-count // rounds))
+    while len(drawn) < count:
+        distance = squared_distances(z, drawn).amin(-1) + z.square().sum(-1)
+        drawn = torch.cat([drawn, draw_latents(z, distance, min(-(-count // rounds), count - len(drawn)))])
+    return drawn
+
+
 def _gather(x: Tensor, processes: int) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(processes)]
     dist.all_gather(parts, x.contiguous())
@@ -61,13 +72,42 @@ def totals(
 
 def kmeans(
     z: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"], iterations: int, chunk: int = 8192
-) -> Float[Tensor, "k d"]:
-    """Lloyd's algorithm from `centroids` over the latents of all processes; a centroid without latents stays."""
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, ""]]:
+    """Lloyd's algorithm from `centroids` over the latents of all processes; also their mean squared distance before
+    the last step.
+
+    A centroid that no latent is nearest to moves to a latent, drawn with probability proportional to its squared
+    distance from all centroids (Arthur and Vassilvitskii 2007).
+    """
+    error = z.new_zeros(())
     for _ in range(iterations):
-        codes = torch.cat([squared_distances(part, centroids).argmin(-1) for part in z.split(chunk)])
+        found = [squared_distances(part, centroids).min(-1) for part in z.split(chunk)]
+        codes = torch.cat([part.indices for part in found])
+        distance = (torch.cat([part.values for part in found]) + z.square().sum(-1)).clamp(min=0)
+        error = mean(distance)
         numbers, sums = totals(z, codes, len(centroids))
-        centroids = torch.where(numbers[:, None] > 0, sums / numbers.clamp(min=1)[:, None], centroids)
-    return centroids
+        centroids = replaced(
+            sums / numbers.clamp(min=1)[:, None], numbers == 0, draw_latents(z, distance, len(centroids))
+        )
+    return centroids, error
+
+
+def replaced(
+    codebook: Float[Tensor, "k d"], dead: Bool[Tensor, "k"], rows: Float[Tensor, "m d"]
+) -> Float[Tensor, "k d"]:
+    """The i-th dead code gives its place to the i-th row, as far as there are rows; branch-free."""
+    turn = dead.cumsum(0) - 1
+    dead = dead & (turn < len(rows))
+    return torch.where(dead[:, None], rows[turn.clamp(0, len(rows) - 1)], codebook)
+
+
+def mean(x: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    """The mean over all processes, each with as many values."""
+    total = x.mean()
+    if distributed():
+        dist.all_reduce(total)
+        total /= dist.get_world_size()
+    return total
 
 
 def unit(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:

@@ -10,7 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from maskgen.tokenizer.quantizers.base import Quantized, entropies, first, last, straight_through
-from maskgen.tokenizer.quantizers.seeding import draw_latents, kmeans, squared_distances, totals, unit
+from maskgen.tokenizer.quantizers.seeding import (
+    draw_latents,
+    kmeans,
+    replaced,
+    seeds,
+    squared_distances,
+    totals,
+    unit,
+)
 
 REVIVED = 1024  # codes replaced at most in one step
 
@@ -79,7 +87,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, latents: Float[Tensor, "b d *grid"]) -> Quantized:
         z = self._place(last(latents).flatten(0, -2))
         if self.training and self.init != "random" and not self.initialised:
-            self._initialise(z.detach())
+            self.fit(z.detach(), 10 if self.init == "kmeans" else 0)
         spread = self.training and self.entropy > 0
         codebook = self.codebook.clone() if spread else self.codebook  # revival writes before backward reads
         distances = squared_distances(z, self._place(codebook))
@@ -122,18 +130,28 @@ class VectorQuantizer(nn.Module):
             self._revive(z)
 
     @torch.no_grad()
-    def _initialise(self, z: Float[Tensor, "n d"]) -> None:
-        """Set all codes from the batch; where it has fewer latents than there are codes, some repeat with noise."""
-        rows = draw_latents(z, torch.ones_like(z[:, 0]), self.codebook_size)
+    def fit(self, z: Float[Tensor, "n d"], iterations: int) -> Float[Tensor, ""]:
+        """Set the codebook to latents, or after `iterations` to their k-means centroids; give the mean squared error.
+
+        Where there are fewer latents than codes, some repeat with noise.
+        """
+        z = self._place(z)
+        rows = seeds(z, self.codebook_size)
         short = self.codebook_size - len(rows)
         if short > 0:
             again = rows[torch.arange(short, device=z.device) % len(rows)]
             rows = torch.cat([rows, again + 1e-3 * rows.std() * self.codebook[:short]])
-        if self.init == "kmeans":
-            rows = kmeans(z, self._place(rows), 10)
+        self.codebook.copy_(self._place(rows))
+        return self.refine(z, iterations)
+
+    @torch.no_grad()
+    def refine(self, z: Float[Tensor, "n d"], iterations: int) -> Float[Tensor, ""]:
+        """Go on with k-means from the codebook; give the mean squared error before the last iteration."""
+        rows, error = kmeans(self._place(z), self._place(self.codebook), iterations)
         self.codebook.copy_(self._place(rows))
         self.sums.copy_(self.codebook * self.usage[:, None])
         self.initialised.fill_(True)
+        return error
 
     @torch.no_grad()
     def _revive(self, z: Float[Tensor, "n d"]) -> None:
@@ -142,12 +160,10 @@ class VectorQuantizer(nn.Module):
         A latent is drawn with probability proportional to its squared distance from the codebook (the seeding of
         k-means++, Arthur and Vassilvitskii 2007): drawn evenly, most would repeat the commonest patch.
         """
-        dead = self.usage < self.revive_below
         distance = squared_distances(z, self._place(self.codebook)).amin(-1) + z.square().sum(-1)
         rows = draw_latents(z, distance.nan_to_num(0, 1, 0), min(self.codebook_size, REVIVED))
-        turn = dead.cumsum(0) - 1  # the i-th dead code takes the i-th row, as far as there are rows
-        dead = dead & (turn < len(rows))
-        rows = rows[turn.clamp(0, len(rows) - 1)]
-        self.codebook.copy_(torch.where(dead[:, None], rows, self.codebook))
-        self.sums.copy_(torch.where(dead[:, None], rows * self.NEWBORN, self.sums))
+        dead = self.usage < self.revive_below
+        dead = dead & (dead.cumsum(0) <= len(rows))
+        self.codebook.copy_(replaced(self.codebook, dead, rows))
+        self.sums.copy_(replaced(self.sums, dead, rows * self.NEWBORN))
         self.usage.masked_fill_(dead, self.NEWBORN)

@@ -1,0 +1,77 @@
+"""Large pictures a tile at a time."""
+
+import pytest
+import torch
+
+from maskgen.tokenizer.model import Tokenizer
+from maskgen.tokenizer.tiling import _kept, _spans, tiled_decode, tiled_encode
+
+CODER = {"width": 8, "multipliers": [1, 2], "blocks": 1}
+QUANTIZERS = [
+    {"codebook_size": 32, "dim": 4},
+    {"type": "multichannel", "chunks": 2, "quantizer": {"codebook_size": 32, "dim": 2}},
+    {"type": "none", "dim": 4},
+]
+
+
+def a_tokenizer(quantizer=QUANTIZERS[0]):
+    torch.manual_seed(0)
+    return Tokenizer(CODER, quantizer, CODER).eval()
+
+
+@pytest.mark.parametrize("length", [8, 9, 15, 16, 40, 41, 100])
+@pytest.mark.parametrize(("tile", "overlap"), [(8, 0), (8, 2), (15, 7)])
+def test_tiles_cover_all_overlap_enough_and_keep_each_token_once(length, tile, overlap):
+    spans = _spans(length, tile, overlap)
+    assert {i for span in spans for i in span} == set(range(length))
+    assert all(len(span) == min(tile, length) for span in spans)
+    assert all(a.stop - b.start >= overlap for a, b in zip(spans, spans[1:]))
+    kept = [i for span, part in _kept(spans) for i in span[part]]
+    assert kept == list(range(length))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_one_tile_is_the_whole(quantizer):
+    tokenizer, pixels = a_tokenizer(quantizer), torch.rand(2, 3, 24, 36) * 2 - 1
+    with torch.no_grad():
+        codes = tokenizer.encode(pixels)
+        torch.testing.assert_close(tiled_encode(tokenizer, pixels, 64, 8), codes)
+        torch.testing.assert_close(tiled_decode(tokenizer, codes, 32, 4), tokenizer.decode(codes))
+
+
+def test_without_norms_over_the_picture_tiles_are_the_whole():
+    """Patches have no receptive field beyond themselves, so any tiling is exact."""
+    tokenizer = Tokenizer({"type": "patch"}, {"codebook_size": 64, "dim": 48}, {"type": "patch"}).eval()
+    pixels = torch.rand(1, 3, 52, 76) * 2 - 1
+    codes = tiled_encode(tokenizer, pixels, 20, 8)
+    assert torch.equal(codes, tokenizer.encode(pixels))
+    torch.testing.assert_close(tiled_decode(tokenizer, codes, 5, 2), tokenizer.decode(codes))
+
+
+def test_blending_is_smooth_over_the_overlap():
+    """A tokenizer whose tiles differ in level only: the level goes over linearly, without a step."""
+
+    levels = iter([1.0, 2.0])
+
+    class Levels(Tokenizer):
+        def decode(self, codes):
+            return torch.full((1, 1, codes.shape[1] * 4, codes.shape[2] * 4), next(levels))
+
+    made = tiled_decode(Levels(CODER, QUANTIZERS[0], CODER), torch.zeros(1, 8, 14, dtype=torch.int64), 8, 2)
+    assert made.shape == (1, 1, 32, 56)
+    steps = made[0, 0, 0].diff()
+    assert made.min() == 1 and made.max() == 2
+    torch.testing.assert_close(steps.max(), torch.tensor(1 / 8))
+
+
+def test_what_tiles_cannot_do_is_said():
+    one = {"type": "vit", "size": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2, "tokens": 4}
+    tokenizer = Tokenizer(one, QUANTIZERS[0], one)
+    with pytest.raises(ValueError, match="1-D tokens have no place"):
+        tiled_encode(tokenizer, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ValueError, match="1-D tokens have no place"):
+        tiled_decode(tokenizer, torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="below half the tile of 8"):
+        tiled_decode(a_tokenizer(), torch.zeros(1, 16, 16, dtype=torch.int64), 8, 4)
+    with pytest.raises(ValueError, match="multiple of 2"):
+        tiled_encode(a_tokenizer(), torch.zeros(1, 3, 15, 16))
