@@ -1,5 +1,7 @@
 """Large pictures a tile at a time."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_tiles_cover_all_overlap_enough_and_keep_each_token_once(length, tile, o
     spans = _spans(length, tile, overlap)
     assert {i for span in spans for i in span} == set(range(length))
     assert all(len(span) == min(tile, length) for span in spans)
-    assert all(a.stop - b.start >= overlap for a, b in zip(spans, spans[1:]))
+    assert all(a.stop - b.start >= overlap for a, b in pairwise(spans))
     kept = [i for span, part in _kept(spans) for i in span[part]]
     assert kept == list(range(length))
 
@@ -60,7 +62,8 @@ def test_blending_is_smooth_over_the_overlap():
     made = tiled_decode(Levels(CODER, QUANTIZERS[0], CODER), torch.zeros(1, 8, 14, dtype=torch.int64), 8, 2)
     assert made.shape == (1, 1, 32, 56)
     steps = made[0, 0, 0].diff()
-    assert made.min() == 1 and made.max() == 2
+    assert made.min() == 1
+    assert made.max() == 2
     torch.testing.assert_close(steps.max(), torch.tensor(1 / 8))
 
 

@@ -7,6 +7,8 @@ tile only. docs/tokenizers.md says how much that matters.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -93,7 +95,7 @@ def _spans(length: int, tile: int, overlap: int) -> list[range]:
 
 def _kept(spans: list[range]) -> list[tuple[range, slice]]:
     """Each tile with the part of it that is kept: up to the middle of what it shares with each neighbour."""
-    cuts = [(a.stop + b.start) // 2 for a, b in zip(spans, spans[1:])]
+    cuts = [(a.stop + b.start) // 2 for a, b in pairwise(spans)]
     edges = [spans[0].start, *cuts, spans[-1].stop]
     return [(s, slice(edges[i] - s.start, edges[i + 1] - s.start)) for i, s in enumerate(spans)]
 
