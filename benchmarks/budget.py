@@ -59,20 +59,16 @@ def train_for(seconds: float, name: str, config: dict[str, Any], folder: Path) -
     rate's decay ends with the budget. Whatever is a fraction below 1 in ``stage.adversarial.start`` is a share of the
     steps, of the warm-up's too. Neither the evaluation nor the saving at the end is counted.
 
-    A stage that takes no optimizer step (codes by k-means) is run once; all of its processor time is counted.
+    Where `config` has its own ``training.steps`` these are run, whatever they cost (rounds of k-means, which takes no
+    optimizer steps: then the whole run is counted).
 
     Returns:
         ``steps``, ``budget_seconds``, ``cpu_seconds`` (of all steps), ``cpu_seconds_per_step``, ``total_cpu_seconds``
         (with warm-up, evaluation and saving), ``precision``, ``wall_seconds`` and ``config`` as run.
     """
     begun, wall = time.process_time(), time.perf_counter()
-    warm = _with_steps(config, f"{name}-warm-up", WARM_UP, SKIPPED)
-    with Steps(WARM_UP) as counted, contextlib.suppress(_Enough):
-        _run(warm, folder)
-    shutil.rmtree(folder / warm["name"], ignore_errors=True)
-    marks = counted.first
-    cost = (marks[-1] - marks[SKIPPED - 1]) / (len(marks) - SKIPPED) if len(marks) > SKIPPED else seconds
-    final = _with_steps(config, name, max(2, round(seconds / cost)) if marks else 1, 0)
+    steps = config.get("training", {}).get("steps") or round(seconds / _cost(name, config, folder))
+    final = _with_steps(config, name, max(2, steps), 0)
     shutil.rmtree(folder / name, ignore_errors=True)
     start = time.process_time()
     with Steps() as counted:
@@ -80,15 +76,24 @@ def train_for(seconds: float, name: str, config: dict[str, Any], folder: Path) -
     marks = counted.first
     used = (marks[-1] - marks[0]) * len(marks) / (len(marks) - 1) if len(marks) > 1 else time.process_time() - start
     return {
-        "steps": len(marks),
+        "steps": final["training"]["steps"],
         "budget_seconds": seconds,
         "cpu_seconds": round(used, 2),
-        "cpu_seconds_per_step": round(used / max(1, len(marks)), 4),
+        "cpu_seconds_per_step": round(used / final["training"]["steps"], 4),
         "total_cpu_seconds": round(time.process_time() - begun, 2),
         "precision": "bf16" if bf16_supported() else "fp32",
         "wall_seconds": round(time.perf_counter() - wall, 2),
         "config": final,
     }
+
+
+def _cost(name: str, config: dict[str, Any], folder: Path) -> float:
+    """Processor seconds of a step, from a warm-up that is thrown away."""
+    warm = _with_steps(config, f"{name}-warm-up", WARM_UP, SKIPPED)
+    with Steps(WARM_UP) as counted, contextlib.suppress(_Enough):
+        _run(warm, folder)
+    shutil.rmtree(folder / warm["name"], ignore_errors=True)
+    return (counted.first[-1] - counted.first[SKIPPED - 1]) / (WARM_UP - SKIPPED)
 
 
 def _with_steps(config: dict[str, Any], name: str, steps: int, skipped: int) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def one(family: str, spec: dict[str, Any], name: str, data: Data, options: argpa
     add_entry(options.out, key, entry)
     print(table([entry]).splitlines()[2], file=sys.stderr, flush=True)
     used = entry["training"]["cpu_seconds"] / entry["training"]["budget_seconds"]
-    if not 0.85 < used < 1.15 and entry["training"]["steps"]:
+    if not 0.85 < used < 1.15 and "steps" not in spec.get("training", {}):
         print(f"{key} used {used:.0%} of its budget; --only {family!r} --again", file=sys.stderr)
 
 

@@ -169,7 +169,8 @@ def test_families_are_configurations(family, name, crops, tmp_path):
 
     config = families.configuration(FAMILIES[family], name, data, 0, teacher)
     stage = check(run, budget._with_steps(config, "x", 20, 4), family)["stage"]
-    model = build(STAGE, stage, dataset=kept, holdout=held).modules["model"].eval()
+    built = build(STAGE, stage, dataset=kept, holdout=held)
+    model = (built.model if hasattr(built, "model") else built.modules["model"]).eval()
     pixels = kept[0]["pixels"][None]
     made = model(pixels).pixels
     assert made.shape == pixels.shape or model.config.target == "features"
