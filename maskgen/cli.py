@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -57,21 +56,31 @@ def sample(
 @app.command()
 def reconstruct(
     tokenizer: Annotated[str, typer.Argument(help="run, pipeline or tokenizer folder")],
+    pictures: Annotated[list[str] | None, typer.Argument(help="picture files, each at its own size")] = None,
     data: Data = None,
     size: Size = None,
-    limit: Annotated[int, typer.Option(min=1, help="pictures to measure")] = 2048,
-    out: Annotated[Path, typer.Option(help="side-by-side picture")] = Path("reconstruction.png"),
+    limit: Annotated[int, typer.Option(min=1, help="pictures to measure, evenly spread")] = 2048,
+    batch_size: BatchSize = 64,
+    lpips: Annotated[str | None, typer.Option(help="file of VGG-16's weights, or `download`")] = None,
+    inception: Annotated[str | None, typer.Option(help="for rFID: file of Inception's weights, or `download`")] = None,
+    classifier: Annotated[str | None, typer.Option(help="folder of a small classifier, for its own distance")] = None,
+    out: Annotated[Path, typer.Option(help="side-by-side picture; metrics.json goes beside it")] = Path(
+        "reconstruction.png"
+    ),
+    device: Device = "auto",
 ) -> None:
-    """Encode and decode pictures: PSNR and codebook use, and a picture of originals above reconstructions."""
-    from maskgen.data.source import open_dataset
-    from maskgen.evaluation.reconstruction import measure, spread
-    from maskgen.pictures import save, side_by_side
+    """Encode and decode pictures: originals above reconstructions, PSNR, SSIM, LPIPS, rFID and codebook use."""
+    from maskgen.data.source import open_files_or_dataset
+    from maskgen.evaluation.reconstruction_report import reconstruct as compute
+    from maskgen.pipelines.generate import pick_device
     from maskgen.pipelines.store import load_tokenizer
 
-    model, dataset = load_tokenizer(tokenizer), open_dataset(data or tokenizer, size)
-    pixels = next(spread(dataset, 32))
-    save(side_by_side(pixels, model(pixels).pixels), out)
-    print(json.dumps({**measure(model, dataset, limit), "picture": str(out)}))
+    model = load_tokenizer(tokenizer).to(pick_device(device))
+    dataset = open_files_or_dataset(pictures, data, tokenizer, size, model.channels)
+    report = compute(
+        model, dataset, limit=limit, batch_size=batch_size, lpips=lpips, inception=inception, classifier=classifier
+    )
+    print(f"{report}\n{out}, {report.save(out)}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from maskgen import cli
 from maskgen.data.tokens import TokenCache
-from maskgen.pipelines.store import fingerprint, load_tokenizer
+from maskgen.pipelines.store import fingerprint, load_tokenizer, save_tokenizer
 
 COMMANDS = ("train", "sample", "reconstruct", "encode", "fid", "quickstart")
 PARTS = {
@@ -61,6 +62,14 @@ def folder(tmp_path_factory):
     for arguments in (["train", "tokenizer.yaml"], ["encode", "runs/tokenizer", "tokens"], ["train", "generator.yaml"]):
         done = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
         assert done.exit_code == 0
+    # What errors are made of: pictures of NaN, another tokenizer, a cache with a code outside the codebook.
+    np.savez("nan.npz", images=np.full((2, 8, 8, 3), np.nan, np.float32))
+    other = load_tokenizer("runs/tokenizer")
+    with torch.no_grad():
+        other.quantizer.codebook.add_(1)
+    save_tokenizer(other, folder / "runs/other")
+    shutil.copytree("tokens", "damaged")
+    np.load("damaged/codes.npy", mmap_mode="r+")[:] = 99
     yield folder
     patch.undo()
     os.chdir(before)
@@ -147,20 +156,32 @@ def test_the_same_seed_draws_the_same_pictures_byte_for_byte(maskgen, tmp_path):
 
 def test_reconstruct_measures_and_shows(maskgen, tmp_path):
     """Of a run, whose data it knows; of a pipeline's folder, whose data must be said; both times the same."""
-    done = maskgen("reconstruct", "runs/tokenizer", "--out", tmp_path / "a.png")
-    report = json.loads(done.out)
+    done = maskgen("reconstruct", "runs/tokenizer", "--out", tmp_path / "a/it.png")
+    report = json.loads((tmp_path / "a/metrics.json").read_text())
     assert done.code == 0
-    assert report.keys() == {"psnr", "use", "perplexity", "picture"}
-    assert 0 < report["psnr"] < 40
-    assert 0 < report["use"] <= 1
-    assert 1 <= report["perplexity"] <= 16
-    assert Image.open(report["picture"]).size[0] > 100
+    assert done.out.splitlines()[0].startswith("12 pictures of 8x8 (h x w), tokenizer ")
+    assert f"psnr        {report['metrics']['psnr']:.2f}  dB" in done.out
+    assert report["metrics"].keys() == {"psnr", "use", "perplexity", "dead"}
+    assert report["left_out"].keys() == {"ssim", "lpips", "rfid"}
+    assert 0 < report["metrics"]["psnr"] < 40
+    assert Image.open(tmp_path / "a/it.png").size[0] > 100
     again = maskgen(
-        "reconstruct", "runs/generator/pipeline", "--data", "pictures", "--size", 8, "--out", tmp_path / "b.png"
+        "reconstruct", "runs/generator/pipeline", "--data", "pictures", "--size", 8, "--out", tmp_path / "b/it.png"
     )
-    assert json.loads(again.out) == {**report, "picture": str(tmp_path / "b.png")}
-    few = maskgen("reconstruct", "runs/tokenizer", "--limit", 2, "--out", tmp_path / "c.png")
-    assert json.loads(few.out)["psnr"] != report["psnr"]
+    assert again.code == 0
+    assert json.loads((tmp_path / "b/metrics.json").read_text()) == report
+    few = (
+        "reconstruct",
+        "runs/tokenizer",
+        "pictures/cats/0.png",
+        "pictures/dogs/5.png",
+        "--out",
+        tmp_path / "c/it.png",
+    )
+    assert maskgen(*few).code == 0
+    assert json.loads((tmp_path / "c/metrics.json").read_text())["count"] == 2
+    assert maskgen("reconstruct", "runs/tokenizer", "--limit", 3, "--out", tmp_path / "c/it.png").code == 0
+    assert json.loads((tmp_path / "c/metrics.json").read_text())["count"] == 3
 
 
 def test_train_takes_overrides_and_goes_on(maskgen, folder):
@@ -192,6 +213,7 @@ def test_help_names_every_command(maskgen):
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
+ENCODE = ["encode", "runs/tokenizer", "out", "--data"]
 RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
 
 
@@ -212,6 +234,27 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         ([*RECONSTRUCT, "{type: image_folder, path: pictures, size: 8, channels: 1}"], "pixels have 1 channels; this"),
         ([*RECONSTRUCT, "picturez"], "unknown 'picturez'; allowed: emoji, image_folder,"),
         ([*RECONSTRUCT, "gone/pictures"], "gone/pictures: 1 problem\n  - no such file or folder"),
+        (
+            [*RECONSTRUCT, "nan.npz"],
+            "'images' in nan.npz has floats from nan to nan; they must lie in [0, 1] or [-1, 1]",
+        ),
+        ([*RECONSTRUCT, "emoji", "pictures/cats/0.png"], "picture files (pictures/cats/0.png) are given too; give one"),
+        (["reconstruct", "runs/tokenizer", "pictures"], "pictures is no file; a folder of pictures is given as --data"),
+        (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
+        ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
+        ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is no file"),
+        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone holds no classifier.json"),
+        ([*RECONSTRUCT, "gone-{0..3}.tar", "--size", "8"], "4 of 4 shards of gone-{0..3}.tar do not exist"),
+        ([*ENCODE, "pictures", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
+        ([*ENCODE, "{type: image_folder, path: pictures, size: 8, channels: 1}"], "pixels have 1 channels; this"),
+        ([*ENCODE, "nan.npz"], "'images' in nan.npz has floats from nan to nan"),
+        (["encode", "runs/tokenizer", "tokens", "--flips"], "another making: flips was false, is true. Give another"),
+        (["encode", "runs/other", "tokens", "--data", "runs/tokenizer"], "another making: tokenizer was "),
+        (
+            ["train", "generator.yaml", "name=new", "stage.tokenizer=runs/other"],
+            "the token cache was made by tokenizer",
+        ),
+        (["train", "generator.yaml", "name=new", "data.path=damaged"], "holds code 99; the codebook it was made with"),
         ([*RECONSTRUCT, "gone.npz"], "gone.npz does not exist; give an .npz file"),
         (["encode", "runs/tokenizer", "out", "--data", "{type: emoji"], "not valid YAML: while parsing a flow mapping"),
         (["train", "generator.yaml", "name=new", "data.path=gone"], "gone holds no token cache (meta.json); make one"),

@@ -155,7 +155,7 @@ def test_fid_agrees_with_torch_fidelity(random_weights, tmp_path):
 def test_only_the_published_weights_make_an_fid(random_weights, no_weights, monkeypatch):
     stream = [noise(2, seed=0)]
     given = fid(stream, stream, weights=str(random_weights), device="cpu", progress=False)
-    sha256 = inception._sha256(random_weights)
+    sha256 = inception.sha256_of(random_weights)
     assert given.metric == f"frechet_distance[inception-v3-compat/{sha256[:8]}]"
     assert "fid" not in str(given).lower()
     assert (given.count_a, given.count_b, given.weights_sha256) == (2, 2, sha256)

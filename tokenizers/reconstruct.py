@@ -1,28 +1,41 @@
-"""Encode and decode pictures: originals above reconstructions, PSNR, codebook use.
+"""Encode and decode pictures: originals above reconstructions, and a table of numbers.
 
-python tokenizers/reconstruct.py runs/emoji-tokenizer --data emoji
-python tokenizers/reconstruct.py runs/emoji-tokenizer --data my_pictures/ --size 32 --out mine.png
+python tokenizers/reconstruct.py runs/emoji-tokenizer
+python tokenizers/reconstruct.py runs/mine photo.jpg other.png --out mine.png
+python tokenizers/reconstruct.py runs/mine --data my_pictures/ --size 256 --lpips download --inception download
 """
 
 import argparse
 
-from maskgen.data.source import open_dataset
-from maskgen.evaluation.reconstruction import measure, spread
-from maskgen.pictures import save, side_by_side
+from maskgen.data.source import open_files_or_dataset
+from maskgen.evaluation.reconstruction_report import reconstruct
+from maskgen.pipelines.generate import pick_device
 from maskgen.pipelines.store import load_tokenizer
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", help="run, pipeline or tokenizer folder")
-    parser.add_argument("--data", help="emoji, a folder, an .npz, a run, a YAML mapping; else the tokenizer's own")
+    parser.add_argument("pictures", nargs="*", help="picture files, each at its own size")
+    parser.add_argument("--data", help="emoji, a folder, shards, an .npz, a run, a YAML mapping; else the run's own")
     parser.add_argument("--size", type=int, help="side of the pictures, where the data leaves it open")
-    parser.add_argument("--out", default="reconstruction.png")
-    arguments = parser.parse_args()
+    parser.add_argument("--limit", type=int, default=2048, help="pictures to measure, evenly spread")
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures at a time")
+    parser.add_argument("--lpips", help="file of VGG-16's weights, or `download`")
+    parser.add_argument("--inception", help="for rFID: file of Inception's weights, or `download`")
+    parser.add_argument("--classifier", help="folder of a small classifier, for its own distance")
+    parser.add_argument("--out", default="reconstruction.png", help="metrics.json goes beside it")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    given = parser.parse_args()
 
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    dataset = open_dataset(arguments.data or arguments.tokenizer, arguments.size)
-    pixels = next(spread(dataset, 32))  # float (32, c, h, w) in [-1, 1]
-    codes = tokenizer.encode(pixels)  # int64 (32, *grid)
-    save(side_by_side(pixels, tokenizer.decode(codes)), arguments.out)
-    for name, value in measure(tokenizer, dataset).items():
-        print(f"{name}: {value:.3f}")
+    tokenizer = load_tokenizer(given.tokenizer).to(pick_device(given.device))
+    report = reconstruct(
+        tokenizer,
+        open_files_or_dataset(given.pictures, given.data, given.tokenizer, given.size, tokenizer.channels),
+        limit=given.limit,
+        batch_size=given.batch_size,
+        lpips=given.lpips,
+        inception=given.inception,
+        classifier=given.classifier,
+    )
+    report.save(given.out)
+    print(report)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
@@ -21,12 +22,20 @@ MAX_CLASSES = 100_000  # a label beyond this is a mistake, not a class
 
 
 class _Arrays:
-    """What the datasets of this module share: pictures (n, h, w, c) with values in [0, 255], labels, names."""
+    """What the datasets of this module share: pictures (n, h, w, c) with values in [0, 255], labels, names.
+
+    Where there are text features (n, t, e), items have them too, as ``text``: float (t, e).
+    """
 
     def __init__(
-        self, images: Pictures, labels: Int64[np.ndarray, " n"], size: int | None, class_names: list[str] | None = None
+        self,
+        images: Pictures,
+        labels: Int64[np.ndarray, " n"],
+        size: int | None,
+        class_names: list[str] | None = None,
+        text: np.ndarray | None = None,
     ) -> None:
-        self._images, self.labels = images, labels
+        self._images, self.labels, self._text = images, labels, text
         self.channels = int(images.shape[3])
         self.size = (int(images.shape[1]), int(images.shape[2])) if size is None else check_size(size)
         self.class_names = class_names or [str(i) for i in range(int(labels.max()) + 1)]
@@ -39,7 +48,8 @@ class _Arrays:
         picture = self._images[index]
         if picture.shape[:2] != self.size:
             picture = np.stack([_resize(channel, self.size) for channel in np.moveaxis(picture, 2, 0)], axis=2)
-        return {"pixels": to_tensor(picture), "label": int(self.labels[index])}
+        item: dict[str, Any] = {"pixels": to_tensor(picture), "label": int(self.labels[index])}
+        return item if self._text is None else {**item, "text": torch.from_numpy(self._text[index].astype(np.float32))}
 
 
 def _resize(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -58,13 +68,19 @@ class NpzArrays(_Arrays):
         images: the pictures' key. None: "images", "arr_0" or "x", whichever there is, or the only array.
         labels: the labels' key; integers (n,) from 0. None: "labels", "arr_1" or "y"; where there is none, all are 0.
         size: side of the square to crop and resize to (see `pixels.fit`). None: as stored.
+        text: the key of text features, float (n, t, e), for decoders that read text. None: "text", where there is one.
 
     Raises:
-        ValueError: no such file or key, pickled objects, or pictures or labels not as above.
+        ValueError: no such file or key, pickled objects, or pictures, labels or text not as above.
     """
 
     def __init__(
-        self, path: str, images: str | None = None, labels: str | None = None, size: int | None = None
+        self,
+        path: str,
+        images: str | None = None,
+        labels: str | None = None,
+        size: int | None = None,
+        text: str | None = None,
     ) -> None:
         file = Path(path).expanduser()
         with _open_npz(file) as data:
@@ -78,7 +94,19 @@ class NpzArrays(_Arrays):
             numbers = np.zeros(len(pictures), np.int64)
             if label_key is not None and label_key != image_key:
                 numbers = check_labels(_read(data, label_key, file), len(pictures), f"{label_key!r} in {file}")
-        super().__init__(to_255(pictures, f"{image_key!r} in {file}"), numbers, size)
+            text_key = _key(data, text, ("text",), "text", file)
+            features = None if text_key is None else _read(data, text_key, file)
+        if features is not None:
+            _check_text(features, len(pictures), f"{text_key!r} in {file}")
+        super().__init__(to_255(pictures, f"{image_key!r} in {file}"), numbers, size, text=features)
+
+
+def _check_text(array: np.ndarray, count: int, what: str) -> None:
+    if array.dtype.kind != "f" or array.ndim != 3 or len(array) != count or not np.isfinite(array).all():
+        raise ValueError(
+            f"{what} must be finite text features, float ({count}, tokens, features), one row a picture; got "
+            f"{array.dtype} {array.shape}"
+        )
 
 
 def _open_npz(file: Path) -> Any:

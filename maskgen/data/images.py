@@ -160,7 +160,7 @@ class ImageFiles:
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
-        ValueError: no files; when read, a picture that cannot be (`pixels.UnreadableImage`).
+        ValueError: no files, or one that is not there; when read, a picture that cannot be (`pixels.UnreadableImage`).
     """
 
     class_names = ("all",)
@@ -168,6 +168,8 @@ class ImageFiles:
     def __init__(self, files: Sequence[str | Path], size: int | Sequence[int] | None = None, channels: int = 3) -> None:
         if not files:
             raise ValueError("no picture files given; name at least one")
+        if wrong := [str(file) for file in files if not Path(file).expanduser().is_file()]:
+            raise ValueError(f"{wrong[0]} is no file; a folder of pictures is given as --data FOLDER --size SIDE")
         self.names = [str(file) for file in files]
         self.size, self.channels = None if size is None else check_size(size), check_channels(channels)
         self.labels = np.zeros(len(files), np.int64)

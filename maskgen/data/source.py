@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from maskgen.config import ConfigError, check, parse
 from maskgen.data import DATASETS
+from maskgen.data.images import ImageFiles
 from maskgen.parts import Part, build
 
 DATA = Part(DATASETS)
@@ -50,6 +52,22 @@ def open_dataset(text: str, size: int | None = None) -> Any:
     if spec["type"] == "tokens":
         raise ConfigError(text, ["its data are codes already; name the pictures with --data"])
     return build(DATA, spec)
+
+
+def open_files_or_dataset(
+    files: Sequence[str] | None, data: str | None, tokenizer: str, size: int | None, channels: int
+) -> Any:
+    """Picture files, each at its own size where `size` is None; else the set `data`; else that of the run `tokenizer`.
+
+    Raises:
+        ConfigError: both files and data; see :func:`open_dataset`.
+        ValueError: a file that is not there.
+    """
+    if not files:
+        return open_dataset(data or tokenizer, size)
+    if data is not None:
+        raise ConfigError(data, [f"picture files ({files[0]}) are given too; give one or the other"])
+    return ImageFiles(files, size, channels)
 
 
 def _data_of_run(file: Path) -> Any:

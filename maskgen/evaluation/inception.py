@@ -91,7 +91,7 @@ def load_extractor(
     layer = known[name].get_default_feature_layer_for_metric("fid")
     if name == STANDARD:
         path = weights_file(weights)
-        sha256 = _sha256(path)
+        sha256 = sha256_of(path)
         module = _inception(path, sha256, layer)
     elif weights is not None:
         raise ValueError(f"`weights` is for {STANDARD} only; {name} loads its own (leave `weights` out)")
@@ -128,9 +128,9 @@ def weights_file(weights: str | Path | None = None) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.is_file():
         _download(url, path)
-    elif _sha256(path) != PUBLISHED_SHA256:
+    elif sha256_of(path) != PUBLISHED_SHA256:
         raise ValueError(
-            f"{path} (torch hub's cache) is not the file published at {url}: its SHA-256 is {_sha256(path)}, not "
+            f"{path} (torch hub's cache) is not the file published at {url}: its SHA-256 is {sha256_of(path)}, not "
             f"{PUBLISHED_SHA256}; delete it to download it again, or name it by `weights` to use it under its own name"
         )
     return path
@@ -180,7 +180,8 @@ def _inception(path: Path, sha256: str, layer: str) -> Any:
         raise ValueError(f"{path} holds the weights of another network ({brief} ...); {advice}") from error
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """64 hexadecimal digits of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
