@@ -25,7 +25,7 @@ def generator_loss(fake: Tensor, kind: Kind) -> Float[Tensor, ""]:
 
 
 def lecam_loss(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Float[Tensor, ""]:
-    """LeCAM's regularisation of the discriminator (Tseng et al. 2021, arXiv:2104.03310, section 3.2).
+    """LeCAM's regularisation of the discriminator (Tseng et al. 2021, arXiv:2104.03310, section 3).
 
     E |D(x) - a_F|^2 + E |D(G(z)) - a_R|^2, with a_R, a_F moving averages of the mean logits on real and on made
     pictures. As in the authors' code a difference counts only while the two stand on their right sides.
@@ -64,5 +64,5 @@ def adaptive_weight(
 
 
 def feature_loss(made: Float[Tensor, "b d h w"], wanted: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
-    """1 - the mean over tokens of cos(made, wanted): VQ-KD's distillation (BEiT v2, arXiv:2208.06366, eq. 2)."""
+    """1 - the mean over tokens of cos(made, wanted): VQ-KD's distillation (BEiT v2, arXiv:2208.06366, section 2.2)."""
     return 1 - F.cosine_similarity(made.float(), wanted.float(), dim=1).mean()

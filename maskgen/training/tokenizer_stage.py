@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
-from maskgen.evaluation.reconstruction import measure, spread
+from maskgen.evaluation.reconstruction import measure
 from maskgen.parts import Part, build
 from maskgen.pictures import side_by_side
 from maskgen.pipelines.store import save_tokenizer
@@ -116,16 +117,17 @@ class TokenizerStage:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """PSNR of the training and of the held-out pictures; codebook use on the former."""
         found = measure(model, self.dataset)
-        metrics = {"train/psnr": found["psnr"]}
-        metrics |= {f"codebook/{name}": found[name] for name in ("use", "perplexity") if name in found}
+        metrics = {"train/psnr": found.pop("psnr"), **{f"codebook/{name}": value for name, value in found.items()}}
         return metrics if self.holdout is None else {**metrics, "holdout/psnr": measure(model, self.holdout)["psnr"]}
 
     @torch.no_grad()
     def picture(self, model: nn.Module) -> Image.Image:
         """Pictures above their reconstructions."""
-        pixels = next(spread(self.holdout or self.dataset, 32))
-        made = model(pixels.to(next(model.parameters()).device)).pixels
-        return side_by_side(pixels, made.cpu(), columns=16)
+        dataset, device = self.holdout or self.dataset, next(model.parameters()).device
+        count = min(len(dataset), 32)
+        batch = default_collate([dataset[i * len(dataset) // count] for i in range(count)])
+        made = forward(model, {k: v.to(device) for k, v in batch.items()}).pixels
+        return side_by_side(batch["pixels"], made.cpu(), columns=16)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_tokenizer(model, folder)
@@ -148,5 +150,10 @@ def build_tokenizer(spec: Any, dataset: MapDataset) -> tuple[Any, Tensor]:
 
 
 def forward(model: nn.Module, batch: dict[str, Any]) -> Any:
-    """The tokenizer's output for a batch; text features go to decoders that read them."""
-    return model(batch["pixels"], text=batch["text"]) if "text" in batch else model(batch["pixels"])
+    """The tokenizer's output for a batch; text features go to decoders that read them.
+
+    Raises:
+        ValueError: such a decoder, and data without text.
+    """
+    bare = extract_model_from_parallel(model)
+    return model(batch["pixels"], text=batch.get("text")) if bare.reads_text else model(batch["pixels"])

@@ -23,7 +23,7 @@ from maskgen.training.tokenizer_stage import TOKENIZER, build_tokenizer, forward
 
 
 class VqkdStage:
-    """Vector-quantized knowledge distillation (BEiT v2, arXiv:2208.06366, section 2.2, eq. 2).
+    """Vector-quantized knowledge distillation (BEiT v2, arXiv:2208.06366, section 2.2).
 
     Args:
         teacher: whose features the decoder shall make.
