@@ -35,8 +35,8 @@ class ConvEncoder(nn.Module):
         middle_attention: self-attention after the first of them.
         patch: pixels are first folded ``patch x patch`` into channels; 2 makes small pictures 4 times cheaper.
         residual: ``taming`` or ``maskgit``, see :class:`~maskgen.tokenizer.layers.ResidualBlock`.
-        downsample: ``conv`` of stride 2; ``conv4``, the same with a 4x4 kernel, as MaskGIT's VQGAN has where it learns it;
-            or ``pool`` (mean of 2x2), which MaskGIT's published VQGAN has.
+        downsample: ``conv``, 3x3 of stride 2; ``conv4``, 4x4 (MaskGIT's ``conv_downsample``); or ``pool``, mean of 2x2,
+            which MaskGIT's published VQGAN has.
         hidden_dim: the head goes through so many channels (3x3, then 1x1), as taming's ``z_channels``; 0 is one 1x1.
         groups: of the norms.
         latent_dim: channels of the latents.
@@ -61,14 +61,12 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.channels, self.patch = channels, patch
         self.downsampling = patch * 2 ** (len(multipliers) - 1)
-        widths = [width * m for m in multipliers]
+        widths, kernel = [width * m for m in multipliers], 4 if downsample == "conv4" else 3
         layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, width, 3, padding=1, bias=residual == "taming")]
         for i, (before, w) in enumerate(zip([width, *widths], widths)):
             layers.append(_level(before, w, blocks, i in attention, residual, groups))
             if i < len(widths) - 1:
-                layers.append(
-                    nn.AvgPool2d(2) if downsample == "pool" else Downsample(w, 4 if downsample == "conv4" else 3)
-                )
+                layers.append(nn.AvgPool2d(2) if downsample == "pool" else Downsample(w, kernel))
         layers += _middle(widths[-1], middle_blocks, middle_attention, residual, groups)
         layers += [group_norm(widths[-1], groups), nn.SiLU()]
         if hidden_dim:

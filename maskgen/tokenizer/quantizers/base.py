@@ -25,18 +25,21 @@ class Quantized:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
-def entropies(logits: Float[Tensor, "n k"], temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def entropies(
+    logits: Float[Tensor, "n k"], temperature: float, clamped: bool = False
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean entropy of the assignments, and entropy of the mean assignment, in nats.
 
     ``softmax(logits / temperature)`` assigns each of n latents to k codes. A quantizer minimises the first (each latent
     is sure of its code) minus the second (all codes are used): MaskGIT's published VQGAN and MAGVIT-v2
-    (arXiv:2310.05737, eq. 5).
+    (arXiv:2310.05737, eq. 5). So that its logarithm is finite, 1e-5 is added to a mean assignment, as MaskGIT's code
+    does; with `clamped` it is the least value instead, as in MaskBit's.
     """
     logits = logits / temperature
     p = logits.softmax(-1)
     sample = -(p * (logits + 1e-5).log_softmax(-1)).sum(-1).mean()
     mean = p.mean(0)
-    return sample, -(mean * (mean + 1e-5).log()).sum()
+    return sample, -(mean * (mean.clamp(min=1e-5) if clamped else mean + 1e-5).log()).sum()
 
 
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:

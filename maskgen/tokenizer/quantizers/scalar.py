@@ -118,7 +118,7 @@ class LookupFreeQuantizer(nn.Module):
     def _entropies(self, z: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
         """Over ``softmax(2 z . code / temperature)``, whose bits are independent given z."""
         groups = -(-self.dim // self.group_bits)
-        pairs = [entropies(2 * part @ _words(part).T, self.temperature) for part in z.tensor_split(groups, -1)]
+        pairs = [entropies(2 * part @ _words(part).T, self.temperature, True) for part in z.tensor_split(groups, -1)]
         sample, mean = (torch.stack(x).sum() for x in zip(*pairs))
         return sample, mean
 
