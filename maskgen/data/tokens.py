@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +212,11 @@ def _short(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
-def _wait(condition: Any, problem: str, sign_of_life: Any) -> None:
+def _wait(condition: Callable[[], bool], problem: str, sign_of_life: Callable[[], int]) -> None:
     """Poll until `condition()`; RuntimeError where `sign_of_life()` stays the same for `PATIENCE` seconds."""
     last, since = sign_of_life(), time.monotonic()
     while not condition():
-        time.sleep(0.05)
+        time.sleep(0.2)
         if (now := sign_of_life()) != last:
             last, since = now, time.monotonic()
         if time.monotonic() - since > PATIENCE:

@@ -42,7 +42,8 @@ def encode_dataset(
         path: see :mod:`maskgen.data.tokens`. Row i is picture i.
         batch_size: pictures at a time; part of the plan, for another may round differently.
         workers: processes that read pictures, for each process that encodes.
-        flips: encode the mirrored pictures too: row n + i is the mirrored picture i of n.
+        flips: encode the mirrored pictures too: row n + i is the mirrored picture i of n. Pictures held out of training
+            on such a cache may have their mirrored twins in it.
 
     Raises:
         ValueError: the tokenizer cannot take these pictures, or the folder holds a cache of another making.
@@ -106,9 +107,9 @@ def describe(dataset: Any, samples: int = 8) -> dict[str, Any]:
     return {
         "pictures": n,
         "picture_size": list(few[0].shape[1:]),
-        "labels": _digest(np.asarray(dataset.labels, np.int64).tobytes()),
-        "names": _digest("\n".join(map(str, getattr(dataset, "names", ()))).encode()),
-        "samples": _digest(*(pixels.contiguous().numpy().tobytes() for pixels in few)),
+        "labels_digest": _digest(np.asarray(dataset.labels, np.int64).tobytes()),
+        "names_digest": _digest("\n".join(map(str, getattr(dataset, "names", ()))).encode()),
+        "samples_digest": _digest(*(pixels.contiguous().numpy().tobytes() for pixels in few)),
     }
 
 
