@@ -96,7 +96,10 @@ def one(name: str, options: argparse.Namespace) -> None:
     entry |= {
         "pictures": PICTURES,
         "codebook_size": CODES,
-        "over_time": [{"step": line["step"], "use": line["codebook/use"]} for line in looks],
+        "over_time": [
+            {"step": line["step"], "use": line["codebook/use"], "perplexity": line["codebook/perplexity"]}
+            for line in looks
+        ],
         "use": last["codebook/use"],
         "dead": round(CODES * (1 - last["codebook/use"])),
         "perplexity": last["codebook/perplexity"],
@@ -130,15 +133,19 @@ def plot(entries: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 4))
-    for entry in entries:
-        points = [(look["step"], 100 * look["use"]) for look in entry["over_time"]]
-        main = entry["variant"] in ("recommended", "none of it")
-        axis.plot(*zip(*points), label=entry["variant"], linewidth=2.5 if main else 1, linestyle="-" if main else "--")
-    axis.set(xlabel="step", ylabel=f"codes in use, % of {CODES:,}", ylim=(0, 102))
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
-    figure.tight_layout()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    panels = {"use": (100, f"codes in use, % of {CODES:,}"), "perplexity": (1, "perplexity")}
+    for axis, (key, (scale, words)) in zip(axes, panels.items()):
+        for entry in entries:
+            points = [(look["step"], scale * look[key]) for look in entry["over_time"]]
+            main = entry["variant"] in ("recommended", "none of it")
+            style = {"linewidth": 2.5} if main else {"linewidth": 1.2, "linestyle": "--"}
+            axis.plot(*zip(*points), label=entry["variant"], **style)
+        axis.set(xlabel="step", ylabel=words)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     plt.close(figure)
