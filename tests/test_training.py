@@ -307,9 +307,9 @@ def test_accumulated_micro_batches_are_the_whole_batch(here):
 
 
 def test_two_processes_are_one(here):
-    """A tokenizer, statistics and revived codes included, ends as in one process; a generator ends and is exported."""
+    """A tokenizer ends as in one process: k-means start, statistics, codes revived in every step; a generator ends too."""
     tokenizer = ["tokenizer.yaml", "name=shared", "training.steps=6", "augment.flip=0.5"]
-    tokenizer += ["stage.tokenizer.quantizer.revive_below=0.9"]  # codes are replaced in every step
+    tokenizer += ["stage.tokenizer.quantizer.revive_below=0.9", "stage.tokenizer.quantizer.init=kmeans"]
     generator = ["generator.yaml", "name=shared_generator", "training.steps=3"]
     whole = run_config(tokenizer[0], tokenizer[1:])
     (here / "both.py").write_text(

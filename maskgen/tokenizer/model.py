@@ -81,6 +81,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
         return self.encoder.channels
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the decoder needs text features."""
+        return getattr(self.decoder, "text", None) is not None
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the encoder and the decoder; the quantizer stays in float32. Without weights float32."""
         weights = [*self.encoder.parameters(), *self.decoder.parameters()]

@@ -17,6 +17,7 @@ from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint, load_tokenizer, replace_folder
+from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
 from maskgen.transformer.model import TRANSFORMERS
 
@@ -52,6 +53,7 @@ class GeneratorStage:
         sample_classes: int = 16,
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
+        _check_tokenizer(self.tokenizer)
         self.class_names = list(dataset.class_names) if conditional else None
         self.conditional, self.holdout = conditional, holdout
         self.columns, self.rows = samples_per_class, sample_classes
@@ -110,6 +112,24 @@ class GeneratorStage:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         replace_folder(folder, lambda part: self.pipeline(model).save_pretrained(part))
+
+
+def _check_tokenizer(tokenizer: Tokenizer) -> None:
+    """The transformer predicts one code a place, and its samples are decoded to pixels."""
+    problem = (
+        "has continuous tokens"
+        if tokenizer.codebook_size == 0
+        else f"has {tokenizer.levels} codes a place"
+        if tokenizer.levels > 1
+        else "decodes to a teacher's features"
+        if tokenizer.config.target != "pixels"
+        else None
+    )
+    if problem:
+        raise ValueError(
+            f"stage.tokenizer {problem}; a generator needs one code a place and pixels from its decoder: train it on a "
+            "tokenizer with quantizer type vq, fsq or lfq and target pixels"
+        )
 
 
 def _check_cache(dataset: MapDataset, tokenizer: nn.Module) -> None:

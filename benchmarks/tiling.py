@@ -1,0 +1,155 @@
+"""Tiled encoding and decoding of a 2048x1536 picture: memory, time, and what the seams cost.
+
+    python benchmarks/tiling.py TOKENIZER PICTURE              # writes results/tiling.json
+    python benchmarks/tiling.py --table
+
+Each measurement runs in a process of its own, so that its peak memory is its own: the largest resident size during the
+work, less that before it. Errors are against the same picture or codes without tiles. The step over a seam is the mean
+absolute difference of neighbouring pixels across the middle of each overlap, less the same in the decode without tiles:
+a seam that shows makes it larger than 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from budget import machine, versions
+
+from maskgen.data.pixels import load_image
+from maskgen.evaluation.reconstruction import psnr
+from maskgen.pictures import save, to_pil
+from maskgen.pipelines.store import load_tokenizer
+from maskgen.tokenizer.tiling import _spans, tiled_decode, tiled_encode
+
+HERE = Path(__file__).parent
+SIZE = (1536, 2048)  # h, w
+TILES = [(64, 0), (64, 4), (64, 16), (128, 16)]  # tokens: tile, overlap
+
+
+def peak() -> int:
+    """The largest resident size of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def work(options: argparse.Namespace) -> dict[str, Any]:
+    """One encode and decode, whole or in tiles; codes and pixels go to ``work/NAME.pt``."""
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(options.tokenizer)
+    pixels = load_image(options.picture, SIZE)[None]
+    factor = SIZE[0] // tokenizer.grid(SIZE)[0]
+    tile, overlap = options.tile
+    with torch.no_grad():
+        before, start = peak(), time.perf_counter()
+        codes = tiled_encode(tokenizer, pixels, tile * factor, overlap * factor) if tile else tokenizer.encode(pixels)
+        encoded, middle = peak(), time.perf_counter()
+        whole = options.codes
+        shared = codes if whole is None else torch.load(whole, weights_only=True)["codes"]
+        made = tiled_decode(tokenizer, shared, tile, overlap) if tile else tokenizer.decode(codes)
+    found = {
+        "encode_mib": encoded - before,
+        "peak_mib": peak() - before,
+        "encode_s": round(middle - start, 2),
+        "decode_s": round(time.perf_counter() - middle, 2),
+    }
+    torch.save({"codes": codes, "made": made, "pixels": pixels}, options.work)
+    return found
+
+
+def seam_step(made: torch.Tensor, spans: list[range], factor: int, axis: int) -> torch.Tensor:
+    """Mean absolute difference of the pixels on both sides of the middle of each overlap."""
+    cuts = [(a.stop + b.start) * factor // 2 for a, b in pairwise(spans)]
+    line = made.movedim(axis, -1)
+    return torch.stack([(line[..., cut] - line[..., cut - 1]).abs().mean() for cut in cuts]).mean()
+
+
+def compare(tile: int, overlap: int, scratch: Path) -> dict[str, Any]:
+    """What tiles changed: codes, pixels decoded from the same codes, and steps over the seams."""
+    whole, tiled = (torch.load(scratch / f"{name}.pt", weights_only=True) for name in ("whole", f"{tile}-{overlap}"))
+    factor = SIZE[0] // whole["codes"].shape[1]
+    steps = []
+    for axis, length in ((2, SIZE[0] // factor), (3, SIZE[1] // factor)):
+        spans = _spans(length, tile, overlap)
+        steps.append([float(seam_step(x["made"], spans, factor, axis)) for x in (tiled, whole)])
+    return {
+        "codes_changed": float((whole["codes"] != tiled["codes"]).double().mean()),
+        "psnr_to_whole": float(psnr(tiled["made"], whole["made"])[0]),
+        "largest_error": float((tiled["made"] - whole["made"]).abs().max()),
+        "psnr": float(psnr(tiled["made"], whole["pixels"])[0]),
+        "psnr_whole": float(psnr(whole["made"], whole["pixels"])[0]),
+        "seam_step": max(a for a, _ in steps),
+        "seam_step_whole": max(b for _, b in steps),
+    }
+
+
+def measure(options: argparse.Namespace) -> None:
+    scratch = options.scratch
+    scratch.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for tile, overlap in [(0, 0), *TILES]:
+        name = f"{tile}-{overlap}" if tile else "whole"
+        command = [sys.executable, __file__, options.tokenizer, options.picture, "--tile", str(tile), str(overlap)]
+        command += ["--work", str(scratch / f"{name}.pt"), *(["--codes", str(scratch / "whole.pt")] if tile else [])]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        entries.append({"tile": tile, "overlap": overlap, **found, **(compare(tile, overlap, scratch) if tile else {})})
+        print(entries[-1], file=sys.stderr, flush=True)
+    result = {
+        "command": shlex.join(["python", "benchmarks/tiling.py", *sys.argv[1:]]),
+        "size": SIZE,
+        "picture": Path(options.picture).name,
+        "machine": machine(),
+        "versions": versions("torch"),
+        "entries": entries,
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    made = [torch.load(scratch / f"{name}.pt", weights_only=True)["made"] for name in ("whole", "64-16")]
+    for name, x in zip(("whole", "tiled"), made):
+        save(to_pil(x)[0], scratch / f"{name}.png")
+
+
+def table(result: dict[str, Any]) -> str:
+    head = ["tile (overlap), tokens", "peak memory, MiB", "encode, s", "decode, s", "codes changed"]
+    head += ["PSNR to the whole, dB", "largest error", "step over the seams (without tiles)"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for e in result["entries"]:
+        row = [f"{e['tile']} ({e['overlap']})" if e["tile"] else "whole", f"{e['peak_mib']:,}"]
+        row += [f"{e['encode_s']:.1f}", f"{e['decode_s']:.1f}"]
+        row += (
+            [f"{e['codes_changed']:.1%}", f"{e['psnr_to_whole']:.1f}", f"{e['largest_error']:.2f}"]
+            + [f"{e['seam_step']:.4f} ({e['seam_step_whole']:.4f})"]
+            if e["tile"]
+            else ["-"] * 4
+        )
+        lines.append(row)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer", nargs="?")
+    parser.add_argument("picture", nargs="?")
+    parser.add_argument("--table", action="store_true", help="print the table of the committed results")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "tiling.json")
+    parser.add_argument("--scratch", type=Path, default=Path("/tmp/tiling"))
+    parser.add_argument("--tile", type=int, nargs=2, help="one measurement, in tokens (for the script itself)")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--codes")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.out.read_text())))
+    elif not arguments.picture:
+        parser.error("give a tokenizer and a picture")
+    elif arguments.tile is not None:
+        print(json.dumps(work(arguments)))
+    else:
+        measure(arguments)
+        print(table(json.loads(arguments.out.read_text())))
