@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -35,6 +36,9 @@ def tokenizer(quantizer=None, **coder):
 def here(tmp_path, monkeypatch):
     """A folder with `pictures.npz`, a data set of 45, and the tokenizer `model`."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(encode, "_encode", encode._encode)  # both put back after `worker`
     rng = np.random.default_rng(0)
     np.savez("pictures.npz", images=rng.integers(0, 255, (COUNT, 8, 8, 3), np.uint8), labels=np.arange(COUNT) % 3)
     save_tokenizer(tokenizer(), tmp_path / "model")
@@ -49,19 +53,25 @@ def command(out, *more):
     return ["-m", "maskgen", "encode", "model", out, "--data", "pictures.npz", "--batch-size", "2", *more]
 
 
-# Each batch takes a while, so that a kill comes while it works.
-SLOW = """
-import sys, time, maskgen.pipelines.encode as e
-inner = e._encode
-def slow(*a):
-    open("working", "w").close()
-    for item in inner(*a):
-        time.sleep(0.02)
-        yield item
-e._encode = slow
-from maskgen.cli import main
-main()
-"""
+def worker(out, flips, slow=0.0, rank=0, processes=1):
+    """What a process of its own runs; `slow` seconds a batch, so that a kill comes while it works."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes))
+    inner = encode._encode
+
+    def encode_slowly(*arguments):
+        for item in inner(*arguments):
+            time.sleep(slow)
+            yield item
+
+    encode._encode = encode_slowly
+    encode_dataset(load_tokenizer("model"), NpzArrays("pictures.npz"), out, 2, flips=flips)
+
+
+def start(*arguments, **options):
+    """`worker` in a forked process: no imports to wait for."""
+    process = multiprocessing.get_context("fork").Process(target=worker, args=arguments, kwargs=options)
+    process.start()
+    return process
 
 
 def test_codes_labels_and_mirrored_rows(here):
@@ -80,28 +90,39 @@ def test_codes_labels_and_mirrored_rows(here):
 
 
 def test_an_encoder_killed_at_any_moment_goes_on_and_ends_with_the_same_files(here):
-    encode_dataset(load_tokenizer("model"), NpzArrays("pictures.npz"), "whole", 2, flips=True)
-    killed, marks = [sys.executable, "-c", SLOW, *command("killed", "--flips")[2:]], []
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    for moment in np.random.default_rng(int(time.time())).uniform(0.1, 0.5, 2):
-        run = subprocess.Popen(killed, env=environment, stderr=subprocess.DEVNULL)
-        while run.poll() is None and not (here / "working").exists():
-            time.sleep(0.01)  # the imports take seconds; the work, a second long, begins here
-        time.sleep(moment)
-        run.kill()
-        (here / "working").unlink()
-        assert run.wait() == -signal.SIGKILL
+    worker("whole", True)
+    marks = []
+    for moment in np.random.default_rng(int(time.time())).uniform(0.0, 0.5, 5):
+        process = start("killed", True, slow=0.02)  # a second of work at the least
+        while process.is_alive() and not (here / "killed/plan.json").exists():
+            time.sleep(0.005)
+        time.sleep(0.05 + moment)
+        process.kill()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0)
+        if process.exitcode == 0:  # the kills before it left too little to do
+            break
         with pytest.raises(FileNotFoundError):
             TokenCache("killed")
         marks.append(len(list((here / "killed/progress").iterdir())))
         (here / "killed/progress/0").unlink(missing_ok=True)  # as if it had died between writing and marking
-    subprocess.run(killed, env=environment, check=True, timeout=180)
+    worker("killed", True)
     assert contents(here / "killed") == contents(here / "whole")
-    assert 1 <= max(marks) < 6
+    assert marks
 
 
 def test_two_processes_share_the_work_and_end_with_the_same_files(here):
-    encode_dataset(load_tokenizer("model"), NpzArrays("pictures.npz"), "whole", 2)
+    worker("whole", False)
+    both = [start("shared", False, rank=rank, processes=2) for rank in (1, 0)]  # the first waits to be laid out for
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert contents(here / "shared") == contents(here / "whole")
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_processes(here):
+    worker("whole", False)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     done = subprocess.run(
         [*launch, "--main_process_port", "0", *command("shared")],
