@@ -137,7 +137,7 @@ def plot(entries: list[dict[str, Any]], file: Path) -> None:
     panels = {"use": (100, f"codes in use, % of {CODES:,}"), "perplexity": (1, "perplexity")}
     for axis, (key, (scale, words)) in zip(axes, panels.items()):
         for entry in entries:
-            points = [(look["step"], scale * look[key]) for look in entry["over_time"]]
+            points = [(look["step"], scale * look[key]) for look in entry["over_time"] if key in look]
             main = entry["variant"] in ("recommended", "none of it")
             style = {"linewidth": 2.5} if main else {"linewidth": 1.2, "linestyle": "--"}
             axis.plot(*zip(*points), label=entry["variant"], **style)
