@@ -15,11 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from maskgen.data import DATASETS
 from maskgen.evaluation.classifier import classifier_frechet, load_classifier, save_classifier, train_classifier
-from maskgen.evaluation.reconstruction import codebook_use, psnr
+from maskgen.evaluation.reconstruction import codebook_use, psnr, ssim
 from maskgen.parts import Part, build
 from maskgen.pictures import to_uint8
 from maskgen.pipelines.store import load_tokenizer
@@ -138,6 +137,6 @@ def measure(config: dict[str, Any], data: Data, name: str, kept: Any, held: Any,
     np.savez(folder / "shown.npz", original=to_uint8(real[shown]), made=to_uint8(made[shown]))
     return found | {
         "psnr": float(psnr(made, real).mean()),
-        "ssim": float(structural_similarity_index_measure(made, real, data_range=2.0)),
+        "ssim": float(ssim(made, real).mean()),
         **frechet(real, made, classifier(name, data, kept, work), data.told_apart),
     }

@@ -61,6 +61,7 @@ def reconstruct(
     size: Size = None,
     limit: Annotated[int, typer.Option(min=1, help="pictures to measure, evenly spread")] = 2048,
     batch_size: BatchSize = 64,
+    tile: Annotated[int, typer.Option(min=0, help="code larger pictures in tiles of so many pixels; 0: whole")] = 0,
     lpips: Annotated[str | None, typer.Option(help="file of VGG-16's weights, or `download`")] = None,
     inception: Annotated[str | None, typer.Option(help="for rFID: file of Inception's weights, or `download`")] = None,
     classifier: Annotated[str | None, typer.Option(help="folder of a small classifier, for its own distance")] = None,
@@ -78,7 +79,14 @@ def reconstruct(
     model = load_tokenizer(tokenizer).to(pick_device(device))
     dataset = open_files_or_dataset(pictures, data, tokenizer, size, model.channels)
     report = compute(
-        model, dataset, limit=limit, batch_size=batch_size, lpips=lpips, inception=inception, classifier=classifier
+        model,
+        dataset,
+        limit=limit,
+        batch_size=batch_size,
+        tile=tile,
+        lpips=lpips,
+        inception=inception,
+        classifier=classifier,
     )
     print(f"{report}\n{out}, {report.save(out)}")
 

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, help="side of the pictures, where the data leaves it open")
     parser.add_argument("--limit", type=int, default=2048, help="pictures to measure, evenly spread")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures at a time")
+    parser.add_argument("--tile", type=int, default=0, help="code larger pictures in tiles of so many pixels")
     parser.add_argument("--lpips", help="file of VGG-16's weights, or `download`")
     parser.add_argument("--inception", help="for rFID: file of Inception's weights, or `download`")
     parser.add_argument("--classifier", help="folder of a small classifier, for its own distance")
@@ -33,6 +34,7 @@ if __name__ == "__main__":
         open_files_or_dataset(given.pictures, given.data, given.tokenizer, given.size, tokenizer.channels),
         limit=given.limit,
         batch_size=given.batch_size,
+        tile=given.tile,
         lpips=given.lpips,
         inception=given.inception,
         classifier=given.classifier,

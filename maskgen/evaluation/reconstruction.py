@@ -53,18 +53,34 @@ def use_of(counts: Int[Tensor, "k"]) -> dict[str, float]:
     return {"use": used / len(counts), "perplexity": float(entropy.exp()), "dead": float(len(counts) - used)}
 
 
-def spread(dataset: Any, limit: int, batch_size: int = 64) -> Iterator[Float[Tensor, "b c h w"]]:
-    """Batches of at most `limit` pictures, evenly spread over a data set, in order; those of a batch have one size."""
+def spread_items(dataset: Any, limit: int, batch_size: int = 64) -> Iterator[dict[str, Tensor]]:
+    """Batches of at most `limit` items, evenly spread over a data set, in order: ``pixels``, and ``text`` where there
+    are text features; the pictures of a batch have one size.
+    """
     count = min(len(dataset), limit)
-    batch: list[Tensor] = []
+    batch: list[dict[str, Tensor]] = []
     for i in range(count):
-        pixels = dataset[i * len(dataset) // count]["pixels"]
-        if batch and (len(batch) == batch_size or pixels.shape != batch[0].shape):
-            yield torch.stack(batch)
+        item = dataset[i * len(dataset) // count]
+        if batch and (len(batch) == batch_size or item["pixels"].shape != batch[0]["pixels"].shape):
+            yield _stacked(batch)
             batch = []
-        batch.append(pixels)
+        batch.append({key: item[key] for key in ("pixels", "text") if key in item})
     if batch:
-        yield torch.stack(batch)
+        yield _stacked(batch)
+
+
+def _stacked(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def spread(dataset: Any, limit: int, batch_size: int = 64) -> Iterator[Float[Tensor, "b c h w"]]:
+    """The pictures of :func:`spread_items`."""
+    return (batch["pixels"] for batch in spread_items(dataset, limit, batch_size))
+
+
+def text_of(tokenizer: Any, batch: dict[str, Tensor]) -> Float[Tensor, "b t e"] | None:
+    """The batch's text features for a decoder that reads them, else None."""
+    return batch.get("text") if tokenizer.reads_text else None
 
 
 @torch.no_grad()
@@ -75,9 +91,10 @@ def measure(tokenizer: nn.Module, dataset: Any, limit: int = 2048) -> dict[str, 
     """
     device, size = device_of(tokenizer), int(tokenizer.codebook_size)  # type: ignore[arg-type]
     values, counts = [], torch.zeros(size, dtype=torch.int64)
-    for pixels in spread(dataset, limit):
-        output = tokenizer(pixels.to(device))
-        values.append(psnr(output.pixels.cpu(), pixels))
+    for batch in spread_items(dataset, limit):
+        batch = {key: value.to(device) for key, value in batch.items()}
+        output = tokenizer(batch["pixels"], text_of(tokenizer, batch))
+        values.append(psnr(output.pixels, batch["pixels"]).cpu())
         if size:
             counts += torch.bincount(output.codes.flatten().cpu(), minlength=size)
     return {"psnr": float(torch.cat(values).mean()), **(use_of(counts) if size else {})}

@@ -14,10 +14,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from maskgen.evaluation.reconstruction import SSIM_WINDOW, device_of, psnr, spread, ssim, use_of
+from maskgen.evaluation.reconstruction import (
+    SSIM_WINDOW,
+    device_of,
+    psnr,
+    spread_items,
+    ssim,
+    text_of,
+    use_of,
+)
 from maskgen.evaluation.statistics import fit, frechet_distance
 from maskgen.pictures import save, side_by_side, to_uint8
 from maskgen.pipelines.store import fingerprint
+from maskgen.tokenizer.tiling import tiled_decode, tiled_encode
 
 SHOWN, SHOWN_PIXELS = 32, 2**22  # pictures on the sheet at most, and how many pixels they may have together
 VGG16 = "397923af"  # the SHA-256 of torchvision's file begins so, as its name says
@@ -104,6 +113,7 @@ def reconstruct(
     *,
     limit: int = 2048,
     batch_size: int = 64,
+    tile: int = 0,
     lpips: str | None = None,
     inception: str | None = None,
     classifier: str | Path | None = None,
@@ -116,6 +126,8 @@ def reconstruct(
         dataset: items ``{"pixels": (c, h, w) in [-1, 1]}``. Where its ``size`` is None pictures keep their own and are
             cropped at the centre to what the tokenizer takes; those of one size that follow each other make a batch.
         limit: use at most so many pictures, evenly spread.
+        tile: pictures with a side longer than this, in pixels, are coded in tiles of it that overlap by a quarter, so
+            that memory is bounded; docs/tokenizers.md says what the seams cost. 0 codes all pictures whole.
         lpips: a local file of torchvision's VGG-16 weights, or "download"; None leaves LPIPS out. Another file's
             weights are told in the name.
         inception: a local file of torch-fidelity's Inception weights, or "download", for the Fréchet distance between
@@ -146,10 +158,11 @@ def reconstruct(
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     shown = {i * count // min(count, SHOWN) for i in range(min(count, SHOWN))}
     with tqdm(total=count, desc="reconstruct", unit="picture", disable=not progress) as bar:
-        for batch in spread(dataset, limit, batch_size):
-            pixels = batch.to(device)
-            codes = tokenizer.encode(pixels)
-            made = tokenizer.decode(codes).float().clamp(-1, 1)
+        for batch in spread_items(dataset, limit, batch_size):
+            batch = {key: value.to(device) for key, value in batch.items()}
+            pixels = batch["pixels"]
+            codes, made = _coded(tokenizer, pixels, text_of(tokenizer, batch), tile)
+            made = made.float().clamp(-1, 1)
             if tokenizer.codebook_size:
                 counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
             _leave_out_small(scores, (pixels.shape[2], pixels.shape[3]), report)
@@ -160,7 +173,7 @@ def reconstruct(
             for i in range(len(pixels)):
                 room = SHOWN_PIXELS - sum(p[0].numel() for p in report.originals)
                 if report.count + i in shown and (room >= pixels[i, 0].numel() or not report.originals):
-                    report.originals.append(batch[i])
+                    report.originals.append(pixels[i].cpu())
                     report.made.append(made[i].cpu())
             if (size := list(pixels.shape[2:])) not in report.sizes:
                 report.sizes.append(size)
@@ -170,6 +183,17 @@ def reconstruct(
     report.metrics |= {distance.name: distance.value(report) for distance in distances}
     report.metrics |= use_of(counts) if tokenizer.codebook_size else {}
     return report
+
+
+def _coded(tokenizer: Any, pixels: Tensor, text: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
+    """Codes, and pixels decoded from them; in tiles where the pictures are larger than one."""
+    size = (pixels.shape[2], pixels.shape[3])
+    if not tile or max(size) <= tile:
+        codes = tokenizer.encode(pixels)
+        return codes, tokenizer.decode(codes, text)
+    codes = tiled_encode(tokenizer, pixels, tile, tile // 4)
+    side = max(4, tile * codes.shape[1] // size[0])
+    return codes, tiled_decode(tokenizer, codes, side, side // 4)
 
 
 Score = Callable[[Tensor, Tensor], float]  # the sum over the pictures of a batch

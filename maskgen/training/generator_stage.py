@@ -75,7 +75,7 @@ class GeneratorStage:
         yield "model", self.masking.losses(self.modules["model"], self._codes(batch), labels)
 
     @torch.no_grad()
-    def _codes(self, batch: dict[str, Any]) -> Int[Tensor, "b h w"]:
+    def _codes(self, batch: dict[str, Any]) -> Int[Tensor, "b *grid"]:
         if "codes" in batch:
             return batch["codes"]
         pixels = batch["pixels"]

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
-from maskgen.evaluation.reconstruction import measure
+from maskgen.evaluation.reconstruction import measure, spread_items, text_of
 from maskgen.parts import Part, build
 from maskgen.pictures import side_by_side
 from maskgen.pipelines.store import save_tokenizer
@@ -123,11 +122,9 @@ class TokenizerStage:
     @torch.no_grad()
     def picture(self, model: nn.Module) -> Image.Image:
         """Pictures above their reconstructions."""
-        dataset, device = self.holdout or self.dataset, next(model.parameters()).device
-        count = min(len(dataset), 32)
-        batch = default_collate([dataset[i * len(dataset) // count] for i in range(count)])
-        made = forward(model, {k: v.to(device) for k, v in batch.items()}).pixels
-        return side_by_side(batch["pixels"], made.cpu(), columns=16)
+        batch = next(spread_items(self.holdout or self.dataset, 32))
+        there = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
+        return side_by_side(batch["pixels"], forward(model, there).pixels.cpu(), columns=16)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_tokenizer(model, folder)
@@ -155,5 +152,4 @@ def forward(model: nn.Module, batch: dict[str, Any]) -> Any:
     Raises:
         ValueError: such a decoder, and data without text.
     """
-    bare = extract_model_from_parallel(model)
-    return model(batch["pixels"], text=batch.get("text")) if bare.reads_text else model(batch["pixels"])
+    return model(batch["pixels"], text_of(extract_model_from_parallel(model), batch))
