@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maskgen.mim.core import MaskedModeling
+from maskgen.mim.dropping import DropAll, DropShare, Keep, kept_tokens
 from maskgen.mim.objective import CrossEntropy
 from maskgen.mim.plan import DROP, SUBSTITUTE, VISIBLE, MaskPlan
 from maskgen.mim.ratios import SCHEDULES, Fixed, Scheduled, TruncatedNormal, Uniform, gamma
@@ -144,3 +145,59 @@ def test_core_learns_a_rule_that_its_control_cannot():
 
     assert accuracy({"type": "fixed", "ratio": 0.5}) > 0.9
     assert accuracy({"type": "fixed", "ratio": 1.0}) < 0.4
+
+
+# ---------------------------------------------------------------------------------------------------- dropping tokens
+
+
+def test_droppings_keep_the_mask_and_drop_what_they_say():
+    torch.manual_seed(0)
+    mask = RandomSampler()(torch.tensor([0.3, 0.55, 1.0]), (4, 5))
+    for dropping, counts in ((Keep(), [0, 0, 0]), (DropAll(), [6, 11, 20]), (DropShare(0.5), [6, 10, 10])):
+        plan = dropping(mask)
+        assert torch.equal(plan.hidden, mask)
+        assert torch.equal(plan.predict, mask)
+        assert plan.dropped.flatten(1).sum(1).tolist() == counts
+    with pytest.raises(ValueError, match=r"share 1.0 of the tokens to drop must lie between 0 and 1"):
+        DropShare(1.0)
+
+
+def test_a_share_is_dropped_at_random_among_the_hidden():
+    mask = torch.zeros(4000, 6, dtype=torch.bool)
+    mask[:, :4] = True
+    dropped = DropShare(0.5)(mask, torch.Generator().manual_seed(0)).dropped.float().mean(0)
+    torch.testing.assert_close(dropped, torch.tensor([0.75] * 4 + [0.0] * 2), atol=0.03, rtol=0)
+
+
+def test_kept_tokens_stand_in_order_at_the_front():
+    mask = torch.tensor([[1, 0, 0, 1, 0], [1, 1, 1, 0, 1]], dtype=torch.bool)
+    assert kept_tokens(MaskPlan.from_mask(mask)) is None
+    keep, counts = kept_tokens(DropAll()(mask))
+    assert counts == [3, 1]
+    assert keep.tolist() == [[1, 2, 4], [3, 0, 0]]
+
+
+@pytest.mark.parametrize("decoder", [0, 1])
+@pytest.mark.parametrize("ratio", [Fixed(0.75), Uniform(0.3, 1.0)])
+def test_a_step_with_dropped_tokens_is_the_plain_loss_over_the_same_places(decoder, ratio):
+    """With a decoder all hidden places are predicted; without one, those hidden but kept."""
+    torch.manual_seed(0)
+    model = MaskTransformer(
+        codebook_size=16, grid=(4, 4), width=16, depth=2, heads=2, decoder_depth=decoder, registers=1
+    )
+    torch.nn.init.normal_(model.head.weight)
+    codes, core = torch.randint(16, (5, 4, 4)), MaskedModeling(ratio=ratio, dropping=DropShare(0.4))
+    terms = core.losses(model, codes, generator=torch.Generator().manual_seed(1))
+    plan = core.plan(5, (4, 4), torch.Generator().manual_seed(1))
+    keep, counts = kept_tokens(plan)
+    losses = []
+    for row, n in enumerate(counts):
+        seen = (codes[row : row + 1], plan.substituted[row : row + 1])
+        logits = model(*seen, keep=keep[row : row + 1, :n]).predictions[0]
+        at = torch.arange(16) if decoder else keep[row, :n]
+        hidden = plan.predict[row].flatten()[at]
+        target = codes[row].flatten()[at][hidden]
+        losses.append(torch.nn.functional.cross_entropy(logits[hidden], target, reduction="none", label_smoothing=0.1))
+    torch.testing.assert_close(terms["loss"], torch.cat(losses).mean())
+    assert terms["drop_ratio"] == pytest.approx(plan.dropped.float().mean().item())
+    terms["loss"].backward()

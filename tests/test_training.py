@@ -307,7 +307,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(here):
 
 
 def test_two_processes_are_one(here):
-    """A tokenizer ends as in one process: k-means start, statistics, codes revived in every step; a generator ends too."""
+    """A tokenizer ends as in one process: k-means start, statistics, codes revived at each step; a generator ends."""
     tokenizer = ["tokenizer.yaml", "name=shared", "training.steps=6", "augment.flip=0.5"]
     tokenizer += ["stage.tokenizer.quantizer.revive_below=0.9", "stage.tokenizer.quantizer.init=kmeans"]
     generator = ["generator.yaml", "name=shared_generator", "training.steps=3"]

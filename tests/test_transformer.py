@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskgen.transformer.attention import attend, attention_probabilities
+from maskgen.transformer.attention import Ragged, attend, attention_probabilities
 from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.positions import coordinates, rotary, rotate, sine_cosine
 
@@ -158,3 +158,138 @@ def test_places_differ_on_a_blank_canvas():
     assert not differ(positions="none")
     assert differ(positions="learned")
     assert differ(positions="sincos")
+
+
+# ------------------------------------------------------------------------------------------------------ ragged rows
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
+def test_rows_of_different_lengths_are_each_row_alone(backend):
+    """Padded and packed: a row attends to its own tokens, whatever stands in the padding."""
+    torch.manual_seed(0)
+    lengths = [5, 2, 7]
+    keys = Ragged.of(lengths)
+    q, k, v = (torch.randn(3, 7, 2, 8) for _ in range(3))
+    k[~keys.valid] = 1e4
+    made = attend(q, k, v, backend, keys)
+    for row, n in enumerate(lengths):
+        alone = attend(q[row : row + 1], k[row : row + 1, :n], v[row : row + 1, :n], "explicit")
+        torch.testing.assert_close(made[row : row + 1], alone)
+
+
+def test_packed_rows_of_one_length_are_plain_attention():
+    q, k, v = (torch.randn(3, 6, 2, 8) for _ in range(3))
+    torch.testing.assert_close(attend(q, k, v, "packed"), attend(q, k, v, "explicit"))
+
+
+def test_ragged_says_where_tokens_are():
+    ragged = Ragged.of([2, 3]).after(1)
+    assert ragged.lengths == (3, 4)
+    assert ragged.valid.tolist() == [[True, True, True, False], [True] * 4]
+    assert ragged.index.tolist() == [0, 1, 2, 4, 5, 6, 7]
+
+
+# ------------------------------------------------------------------------------------------- asymmetric, token dropping
+
+DECODER = {"decoder_depth": 2, "registers": 1}
+ASYMMETRIC = [
+    DECODER,
+    {**DECODER, "pad": "class_token", "positions": "sincos"},
+    {**DECODER, "num_classes": None, "decoder_width": 32, "decoder_heads": 2, "rope": False},
+    {**DECODER, "condition": "in_context", "decoder_width": 32},
+    {**DECODER, "condition": "adaln_shared", "norm": "rms"},
+]
+
+
+def labels_for(model, labels):
+    return None if model.num_classes is None else labels
+
+
+@pytest.mark.parametrize("options", ASYMMETRIC, ids=str)
+def test_a_decoder_predicts_everywhere_from_the_tokens_kept(options):
+    model, (codes, _, labels) = randomised(**options), inputs()
+    labels = labels_for(model, labels)
+    keep = torch.stack([torch.randperm(24)[:10] for _ in range(3)])
+    gone = torch.ones(3, 24, dtype=torch.bool).scatter(1, keep, False).view(3, 4, 6)
+    output = model(codes, gone, labels, keep=keep)
+    assert output.predictions.shape == (3, 24, 32)
+    assert output.features.shape == (3, 10, 48)
+    other = torch.where(gone, (codes + 1) % 32, codes)
+    assert output.predictions.equal(model(other, gone, labels, keep=keep).predictions)  # dropped tokens are not seen
+    moved = keep[:, torch.randperm(10)]
+    torch.testing.assert_close(
+        model(codes, gone, labels, keep=moved).predictions, output.predictions, rtol=1e-4, atol=1e-4
+    )
+    at = torch.stack([torch.randperm(24)[:7] for _ in range(3)])
+    asked = model(codes, gone, labels, at, keep).predictions
+    torch.testing.assert_close(asked, output.predictions[torch.arange(3)[:, None], at], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", ASYMMETRIC, ids=str)
+def test_a_masked_token_that_is_kept_is_padded_in_the_decoder(options):
+    """MAGE: the encoder sees its mask token, the decoder sees `pad`, so only the encoder's other outputs know of it."""
+    model, (codes, masked, labels) = randomised(**options), inputs()
+    labels = labels_for(model, labels)
+    everything = torch.arange(24).expand(3, -1)
+    whole = model(codes, masked, labels).predictions
+    torch.testing.assert_close(model(codes, masked, labels, keep=everything).predictions, whole, rtol=1e-4, atol=1e-4)
+    model.mask_token.data.normal_()
+    assert not torch.allclose(model(codes, masked, labels).predictions, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
+@pytest.mark.parametrize("options", [{}, *ASYMMETRIC], ids=str)
+def test_rows_that_keep_different_numbers_are_each_row_alone(options, backend):
+    model, (codes, _, labels) = randomised(**options, backend=backend), inputs()
+    labels, counts = labels_for(model, labels), [6, 11, 9]
+    keep = torch.stack([torch.randperm(24)[:11] for _ in range(3)])
+    kept = Ragged.of(counts)
+    gone = (
+        torch.ones(3, 25, dtype=torch.bool).scatter(1, keep.masked_fill(~kept.valid, 24), False)[:, :24].view(3, 4, 6)
+    )
+    made = model(codes, gone, labels, keep=keep.masked_fill(~kept.valid, 0), kept=counts).predictions
+    for row, n in enumerate(counts):
+        one = slice(row, row + 1)
+        label = None if labels is None else labels[one]
+        alone = model(codes[one], gone[one], label, keep=keep[one, :n]).predictions
+        torch.testing.assert_close(made[one, : alone.shape[1]], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_may_be_asked_of_rows_that_keep_different_numbers():
+    model, (codes, masked, labels) = randomised(), inputs()
+    counts, keep = [6, 11, 9], torch.stack([torch.randperm(23)[:11] + 1 for _ in range(3)])
+    kept = Ragged.of(counts)
+    padded = keep.masked_fill(~kept.valid, 0)
+    every = model(codes, masked, labels, keep=padded, kept=counts).predictions
+    some = model(codes, masked, labels, keep[:, :4], padded, kept=counts).predictions
+    torch.testing.assert_close(some, every[:, :4], rtol=1e-4, atol=1e-4)
+
+
+def test_continuous_tokens_and_predictions_of_any_number():
+    model = randomised(codebook_size=0, token_dim=12, predictions=7)
+    tokens, masked = torch.randn(2, 4, 6, 12), torch.rand(2, 4, 6) < 0.5
+    made = model(tokens, masked).predictions
+    assert made.shape == (2, 24, 7)
+    hidden = torch.where(masked[..., None], torch.randn_like(tokens), tokens)
+    assert made.equal(model(hidden, masked).predictions)
+    assert [x.shape for x in model.layers(tokens)] == [(2, 24, 48)] * 3
+
+
+def test_layers_end_where_the_features_begin():
+    codes, masked = torch.randint(32, (2, 4, 6)), torch.zeros(2, 4, 6, dtype=torch.bool)
+    for options in ({"registers": 2}, DECODER):
+        model = randomised(**options)
+        layers, output = model.layers(codes), model(codes, masked)
+        assert len(layers) == 3
+        torch.testing.assert_close(layers[-1], torch.cat([output.prefix, output.features], 1))
+
+
+def test_decoders_that_cannot_be():
+    with pytest.raises(ValueError, match="an adaLN condition needs decoder_width 0"):
+        randomised(decoder_depth=1, decoder_width=32)
+    with pytest.raises(ValueError, match="pad: class_token needs a register"):
+        randomised(decoder_depth=1, pad="class_token")
+    with pytest.raises(ValueError, match="decoder_width 30 over heads 4"):
+        randomised(decoder_depth=1, decoder_width=30, num_classes=None)
+    with pytest.raises(ValueError, match="tokens are codes or continuous: codebook_size 0, token_dim 0"):
+        randomised(codebook_size=0)

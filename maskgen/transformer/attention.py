@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Backend = Literal["auto", "xformers", "sdpa", "explicit"]
+Backend = Literal["auto", "xformers", "sdpa", "explicit", "packed"]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows with different numbers of tokens, each row's at its front, padded to the longest.
+
+    lengths: tokens of each row, known to Python, so that packing needs no synchronisation.
+    valid: bool (b, m), which of the padded tokens are there; index: int64 (total,), their places among b * m.
+    """
+
+    lengths: tuple[int, ...]
+    valid: Bool[Tensor, "b m"]
+    index: Int[Tensor, "total"]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | None = None) -> Ragged:
+        """From the number of tokens of each row."""
+        counts = torch.tensor(lengths)
+        valid = torch.arange(int(counts.max())) < counts[:, None]
+        return cls(tuple(lengths), valid.to(device), valid.flatten().nonzero()[:, 0].to(device))
+
+    def after(self, prefix: int) -> Ragged:
+        """With `prefix` more tokens at the front of every row."""
+        return Ragged.of([n + prefix for n in self.lengths], self.valid.device) if prefix else self
 
 
 @cache
@@ -24,8 +50,14 @@ def attend(
     k: Float[Tensor, "b m h d"],
     v: Float[Tensor, "b m h d"],
     backend: Backend = "auto",
+    keys: Ragged | None = None,
 ) -> Float[Tensor, "b n h d"]:
-    """softmax(q k^T / sqrt(d)) v, every query to every key; all backends agree up to rounding.
+    """softmax(q k^T / sqrt(d)) v, every query to every key of its row; all backends agree up to rounding.
+
+    Args:
+        keys: where rows differ in the number of keys; what a padded query gives has no meaning.
+        backend: ``packed`` does on any device what ``xformers`` does with such rows on CUDA: all tokens in one row,
+            attending within blocks. It is quadratic in all of them, and here to be compared with.
 
     Raises:
         ValueError: an unknown backend.
@@ -35,18 +67,44 @@ def attend(
     if backend == "xformers":
         from xformers.ops import memory_efficient_attention
 
-        return memory_efficient_attention(q, k, v)
+        return memory_efficient_attention(q, k, v) if keys is None else _packed(q, k, v, keys, xformers=True)
     if backend == "sdpa":
-        heads_first = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        mask = None if keys is None else keys.valid[:, None, None]
+        heads_first = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         return heads_first.transpose(1, 2)
     if backend == "explicit":
-        return (attention_probabilities(q, k).to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
-    raise ValueError(f"unknown attention backend {backend!r}: choose one of auto, xformers, sdpa, explicit")
+        return (attention_probabilities(q, k, keys).to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
+    if backend == "packed":
+        keys = keys or Ragged.of([k.shape[1]] * len(k), k.device)
+        return _packed(q, k, v, keys, xformers=False)
+    raise ValueError(f"unknown attention backend {backend!r}: choose one of auto, xformers, sdpa, explicit, packed")
 
 
-def attention_probabilities(q: Float[Tensor, "b n h d"], k: Float[Tensor, "b m h d"]) -> Float[Tensor, "b h n m"]:
+def attention_probabilities(
+    q: Float[Tensor, "b n h d"], k: Float[Tensor, "b m h d"], keys: Ragged | None = None
+) -> Float[Tensor, "b h n m"]:
     """Each query's weights over the keys, rows summing to 1."""
-    return (q.transpose(1, 2) * q.shape[-1] ** -0.5 @ k.permute(0, 2, 3, 1)).softmax(-1)
+    scores = q.transpose(1, 2) * q.shape[-1] ** -0.5 @ k.permute(0, 2, 3, 1)
+    if keys is not None:
+        scores = scores.masked_fill(~keys.valid[:, None, None], -torch.inf)
+    return scores.softmax(-1)
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, keys: Ragged, xformers: bool) -> Float[Tensor, "b n h d"]:
+    """All rows' keys in one row, queries attending to their own block; all queries of a row are there."""
+    k, v = (x.flatten(0, 1)[keys.index][None] for x in (k, v))
+    packed, counts = q.flatten(0, 1)[None], [q.shape[1]] * len(q)
+    if xformers:
+        from xformers.ops import memory_efficient_attention
+        from xformers.ops.fmha import BlockDiagonalMask
+
+        made = memory_efficient_attention(packed, k, v, BlockDiagonalMask.from_seqlens(counts, list(keys.lengths)))
+    else:
+        rows = [torch.arange(len(q)).repeat_interleave(torch.tensor(n)) for n in (counts, keys.lengths)]
+        mask = (rows[0][:, None] == rows[1]).to(q.device)
+        heads_first = packed.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        made = F.scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2], mask).transpose(1, 2)
+    return made[0].unflatten(0, q.shape[:2])
 
 
 def _best(q: Tensor) -> Backend:

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from maskgen.transformer.attention import Backend
+from maskgen.transformer.attention import Backend, Ragged
 from maskgen.transformer.layers import Block, Norm, make_norm, modulate, take
 from maskgen.transformer.positions import rotary, sine_cosine
 
 
 @dataclass
 class TransformerOutput:
-    """predictions: (b, k, codebook_size) logits at the k tokens asked for; features: (b, k, width) before the head."""
+    """What the transformer makes.
+
+    predictions: (b, k, predictions) logits or values at the k tokens asked for.
+    features: (b, k, width) there, before the head; with a decoder (b, m, width), the encoder's at the m tokens it saw.
+    prefix: (b, prefix, width) of the tokens without a place (registers, a class in context), the encoder's.
+    """
 
     predictions: Tensor
     features: Tensor
+    prefix: Tensor
 
 
 class MaskTransformer(ModelMixin, ConfigMixin):
-    """Codes, some of them masked, to logits of every code.
+    """Tokens, some of them masked, to logits of every code, or to values.
+
+    Tokens are codes, or continuous: float vectors (patches as they are, bits).
+
+    With a decoder it is asymmetric, as MAE (arXiv:2111.06377) and MAGE (arXiv:2211.09117): the encoder sees the tokens
+    kept; the decoder sees all places, `pad` where the encoder saw none or saw a mask token, and predicts.
 
     Args:
-        codebook_size: number of codes.
+        codebook_size: number of codes; 0 where tokens are continuous.
         grid: of the trained token grid, (h, w) for pictures; rotary and sine-cosine positions take other sizes too.
         num_classes: of the class condition; None is unconditional.
         width, depth, heads: of the transformer; `heads` must divide `width`.
@@ -42,7 +54,13 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         condition: ``adaln`` (adaLN-zero, each block its own modulation), ``adaln_shared`` (one modulation for all
             blocks plus a learned offset a block, PixArt-alpha, arXiv:2310.00426) or ``in_context`` (a class token).
         class_dropout: probability that a class is DROPPED in training, for classifier-free guidance.
-        registers: extra tokens without a place (arXiv:2309.16588).
+        registers: extra tokens without a place (arXiv:2309.16588); the first is the class token where one is pooled.
+        decoder_depth, decoder_width, decoder_heads: of the decoder; depth 0 is none, a width or heads of 0 is the
+            encoder's. An adaLN condition needs the encoder's width.
+        pad: what the decoder sees at hidden places: a learned ``mask_token`` (MAE), or the encoder's ``class_token``
+            (MAGE), which needs a register.
+        token_dim: of continuous tokens; 0 where tokens are codes.
+        predictions: values predicted a token; 0 is as many as codes, or as a token has numbers.
         dropout: in the residual branches.
         backend: of attention, see :mod:`maskgen.transformer.attention`.
     """
@@ -69,17 +87,34 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         registers: int = 0,
         dropout: float = 0.0,
         backend: Backend = "auto",
+        decoder_depth: int = 0,
+        decoder_width: int = 0,
+        decoder_heads: int = 0,
+        pad: Literal["mask_token", "class_token"] = "mask_token",
+        token_dim: int = 0,
+        predictions: int = 0,
     ):
         super().__init__()
-        if width % heads or (width // heads) % 4:
-            raise ValueError(f"width {width} over heads {heads} must be a multiple of 4, for rotary positions too")
+        decoder_width, decoder_heads = decoder_width or width, decoder_heads or heads
+        for w, h, what in ((width, heads, ""), (decoder_width, decoder_heads, "decoder_")):
+            if w % h or (w // h) % 4:
+                raise ValueError(f"{what}width {w} over heads {h} must be a multiple of 4, for rotary positions too")
+        if (codebook_size > 0) == (token_dim > 0):
+            raise ValueError(f"tokens are codes or continuous: codebook_size {codebook_size}, token_dim {token_dim}")
         self.codebook_size, self.grid, self.num_classes = codebook_size, tuple(grid), num_classes
         self.positions, self.rope, self.heads, self.class_dropout = positions, rope, heads, class_dropout
         conditional = num_classes is not None
         self.modulated = conditional and condition != "in_context"
         self.prefix = registers + int(conditional and not self.modulated)
+        if decoder_depth and self.modulated and decoder_width != width:
+            raise ValueError("an adaLN condition needs decoder_width 0, the encoder's; or set condition: in_context")
+        if decoder_depth and pad == "class_token" and not registers:
+            raise ValueError("pad: class_token needs a register; set registers: 1")
 
-        self.code_embedding = nn.Embedding(codebook_size, width)
+        if token_dim:
+            self.token_embedding = nn.Linear(token_dim, width)
+        else:
+            self.code_embedding = nn.Embedding(codebook_size, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_tokens = nn.Parameter(torch.zeros(registers, width))
         if positions == "learned":
@@ -89,13 +124,22 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, norm, mlp, qk_norm, dropout, self.modulated, backend) for _ in range(depth)
         )
-        self.final_norm = make_norm(norm, width, affine=not self.modulated)
+        self.decoder: Decoder | None = None
+        if decoder_depth:
+            decoder_blocks = [
+                Block(decoder_width, decoder_heads, mlp_ratio, norm, mlp, qk_norm, dropout, self.modulated, backend)
+                for _ in range(decoder_depth)
+            ]
+            self.decoder = Decoder(width, decoder_width, decoder_heads, decoder_blocks, self.grid, positions, rope, pad)
+            self.encoder_norm = make_norm(norm, width)
+        last_width = decoder_width if decoder_depth else width
+        self.final_norm = make_norm(norm, last_width, affine=not self.modulated)
         if self.modulated:
-            own = condition == "adaln"
-            self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(depth if own else 1))
-            self.offsets = None if own else nn.Parameter(torch.zeros(depth, 6, width))
+            own, all_blocks = condition == "adaln", depth + decoder_depth
+            self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(all_blocks if own else 1))
+            self.offsets = None if own else nn.Parameter(torch.zeros(all_blocks, 6, width))
             self.final_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, codebook_size)
+        self.head = nn.Linear(last_width, predictions or codebook_size or token_dim)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -106,15 +150,13 @@ class MaskTransformer(ModelMixin, ConfigMixin):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-        for parameter in (
-            self.mask_token,
-            self.register_tokens,
-            *([self.position_embedding] if self.positions == "learned" else []),
-        ):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        for name, parameter in self.blocks.named_parameters():
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):  # GPT-2's scaling of the residual branches
-                parameter.data.mul_((2 * len(self.blocks)) ** -0.5)
+        for name, parameter in self.named_parameters():
+            if name.split(".")[-1] in ("mask_token", "register_tokens", "position_embedding"):
+                nn.init.trunc_normal_(parameter, std=0.02)
+        for blocks in (self.blocks, *([self.decoder.blocks] if self.decoder else [])):
+            for name, parameter in blocks.named_parameters():
+                if name.endswith(("attention.out.weight", "mlp.down.weight")):  # GPT-2's scaling of residual branches
+                    parameter.data.mul_((2 * len(blocks)) ** -0.5)
         zeros = [self.head] + ([*self.modulations, self.final_modulation] if self.modulated else [])
         for linear in zeros:
             nn.init.zeros_(linear.weight)
@@ -128,63 +170,92 @@ class MaskTransformer(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        codes: Int[Tensor, "b *grid"],
-        masked: Bool[Tensor, "b *grid"],
+        tokens: Shaped[Tensor, "b *grid"],
+        masked: Bool[Tensor, "b *grid2"],
         labels: Int[Tensor, "b"] | None = None,
         predict_at: Int[Tensor, "b k"] | None = None,
         keep: Int[Tensor, "b m"] | None = None,
         conditions: Float[Tensor, "b c w"] | None = None,
+        kept: Sequence[int] | None = None,
     ) -> TransformerOutput:
-        """Predict codes.
+        """Predict tokens.
 
         Args:
-            codes: int64, in [0, codebook_size); what stands at masked places is ignored.
-            masked: True where the mask token stands instead.
+            tokens: codes, int64 in [0, codebook_size), or continuous (b, *grid, d); what stands at masked places is
+                ignored.
+            masked: bool (b, *grid), True where the mask token stands instead.
             labels: int64 classes in [0, num_classes], num_classes meaning none; None is none for every row.
                 In training a class is replaced by none with probability `class_dropout`.
             predict_at: flat token positions to predict, the whole grid when None. The last block and the head run
                 at these only; the result is the same.
-            keep: flat token positions that the network sees, all when None; the others are dropped. `predict_at`
-                must be among them.
+            keep: flat token positions that the network (with a decoder: the encoder) sees, all when None; the others
+                are dropped. Without a decoder `predict_at` must be among them.
             conditions: what :meth:`conditions` made of the labels, in their stead.
+            kept: where rows keep different numbers of tokens, how many each; each row's stand at the front of `keep`,
+                which is padded with any positions.
 
         Raises:
             ValueError: labels given to an unconditional model.
         """
-        grid = tuple(codes.shape[1:])
-        x = torch.where(masked.flatten(1)[..., None], self.mask_token, self.code_embedding(codes.flatten(1)))
+        grid = tuple(masked.shape[1:])
+        ragged = None if kept is None else Ragged.of(kept, masked.device)
+        x = torch.where(masked.flatten(1)[..., None], self.mask_token, self._embed(tokens))
         x, table = self._place(x, grid)
         if conditions is None:
             conditions = self.conditions(labels, len(x))
         if keep is not None:
-            x, table, predict_at = self._drop(x, table, keep, predict_at)
+            at = predict_at if self.decoder is None else None
+            x, table, at = self._drop(x, table, keep, ragged, at)
+            predict_at = at if self.decoder is None else predict_at
         x = self._with_prefix(x, conditions)
+        rows = None if ragged is None else ragged.after(self.prefix)
         queries = None if predict_at is None else predict_at + self.prefix
         *modulations, last = self._modulations(conditions)
-        for block, modulation in zip(self.blocks[:-1], modulations):
-            x = block(x, modulation, table)
-        x = self.blocks[-1](x, modulations[-1], table, queries)
-        features = x[:, self.prefix :] if queries is None else x
-        h = self.final_norm(features)
+        count = len(self.blocks) - (self.decoder is None)
+        for block, modulation in zip(self.blocks[:count], modulations):
+            x = block(x, modulation, table, None, rows)
+        if self.decoder is None:
+            before, x = x, self.blocks[-1](x, modulations[-1], table, queries, rows)
+            features = x[:, self.prefix :] if queries is None else x
+            prefix = (x if queries is None else before)[:, : self.prefix]
+            h = features
+        else:
+            x = self.encoder_norm(x)
+            prefix, features = x[:, : self.prefix], x[:, self.prefix :]
+            h = self.decoder(prefix, features, masked, keep, ragged, modulations[count:], queries)
+        h = self.final_norm(h)
         if last is not None:
             h = modulate(h, *last[:, :, None].unbind(1))
-        return TransformerOutput(self.head(h), features)
+        return TransformerOutput(self.head(h), features, prefix)
+
+    def layers(
+        self, tokens: Shaped[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None
+    ) -> list[Float[Tensor, "b n w"]]:
+        """What each of the (encoder's) blocks makes of unmasked tokens, prefix first; normed where the encoder ends in
+        a norm. For probes, which choose a layer."""
+        grid = tuple(tokens.shape[1:]) if self.codebook_size else tuple(tokens.shape[1:-1])
+        x, table = self._place(self._embed(tokens), grid)
+        conditions = self.conditions(labels, len(x))
+        x, made = self._with_prefix(x, conditions), []
+        for block, modulation in zip(self.blocks, self._modulations(conditions)):
+            x = block(x, modulation, table)
+            made.append(x)
+        if self.decoder is not None:
+            made[-1] = self.encoder_norm(x)
+        return made
+
+    def _embed(self, tokens: Tensor) -> Float[Tensor, "b n w"]:
+        if self.codebook_size:
+            return self.code_embedding(tokens.flatten(1))
+        return self.token_embedding(tokens.flatten(1, -2))
 
     def _place(self, x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Add position embeddings; make the rotary table (1, prefix + n, head width)."""
         if self.positions == "learned":
-            x = x + self._learned(grid)
+            x = x + stretched(self.position_embedding, grid)
         elif self.positions == "sincos":
             x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
         return x, rotary(grid, self.prefix, x.shape[-1] // self.heads, x.device)[None] if self.rope else None
-
-    def _learned(self, grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
-        """The learned positions, resized linearly to another grid."""
-        table: Tensor = self.position_embedding
-        if grid != self.grid:
-            mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
-            table = nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
-        return table.flatten(1).T
 
     def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
         """What the classes do to the network: nothing, a token (in_context), or six modulations a block, (scale, shift,
@@ -211,7 +282,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         return self.class_embedding(labels)
 
     def _drop(
-        self, x: Tensor, table: Tensor | None, keep: Tensor, predict_at: Tensor | None
+        self, x: Tensor, table: Tensor | None, keep: Tensor, kept: Ragged | None, predict_at: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Only the tokens at `keep`; `predict_at` becomes positions among them."""
         if table is not None:
@@ -220,9 +291,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             )
             table = take(table.expand(len(keep), -1, -1), places)
         if predict_at is not None:
-            order = torch.full(x.shape[:2], -1, device=keep.device).scatter(
-                1, keep, torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-            )
+            n = x.shape[1]
+            places = keep if kept is None else keep.masked_fill(~kept.valid, n)  # padding: behind the last
+            order = keep.new_full((len(keep), n + 1), -1)
+            order = order.scatter(1, places, torch.arange(keep.shape[1], device=keep.device).expand_as(keep))
             predict_at = order.gather(1, predict_at)
         return take(x, keep), table, predict_at
 
@@ -235,8 +307,75 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     def _modulations(self, conditions: Float[Tensor, "b c w"] | None) -> list[Float[Tensor, "b m w"]] | list[None]:
         """Six a block, two before the head."""
         if not self.modulated or conditions is None:
-            return [None] * (len(self.blocks) + 1)
+            return [None] * (len(self.blocks) + (len(self.decoder.blocks) if self.decoder else 0) + 1)
         return list(conditions.split(6, 1))
+
+
+class Decoder(nn.Module):
+    """From the encoder's tokens to features at all places, or at those asked for."""
+
+    def __init__(
+        self,
+        encoder_width: int,
+        width: int,
+        heads: int,
+        blocks: list[Block],
+        grid: tuple[int, ...],
+        positions: Literal["learned", "sincos", "none"],
+        rope: bool,
+        pad: Literal["mask_token", "class_token"],
+    ):
+        super().__init__()
+        self.heads, self.positions, self.rope, self.pad = heads, positions, rope, pad
+        self.embed = nn.Linear(encoder_width, width)
+        if pad == "mask_token":
+            self.mask_token = nn.Parameter(torch.zeros(width))
+        if positions == "learned":
+            self.position_embedding = nn.Parameter(torch.zeros(width, *grid))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self,
+        prefix: Float[Tensor, "b p w"],
+        features: Float[Tensor, "b m w"],
+        masked: Bool[Tensor, "b *grid"],
+        keep: Int[Tensor, "b m"] | None,
+        kept: Ragged | None,
+        modulations: Sequence[Float[Tensor, "b 6 d"] | None],
+        queries: Int[Tensor, "b k"] | None,
+    ) -> Float[Tensor, "b k d"]:
+        """`features` go back to their places, except where a mask token stood; `pad` stands elsewhere."""
+        grid, n = tuple(masked.shape[1:]), masked[0].numel()
+        prefix, x = self.embed(prefix), self.embed(features)
+        pad = (prefix[:, :1] if self.pad == "class_token" else self.mask_token.to(x.dtype)).expand(len(x), n, -1)
+        if keep is not None:
+            if kept is not None:  # padded tokens go to a place behind the last, which is cut off
+                keep = keep.masked_fill(~kept.valid, n)
+            room = torch.cat([pad, pad[:, :1]], 1)
+            x = room.scatter(1, keep[..., None].expand_as(x), x)[:, :n]
+            seen = torch.zeros(len(x), n + 1, dtype=torch.bool, device=x.device).scatter(1, keep, True)[:, :n]
+            x = torch.where((seen & ~masked.flatten(1))[..., None], x, pad)
+        else:
+            x = torch.where(masked.flatten(1)[..., None], pad, x)
+        if self.positions == "learned":
+            x = x + stretched(self.position_embedding, grid)
+        elif self.positions == "sincos":
+            x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
+        skipped = prefix.shape[1]
+        table = rotary(grid, skipped, x.shape[-1] // self.heads, x.device)[None] if self.rope else None
+        x = torch.cat([prefix, x], 1)
+        for block, modulation in zip(self.blocks[:-1], modulations):
+            x = block(x, modulation, table)
+        x = self.blocks[-1](x, modulations[-1], table, queries)
+        return x[:, skipped:] if queries is None else x
+
+
+def stretched(table: Float[Tensor, "w *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
+    """Learned positions, resized linearly to another grid."""
+    if tuple(table.shape[1:]) != grid:
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
+        table = nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
+    return table.flatten(1).T
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}
