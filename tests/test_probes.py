@@ -1,0 +1,693 @@
+"""Features and probes: against loops, formulas and torch's own optimizers; on features with and without classes."""
+
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maskgen.data.emoji import Emoji
+from maskgen.evaluation.features import Features, extract, load_features, raw_pixels
+from maskgen.evaluation.probes import controls, finetune, gain, knn, linear, lowshot, sweep
+from maskgen.evaluation.probes import heads as H
+from maskgen.evaluation.probes.few_labels import centred, few_labels, logistic
+from maskgen.evaluation.probes.finetuning import parameter_groups
+from maskgen.evaluation.probes.mixing import cut_box, erase, mix, soft_targets
+from maskgen.evaluation.probes.neighbours import vote
+from maskgen.evaluation.probes.result import hits, score
+
+
+def clusters(n, classes=4, d=12, spread=0.3, seed=0, shuffle=False):
+    """Points around a centre a class; the centres are the same for every seed."""
+    centres = torch.randn(classes, d, generator=torch.Generator().manual_seed(99)) * 2
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    values = centres[labels] + spread * torch.randn(n, d, generator=generator)
+    if shuffle:
+        labels = labels[torch.randperm(n, generator=generator)]
+    return Features(values, labels, {"pool": "none"}, [f"class {i}" for i in range(classes)])
+
+
+quiet = {"progress": False}
+quick_sweep = partial(sweep, steps=150, batch_size=64, learning_rates=(1e-3, 1e-1), weight_decays=(1e-3,), **quiet)
+quick_linear = partial(linear, epochs=20, warmup_epochs=2, batch_size=64, blr=100, **quiet)
+PROBES = {
+    "linear": quick_linear,
+    "sweep": quick_sweep,
+    "knn": partial(knn, ks=(10, 20), **quiet),
+    "lowshot": partial(lowshot, share=0.1, **quiet),
+    "lowshot by sweep": partial(
+        lowshot, share=0.1, method="sweep", steps=150, learning_rates=(1e-2, 1e-1), weight_decays=(0,), **quiet
+    ),
+}
+
+# ----------------------------------------------------------------------------------------------------- all protocols
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_find_classes_that_are_there_and_none_that_are_not(name):
+    train, test = clusters(400, seed=1), clusters(200, seed=2)
+    result = PROBES[name](train, test)
+    assert result.accuracy["top1"] > 0.99
+    assert result.protocol == name.split()[0]
+    assert result.chance == 0.25
+    assert result.counts["train"] == (40 if "lowshot" in name else 400)
+    shuffled = PROBES[name](clusters(400, seed=1, shuffle=True), clusters(2000, seed=2, shuffle=True))
+    assert abs(shuffled.accuracy["top1"] - 0.25) < 0.06  # 6 standard deviations of 2,000 guesses
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_repeat_themselves_and_are_fit_for_json(name):
+    train, test = clusters(200, seed=1, spread=4), clusters(100, seed=2, spread=4)
+    first, torch_state = PROBES[name](train, test), torch.get_rng_state()
+    second = PROBES[name](train, test)
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), torch_state)  # nothing was drawn from the global generator
+    facts = json.loads(first.to_json())
+    assert facts["settings"]["features"] == {"pool": "none"}
+    assert facts["accuracy"]["top1"] == first.accuracy["top1"]
+    assert f"top1 {first.accuracy['top1']:.1%}" in str(first)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_refuse_sets_that_do_not_belong_together(name):
+    probe, train = PROBES[name], clusters(100)
+    with pytest.raises(ValueError, match=r"12 numbers and test features 13; extract both by the same"):
+        probe(train, clusters(100, d=13))
+    with pytest.raises(ValueError, match=r"name different classes \(4: class 0, class 1, class 2, \.\.\.; 5: "):
+        probe(train, clusters(100, classes=5))
+    one = Features(train.values, torch.zeros(100, dtype=torch.int64), {}, train.class_names)
+    with pytest.raises(ValueError, match=r"at least 2 classes; all 100 are of one"):
+        probe(one, train)
+
+
+def test_numbers_that_differ_from_the_paper_are_noted():
+    train, test = clusters(100), clusters(50, seed=3)
+    assert any("epochs 20 (published 90)" in note for note in quick_linear(train, test).notes)
+    assert any("ks (10, 20) (published (10, 20, 100, 200))" in note for note in PROBES["knn"](train, test).notes)
+    assert any("steps 150 (published 12500)" in note for note in quick_sweep(train, test).notes)
+    assert any("end of the grid" in note for note in quick_sweep(train, test).notes)
+
+
+def test_the_linear_probe_says_where_its_optimizer_cannot_reach():
+    train = clusters(100)
+    short = linear(train, train, epochs=3, warmup_epochs=1, **quiet)
+    assert any("move by only" in note for note in short.notes)
+    assert not any("move by only" in note for note in quick_linear(clusters(400), train).notes)
+    # ImageNet: 78 steps an epoch at rate 6.4
+    rates = [6.4 * H.warmup_cosine(i / 78, 90, 10) for i in range(90 * 78)]
+    assert sum(rates) * 1e-3 / 0.1 == pytest.approx(225, rel=0.01)
+
+
+def test_classes_without_training_pictures_are_noted():
+    train, test = clusters(40), clusters(40, seed=1)
+    part = train.select((train.labels != 3).nonzero()[:, 0])
+    result = knn(part, test, ks=(5,), **quiet)
+    assert result.accuracy["top1"] == 0.75
+    assert "10 test pictures are of classes without a training picture, and count as misses" in result.notes
+
+
+def test_ties_and_nan_are_misses():
+    scores = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 1.0], [math.nan, math.nan, math.nan]])
+    labels = torch.tensor([0, 1, 0])
+    assert hits(scores, labels, 1).tolist() == [False, True, False]
+    assert hits(scores, labels, 2).tolist() == [True, True, False]
+    assert score(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64)).keys() == {"top1"}  # of 5 the 5 best say nothing
+    random = torch.randn(50, 8)
+    numbers = torch.randint(8, (50,))
+    expected = (random.topk(5).indices == numbers[:, None]).any(1).double().mean()
+    assert score(random, numbers)["top5"] == pytest.approx(float(expected))
+
+
+# -------------------------------------------------------------------------------------------------- linear and sweep
+
+
+def test_lars_takes_the_step_of_its_formula():
+    w, b = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+    lars = H.LARS([w, b], lr=0.5, weight_decay=0.1)
+    expected_w, expected_b = w.detach().clone(), b.detach().clone()
+    v, u = torch.zeros(3, 4), torch.zeros(3)
+    for _ in range(3):
+        w.grad, b.grad = torch.randn(3, 4), torch.randn(3)
+        g = w.grad + 0.1 * expected_w
+        v = 0.9 * v + 1e-3 * expected_w.square().sum().sqrt() / g.square().sum().sqrt() * g
+        u = 0.9 * u + b.grad
+        expected_w, expected_b = expected_w - 0.5 * v, expected_b - 0.5 * u
+        lars.step()
+        assert torch.allclose(w, expected_w, atol=1e-7)
+        assert torch.allclose(b, expected_b, atol=1e-6)
+
+
+def test_lars_does_not_scale_where_a_norm_is_zero():
+    w = nn.Parameter(torch.zeros(2, 2))
+    lars = H.LARS([w], lr=0.1)
+    w.grad = torch.ones(2, 2)
+    lars.step()
+    assert torch.allclose(w, torch.full((2, 2), -0.1))
+    still = nn.Parameter(torch.ones(2, 2))
+    lars = H.LARS([still], lr=0.1)
+    still.grad = torch.zeros(2, 2)
+    lars.step()
+    assert torch.equal(still, torch.ones(2, 2))
+
+
+def test_schedule_values():
+    at = partial(H.warmup_cosine, total=90, warmup=10)
+    assert [at(0), at(5), at(10)] == [0, 0.5, 1]
+    assert at(50) == pytest.approx(0.5)
+    assert at(90) == pytest.approx(0)
+    assert H.warmup_cosine(90, 90, 10, floor=0.1) == pytest.approx(0.1)
+    assert H.warmup_cosine(0, 5, 0) == 1
+
+
+def test_each_pass_shows_every_picture_once():
+    batches = list(H.shuffled(10, 3, 7, torch.Generator().manual_seed(0)))
+    assert [len(b) for b in batches] == [3] * 7
+    for start in (0, 3):
+        assert len(torch.cat(batches[start : start + 3]).unique()) == 9  # one of ten is dropped a pass
+    assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:6]))
+
+
+def test_parallel_heads_are_separate_heads():
+    data = clusters(60, spread=3)
+    grid = [(1e-3, 0.0), (1e-2, 0.5), (1e-1, 0.05)]
+    steps, warmup = 30, 3
+    weight, bias = H.train_heads(
+        data.values,
+        data.labels,
+        4,
+        grid,
+        batch_size=16,
+        steps=steps,
+        warmup=warmup,
+        generator=torch.Generator().manual_seed(5),
+        progress=False,
+    )
+    shares = np.concatenate([np.linspace(0, 1, warmup), (np.cos(np.linspace(0, np.pi, steps - warmup)) + 1) / 2])
+    for i, (rate, decay) in enumerate(grid):
+        generator = torch.Generator().manual_seed(5)
+        w = nn.Parameter(nn.init.trunc_normal_(torch.empty(12, 4), std=0.02, generator=generator))
+        b = nn.Parameter(torch.zeros(4))
+        adam = torch.optim.AdamW(
+            [{"params": [w], "weight_decay": decay}, {"params": [b], "weight_decay": 0}], lr=0.0, betas=(0.9, 0.95)
+        )
+        for share, index in zip(shares, H.shuffled(60, 16, steps, generator)):
+            for group in adam.param_groups:
+                group["lr"] = rate * share
+            adam.zero_grad()
+            F.cross_entropy(data.values[index] @ w + b, data.labels[index]).backward()
+            adam.step()
+        assert torch.allclose(weight[i], w, atol=1e-4)
+        assert torch.allclose(bias[i, 0], b, atol=1e-4)
+
+
+def test_the_sweep_chooses_on_training_pictures_and_tests_that_head():
+    train, test = clusters(300, spread=3, seed=1), clusters(300, spread=3, seed=2)
+    result = sweep(train, test, steps=60, batch_size=64, learning_rates=(1e-9, 4e-1), weight_decays=(0.0, 0.1), **quiet)
+    table = {(lr, decay): top1 for lr, decay, top1 in result.chosen["heads"]}
+    assert len(table) == result.counts["heads"] == 4
+    assert result.chosen["learning_rate"] == 4e-1
+    assert table[4e-1, result.chosen["weight_decay"]] == max(table.values())
+    assert result.counts["trained_on"] + result.counts["held_out"] == 300
+    alone = sweep(
+        train,
+        test,
+        steps=60,
+        batch_size=64,
+        learning_rates=(4e-1,),
+        weight_decays=(result.chosen["weight_decay"],),
+        **quiet,
+    )
+    assert alone.accuracy == result.accuracy
+    # no choice follows the test labels
+    others = Features(test.values, test.labels.flip(0), test.facts, test.class_names)
+    kwargs = {"steps": 60, "batch_size": 64, "learning_rates": (1e-9, 4e-1), "weight_decays": (0.0, 0.1)}
+    assert sweep(train, others, **kwargs, **quiet).chosen == result.chosen
+
+
+def test_standardising_makes_scale_and_offset_of_features_irrelevant():
+    train, test = clusters(200, spread=4, seed=1), clusters(200, spread=4, seed=2)
+    far = [Features(f.values * 1000 + 5000, f.labels, f.facts, f.class_names) for f in (train, test)]
+    near = quick_sweep(train, test, standardise=True).accuracy["top1"]
+    assert quick_sweep(*far, standardise=True).accuracy["top1"] == pytest.approx(near, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (partial(linear, epochs=0), r"epochs must be above 0, got 0"),
+        (partial(linear, batch_size=1), r"batch_size must be above 1, got 1"),
+        (partial(linear, epochs=5, warmup_epochs=5), r"from 0 to below epochs=5, got 5"),
+        (partial(sweep, learning_rates=()), r"a sweep needs learning rates above 0"),
+        (partial(sweep, steps=0), r"steps must be above 0"),
+        (partial(sweep, holdout=0.6), r"holdout must be above 0 and at most 0.5"),
+        (partial(knn, temperature=0), r"temperature must be above 0"),
+        (partial(lowshot, share=0), r"share must be above 0 and at most 1 \(0.01 is 1%\), got 0"),
+        (partial(lowshot, steps=5), r"steps: options of the sweep; the method is 'logistic'"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(probe, message):
+    with pytest.raises(ValueError, match=message):
+        probe(clusters(40), clusters(40))
+
+
+# -------------------------------------------------------------------------------------------------------------- k-NN
+
+
+def test_knn_is_the_brute_force_loop(monkeypatch):
+    monkeypatch.setattr("maskgen.evaluation.probes.neighbours.CHUNK", 150)  # several chunks
+    train, test = clusters(60, classes=7, spread=4, seed=1), clusters(40, classes=7, spread=4, seed=2)
+    ks = (1, 5, 20)
+    result = knn(train, test, ks=ks, **quiet)
+
+    def votes(query, points, labels, k):
+        cosine = [float(query @ p / (query.norm() * p.norm())) for p in points]
+        scores = np.zeros(7)
+        for i in sorted(range(len(points)), key=lambda i: -cosine[i])[:k]:
+            scores[int(labels[i])] += math.exp(cosine[i] / 0.07)
+        return scores
+
+    left_out = {}
+    for k in ks:
+        tested = [votes(q, train.values, train.labels, k) for q in test.values]
+        top1 = np.mean([s.argmax() == y for s, y in zip(tested, test.labels.tolist())])
+        assert result.accuracy[f"top1@{k}"] == pytest.approx(top1)
+        others = [[j for j in range(60) if j != i] for i in range(60)]
+        own = [votes(train.values[i], train.values[o], train.labels[o], k) for i, o in enumerate(others)]
+        left_out[k] = np.mean([s.argmax() == y for s, y in zip(own, train.labels.tolist())])
+        if k == result.chosen["k"] and k >= 5:
+            top5 = np.mean([s[y] > 0 and (s > s[y]).sum() < 5 for s, y in zip(tested, test.labels.tolist())])
+            assert result.accuracy["top5"] == pytest.approx(top5)
+    assert left_out[result.chosen["k"]] == max(left_out.values())
+    assert result.chosen["left_out_top1"] == pytest.approx(max(left_out.values()))
+
+
+def test_votes_are_sums_of_weights():
+    similarity = torch.tensor([[0.9, 0.8, 0.7, -1.0]])
+    scores = vote(similarity, torch.tensor([0, 1, 1, 2]), 3, (1, 3), 0.5)
+    e = [math.exp(s / 0.5) for s in (0.9, 0.8, 0.7)]
+    assert torch.allclose(scores, torch.tensor([[[e[0], 0, 0]], [[e[0], e[1] + e[2], 0]]]))
+
+
+def test_knn_needs_more_pictures_than_neighbours():
+    with pytest.raises(
+        ValueError, match=r"50 training pictures leave at most 49 neighbours to choose from; give small"
+    ):
+        knn(clusters(50), clusters(50), **quiet)
+    with pytest.raises(ValueError, match=r"ks are \[0\]"):
+        knn(clusters(50), clusters(50), ks=(0,), **quiet)
+    assert knn(clusters(50), clusters(50), ks=(50,), **quiet).chosen == {"k": 50, "by": "the only one given"}
+
+
+def test_a_collapsed_network_gets_nothing_of_ties():
+    train, test = clusters(40), clusters(40)
+    flat = [Features(torch.ones_like(f.values), f.labels, {}, f.class_names) for f in (train, test)]
+    assert knn(*flat, ks=(40,), **quiet).accuracy["top1"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- low-shot
+
+
+def test_few_labels_are_balanced_nested_and_repeatable():
+    labels = torch.cat([torch.full((n,), i) for i, n in enumerate((500, 300, 195, 5))])
+    ten = few_labels(labels, 0.1)  # 100 of 1,000: 25 a class, of which the last has only 5
+    assert labels[ten].bincount().tolist() == [25, 25, 25, 5]
+    one = few_labels(labels, 0.01)
+    assert labels[one].bincount().tolist() == [2, 2, 2, 2]
+    assert set(one.tolist()) <= set(ten.tolist())
+    assert len(ten.unique()) == len(ten)
+    assert torch.equal(ten, few_labels(labels, 0.1))
+    assert not torch.equal(ten, few_labels(labels, 0.1, seed=1))
+    assert labels[few_labels(labels, 1e-6)].bincount().tolist() == [1, 1, 1, 1]  # at least one a class
+    assert few_labels(torch.tensor([4, 4, 2, 2]), 0.5).numel() == 2  # only classes that occur
+
+
+def test_lowshot_counts_are_in_the_result():
+    result = lowshot(clusters(400), clusters(100, seed=1), 0.01, **quiet)
+    counts = {"train": 4, "test": 100, "classes": 4, "features": 12, "of": 400, "least_a_class": 1, "most_a_class": 1}
+    assert result.counts == counts
+    assert result.accuracy["top1"] > 0.9
+
+
+def test_lowshot_by_sweep_needs_pictures_to_hold_out():
+    with pytest.raises(ValueError, match=r"4 pictures leave none to hold out"):
+        lowshot(clusters(400), clusters(100), 0.01, "sweep", **quiet)
+    with pytest.raises(ValueError, match=r"method is 'ridge'; give one of logistic, sweep"):
+        lowshot(clusters(40), clusters(40), 0.1, "ridge")
+
+
+def test_logistic_regression_is_at_its_minimum():
+    data = clusters(80, spread=4)
+    x, penalty = centred(data.values), 1e-3
+    assert torch.allclose(x.norm(dim=1), torch.ones(80))
+    assert torch.allclose(x.mean(dim=1), torch.zeros(80), atol=1e-6)
+    w = logistic(x, data.labels, 4, penalty).double()
+    residual = (x.double() @ w).softmax(1) - F.one_hot(data.labels, 4)
+    gradient = x.double().T @ residual / 80 + penalty * w
+    assert gradient.abs().max() < 1e-5
+    assert w.abs().max() > 1
+
+
+# --------------------------------------------------------------------------------------------------------- fine-tune
+
+
+def test_mixed_targets_sum_to_one_and_go_by_exact_areas():
+    generator = np.random.default_rng(0)
+    labels = torch.tensor([0, 1, 2, 3])
+    pixels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 10).contiguous()
+    shares = []
+    for _ in range(50):
+        mixed, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=1.0, smoothing=0.0)
+        assert torch.allclose(targets.sum(1), torch.ones(4))
+        own = (mixed == pixels).float().mean(dim=(1, 2, 3))
+        assert torch.allclose(own, targets[torch.arange(4), labels])
+        shares.append(float(own[0]))
+    assert min(shares) < 0.35  # boxes of many sizes
+    assert max(shares) > 0.9
+    for _ in range(20):
+        mixed, targets = mix(pixels, labels, 5, generator, mixup=0.8, cutmix=0, smoothing=0.1)
+        assert torch.allclose(targets.sum(1), torch.ones(4))
+        share = (float(targets[0, 0]) - 0.02) / 0.9
+        assert torch.allclose(mixed[0], share * pixels[0] + (1 - share) * pixels[3], atol=1e-5)
+    same, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=0)
+    assert torch.equal(same, pixels)
+    assert torch.equal(targets, soft_targets(labels, 5, 0.1))
+
+
+def test_half_of_the_batches_are_cut():
+    generator, pixels = np.random.default_rng(0), torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 1, 16, 16)
+    labels = torch.tensor([0, 1])
+    cut = [bool((mix(pixels, labels, 2, generator)[0].abs() == 1).all()) for _ in range(200)]
+    assert 70 < sum(cut) < 130  # 4 standard deviations
+
+
+def test_smoothing_is_spread_over_all_classes():
+    targets = soft_targets(torch.tensor([2]), 5, 0.1)
+    assert torch.allclose(targets, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02]]))
+
+
+def test_boxes_have_the_share_asked_for_where_no_border_cuts_them():
+    generator = np.random.default_rng(0)
+    boxes = [cut_box(40, 20, 0.25, generator) for _ in range(300)]
+    areas = [(bottom - top) * (right - left) for top, bottom, left, right in boxes]
+    assert max(areas) == 20 * 10
+    assert all(0 <= t <= b <= 40 and 0 <= left <= right <= 20 for t, b, left, right in boxes)
+    assert min(areas) < 200  # cut at a border
+
+
+def test_erasing_makes_noise_of_a_box_in_a_share_of_pictures():
+    pixels = torch.full((400, 3, 16, 16), 5.0)
+    made = erase(pixels, 0.25, np.random.default_rng(0))
+    erased = (made != 5).any(dim=1)
+    assert 65 < int(erased.flatten(1).any(1).sum()) < 135  # of 400, 4 standard deviations
+    for mask in erased[erased.flatten(1).any(1)]:
+        high, wide = int(mask.any(1).sum()), int(mask.any(0).sum())
+        assert int(mask.sum()) == high * wide  # a box
+        assert 0.01 < high * wide / 256 < 0.42
+    assert made[made != 5].abs().max() <= 1
+    assert pixels.eq(5).all()
+    assert torch.equal(erase(pixels, 0.0, np.random.default_rng(0)), pixels)
+
+
+class Tiny(nn.Module):
+    """Convolution, a token, one hidden layer, a head."""
+
+    def __init__(self, classes, channels=3):
+        super().__init__()
+        self.embed = nn.Conv2d(channels, 16, 4, 4)
+        self.cls_token = nn.Parameter(torch.zeros(1, 16))
+        self.block = nn.Linear(16, 16)
+        self.head = nn.Linear(16, classes)
+        nn.init.zeros_(self.head.weight)
+
+    def layers(self):
+        modules = (self.embed, self.block, self.head)
+        embed, block, head = (list(module.parameters()) for module in modules)
+        return [[*embed, self.cls_token], block, head]
+
+    def forward(self, pixels):
+        tokens = self.embed(pixels).flatten(2).mean(2) + self.cls_token
+        return self.head(torch.relu(self.block(torch.relu(tokens))))
+
+
+def pictures(n, classes=3, seed=0, size=8):
+    """One colour a class, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for i in range(n):
+        colour = torch.full((3, size, size), -0.7)
+        colour[i % classes % 3] = 0.7
+        noise = 0.2 * torch.randn(3, size, size, generator=generator)
+        items.append({"pixels": (colour + noise).clamp(-1, 1), "label": i % classes})
+
+    class Set(list):
+        labels = np.array([item["label"] for item in items])
+        class_names = tuple(f"colour {k}" for k in range(classes))
+        names = tuple(f"picture {k}" for k in range(n))
+
+    return Set(items)
+
+
+def test_layer_decay_factors():
+    model = Tiny(3)
+    groups = parameter_groups(model, model.layers(), 0.65, 0.05)
+    scale = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert scale[id(model.head.weight)] == (1, 0.05)
+    assert scale[id(model.head.bias)] == (1, 0)
+    assert scale[id(model.block.weight)] == (0.65, 0.05)
+    assert scale[id(model.embed.weight)] == (0.65**2, 0.05)
+    assert scale[id(model.cls_token)] == (0.65**2, 0)  # by its name: it has two dimensions
+    assert len(scale) == 7
+
+
+def test_layers_must_list_every_parameter_once():
+    model = Tiny(3)
+    with pytest.raises(ValueError, match=r"missing: head.weight, head.bias; listed twice: 0; not of the model: 0"):
+        parameter_groups(model, model.layers()[:2], 0.65, 0.05)
+    with pytest.raises(ValueError, match=r"listed twice: 2"):
+        parameter_groups(model, [*model.layers(), list(model.head.parameters())], 0.65, 0.05)
+    with pytest.raises(ValueError, match=r"not of the model: 1"):
+        parameter_groups(model, [*model.layers(), [nn.Parameter(torch.zeros(1))]], 0.65, 0.05)
+    model.block.requires_grad_(False)
+    assert len(parameter_groups(model, model.layers(), 0.65, 0.05)) == 4  # frozen ones have no group
+
+
+def test_finetuning_learns_and_repeats_itself():
+    def run():
+        torch.manual_seed(3)
+        model = Tiny(3)
+        result = finetune(
+            model, model.layers(), pictures(60), pictures(30, seed=1), epochs=12, batch_size=20, blr=0.2, **quiet
+        )
+        return model, result
+
+    (first, result), (second, again) = run(), run()
+    assert result.accuracy == {"top1": 1.0}
+    assert result == again
+    assert not first.training
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert result.counts == {
+        "train": 60,
+        "test": 30,
+        "classes": 3,
+        "parameters": sum(p.numel() for p in first.parameters()),
+    }
+    assert any("epochs 12 (published 100)" in note for note in result.notes)
+    assert json.loads(result.to_json())["settings"]["steps"] == 36
+
+
+def test_finetuning_says_what_is_wrong():
+    model, wide, broken, data = Tiny(3), Tiny(4), Tiny(3), pictures(12)
+    nn.init.constant_(broken.head.bias, math.nan)
+    tune = partial(finetune, epochs=6, **quiet)
+    with pytest.raises(ValueError, match=r"need logits of \(12, 3\); give it a head for the data's classes"):
+        tune(wide, wide.layers(), data, data)
+    with pytest.raises(ValueError, match=r"name different classes \(3 and 4\)"):
+        tune(model, model.layers(), data, pictures(12, classes=4))
+    with pytest.raises(ValueError, match=r"got erasing=1.5, warmup_epochs=5"):
+        tune(model, model.layers(), data, data, erasing=1.5)
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1 of 6; lower blr"):
+        tune(broken, broken.layers(), data, data)
+    one = pictures(12)
+    one.labels = np.zeros(12, np.int64)
+    with pytest.raises(ValueError, match=r"at least 2 classes"):
+        tune(model, model.layers(), one, data)
+    one.labels = np.full(12, 3)
+    with pytest.raises(ValueError, match=r"training set has 12 pictures with labels 3 to 3; .* labels 0 to 2"):
+        tune(model, model.layers(), one, data)
+
+
+# ---------------------------------------------------------------------------------------------------------- features
+
+
+def tokens_of(pixels):
+    """Two tokens of prefix, then 4 x 4 patches of 3 numbers."""
+    patches = F.avg_pool2d(pixels, pixels.shape[-1] // 4).flatten(2).mT
+    prefix = torch.stack([torch.full((len(pixels), 3), 7.0), torch.full((len(pixels), 3), 9.0)], dim=1)
+    return torch.cat([prefix, patches], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ("mean", "mean without prefix (2 tokens left out)"),
+        ("mean_all", "mean of all tokens, 2 of prefix among them"),
+        ("cls", "prefix token 0 of 2"),
+        ("token_1", "prefix token 1 of 2"),
+        ("cls_mean", "prefix token 0 of 2, beside mean without prefix (2 tokens left out)"),
+    ],
+)
+def test_pools_take_the_tokens_they_say(pool, words):
+    data = pictures(5)
+    features = extract(tokens_of, data, pool, prefix=2, batch_size=2, progress=False)
+    mean = torch.stack([item["pixels"].mean(dim=(1, 2)) for item in data])
+    seven, nine = torch.full((5, 3), 7.0), torch.full((5, 3), 9.0)
+    wanted = {
+        "mean": mean,
+        "mean_all": (16 * mean + seven + nine) / 18,
+        "cls": seven,
+        "token_1": nine,
+        "cls_mean": torch.cat([seven, mean], dim=1),
+    }[pool]
+    assert torch.allclose(features.values, wanted, atol=1e-6)
+    assert features.facts["pool"] == words
+    assert features.facts["tokens"] == [18]
+    assert features.labels.tolist() == [0, 1, 2, 0, 1]
+    assert features.names == list(data.names)
+
+
+def test_extract_takes_vectors_half_precision_and_spread_pictures():
+    data = pictures(10)
+    features = extract(
+        lambda x: x.flatten(1).bfloat16(), data, "none", limit=5, batch_size=3, facts={"run": "r"}, progress=False
+    )
+    assert features.values.dtype == torch.float32
+    assert features.names == [f"picture {i}" for i in (0, 2, 4, 6, 8)]
+    assert torch.equal(features.values[1], data[2]["pixels"].flatten().bfloat16().float())
+    assert (features.facts["run"], features.facts["pictures"]) == ("r", "5 of 10, evenly spread")
+
+
+def test_extract_says_what_is_wrong():
+    data, go = pictures(4), partial(extract, progress=False)
+    with pytest.raises(ValueError, match=r"unknown pool 'max'; choose one of mean, mean_all, cls"):
+        go(tokens_of, data, "max")
+    with pytest.raises(ValueError, match=r"'token_2' reads prefix token 2, but there are 2; choose 'mean'"):
+        go(tokens_of, data, "token_2", prefix=2)
+    with pytest.raises(ValueError, match=r"reads prefix token 0, but there are 0"):
+        go(tokens_of, data, "cls")
+    with pytest.raises(ValueError, match=r"gave torch.float32 \(4, 18, 3\); pool 'none' is for one vector"):
+        go(tokens_of, data, "none")
+    with pytest.raises(ValueError, match=r"pool 'mean' takes float \(b, tokens, d\) of 4 pictures"):
+        go(lambda x: x.flatten(1), data)
+    with pytest.raises(ValueError, match=r"18 tokens; with prefix=18 none is left"):
+        go(tokens_of, data, prefix=18)
+    with pytest.raises(ValueError, match=r"of 4 of 4 pictures are NaN or infinite \(first at index 0\)"):
+        go(lambda x: x.flatten(1) / 0, data, "none")
+    with pytest.raises(ValueError, match=r"in training mode, where dropout makes features random"):
+        go(Tiny(3), data, "none")
+    with pytest.raises(ValueError, match=r"no pictures to take features of"):
+        go(tokens_of, pictures(0))
+    codes = pictures(0)
+    codes.append({"codes": 0, "label": 0})
+    with pytest.raises(ValueError, match=r"items hold codes, label and no pixels"):
+        go(tokens_of, codes)
+
+
+def test_features_return_from_their_file(tmp_path):
+    data = Emoji(classes=["flags", "symbols"])
+    features = raw_pixels(data, 4, limit=30, progress=False)
+    back = load_features(features.save(tmp_path / "deep" / "features.npz"))
+    assert torch.equal(back.values, features.values)
+    assert torch.equal(back.labels, features.labels)
+    assert (back.facts, back.names, back.class_names) == (features.facts, features.names, features.class_names)
+    assert back.class_names == ["flags", "symbols"]
+    with np.load(tmp_path / "deep" / "features.npz", allow_pickle=False) as file:
+        assert {file[key].dtype.kind for key in file} == {"f", "i", "U"}
+    none = Features(torch.zeros(2, 1), torch.tensor([0, 1]))
+    assert load_features(none.save(tmp_path / "none.npz")).names == []
+    with pytest.raises(ValueError, match=r"kept in an .npz file, not 'f.pt'; give f.npz"):
+        features.save(tmp_path / "f.pt")
+    with pytest.raises(ValueError, match=r"facts must be fit for JSON"):
+        Features(torch.zeros(2, 1), torch.tensor([0, 1]), {"x": object()}).save(tmp_path / "x.npz")
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; write features there"):
+        load_features(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", values=np.zeros((2, 2), np.float32))
+    np.savez(tmp_path / "pickle.npz", values=np.array([{}], dtype=object))
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("other", "pickle", "text"):
+        with pytest.raises(ValueError, match=rf"{name}.npz is no file of features"):
+            load_features(tmp_path / f"{name}.npz")
+    np.savez(
+        tmp_path / "label.npz",
+        values=np.zeros((2, 2), np.float32),
+        labels=np.array([0, 5]),
+        names=np.array([], np.str_),
+        class_names=np.array(["a", "b"]),
+        facts=np.array("{}"),
+    )
+    with pytest.raises(ValueError, match=r"labels run from 0 to 5, but there are 2 classes"):
+        load_features(tmp_path / "label.npz")
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "message"),
+    [
+        (torch.zeros(2, 3, 1), [0, 1], r"must be float32 \(pictures, features\), got torch.float32 \(2, 3, 1\)"),
+        (torch.zeros(2, 3).half(), [0, 1], r"got torch.float16 \(2, 3\)"),
+        (torch.zeros(0, 3), [], r"got torch.float32 \(0, 3\)"),
+        (torch.zeros(3, 3), [0, 1], r"3 features need as many labels, int64; got torch.int64 \(2,\)"),
+        (torch.tensor([[0.0], [math.nan]]), [0, 1], r"1 of 2 pictures are NaN or infinite \(first at index 1\)"),
+        (torch.zeros(2, 3), [-1, 1], r"labels run from -1 to 1"),
+    ],
+)
+def test_features_check_themselves(values, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Features(values, torch.tensor(labels, dtype=torch.int64))
+
+
+# ---------------------------------------------------------------------------------------------------------- controls
+
+
+def test_raw_pixels_are_flattened_and_say_their_resize():
+    data = pictures(6)
+    stored = raw_pixels(data, progress=False)
+    assert torch.equal(stored.values[2], data[2]["pixels"].flatten())
+    small = raw_pixels(data, 2, progress=False)
+    assert small.values.shape == (6, 12)
+    assert small.facts["resize"] == "to 2x2, bilinear, antialiased"
+    mixed = pictures(2)
+    mixed.append({"pixels": torch.zeros(3, 4, 4), "label": 0})
+    with pytest.raises(ValueError, match=r"several sizes \[\(4, 4\), \(8, 8\)\]; give a `size`"):
+        raw_pixels(mixed, progress=False)
+    mixed.append(data[2])
+    both = raw_pixels(mixed, 2, progress=False)
+    assert both.labels.tolist() == [0, 1, 0, 2]
+    assert torch.equal(both.values[2], torch.zeros(12))
+    assert torch.allclose(both.values[3], small.values[2])
+
+
+def test_gain_is_over_the_best_control():
+    good, poor, noise = (clusters(200, spread=s, seed=1) for s in (0.1, 6.0, 60.0))
+    tests = [clusters(100, spread=s, seed=2) for s in (0.1, 6.0, 60.0)]
+    probe = partial(knn, ks=(5,), **quiet)
+    result = probe(good, tests[0])
+    compared = controls(probe, (noise, tests[2]), {"random 0": (poor, tests[1]), "random 1": (noise, tests[2])})
+    assert list(compared) == ["raw pixels", "random 0", "random 1"]
+    difference, best = gain(result, compared)
+    assert best == "random 0"
+    assert difference == pytest.approx(1.0 - compared["random 0"].accuracy["top1"])
+    with pytest.raises(ValueError, match=r"control 'x' has train 100, the probe 200; run both alike"):
+        gain(result, {"x": probe(clusters(100), tests[0])})
+    with pytest.raises(ValueError, match=r"control 'x' has protocol lowshot, the probe knn"):
+        gain(result, {"x": lowshot(good, tests[0], 0.1, **quiet)})
+    with pytest.raises(ValueError, match=r"nothing to compare with"):
+        gain(result, {})
+    with pytest.raises(ValueError, match=r"a network is called 'raw pixels'"):
+        controls(probe, (good, tests[0]), {"raw pixels": (good, tests[0])})
