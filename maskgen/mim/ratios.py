@@ -59,6 +59,21 @@ class Uniform:
         return self.low + (self.high - self.low) * torch.rand(n, generator=generator)
 
 
+class Mixture:
+    """Uniform on [low, high) with `probability`, else 0: pictures that hide nothing among pictures that hide much.
+
+    iBOT (arXiv:2111.07832, section 4.1) and AttMask: half of the pictures 0, half 0.3 +- 0.2. Give the sampler
+    ``least: 0``, or ratio 0 hides one token.
+    """
+
+    def __init__(self, probability: float = 0.5, low: float = 0.1, high: float = 0.5):
+        self.probability, self.uniform = _share("probability", probability), Uniform(low, high)
+
+    def __call__(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n"]:
+        chosen = torch.rand(n, generator=generator) < self.probability
+        return self.uniform(n, generator) * chosen
+
+
 class TruncatedNormal:
     """Normal(mean, std) truncated to [low, high] (MAGE, Li et al. 2023, arXiv:2211.09117, section 4.1)."""
 
@@ -94,6 +109,7 @@ def _share(name: str, value: float) -> float:
 RATIOS = {
     "fixed": Fixed,
     "uniform": Uniform,
+    "mixture": Mixture,
     "truncated_normal": TruncatedNormal,
     **{name: partial(Scheduled, schedule=name) for name in SCHEDULES},
 }

@@ -1,0 +1,127 @@
+"""Masks that hide neighbours together: units of fixed size, and BEiT's rectangles."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Generator, Tensor
+
+from maskgen.mim.samplers.base import Grid, Least, RandomSampler, Ratio, Rounding, Sampler, hidden_counts
+
+
+class UnitSampler(Sampler):
+    """Random mask units of several tokens each, so that a mask can be coarser than the patches.
+
+    SimMIM (arXiv:2111.09886, section 3.2) and SparK hide units of 32 pixels, ConvMAE and Hiera units that survive all
+    their stages. The number of hidden *units* is exact.
+
+    Args:
+        unit: tokens of a unit along every axis, or one number an axis (``[1, 8, 8]`` for Hiera's video units).
+        rounding: SimMIM, ConvMAE and Hiera ``ceil``, SparK ``round``.
+        least: 0 lets a row of ratio 0 hide nothing.
+
+    Raises:
+        ValueError: when drawing, if the units do not tile the grid.
+    """
+
+    def __init__(self, unit: int | tuple[int, ...] = 2, rounding: Rounding = "ceil", least: Least = 1):
+        if any(side < 1 for side in ([unit] if isinstance(unit, int) else unit)):
+            raise ValueError(f"a unit has 1 token or more along each axis, got {unit}")
+        self.unit, self.random = unit, RandomSampler(rounding, least)
+
+    def draw(
+        self, ratio: Ratio, grid: Grid, scores: Tensor | None, generator: Generator | None, progress: float
+    ) -> Bool[Tensor, "b ..."]:
+        unit = (self.unit,) * len(grid) if isinstance(self.unit, int) else tuple(self.unit)
+        if len(unit) != len(grid) or any(size % side for size, side in zip(grid, unit)):
+            raise ValueError(f"units of {unit} tokens do not tile the grid {grid}; each must divide its axis")
+        coarse = tuple(size // side for size, side in zip(grid, unit))
+        mask = self.random(ratio, coarse, generator=generator)
+        for axis, side in enumerate(unit, start=1):
+            mask = mask.repeat_interleave(side, dim=axis)
+        return mask
+
+
+class BlockSampler(Sampler):
+    """Random rectangles one upon another until the count is reached (BEiT, arXiv:2106.08254, section 2.3, algorithm 1).
+
+    Never more than the count, and fewer where ten tries in a row find no rectangle that fits: rows are then ragged.
+
+    Args:
+        min_block: smallest area to be drawn; None is (min(h, w) // 3)^2, iBOT's rule: BEiT's 16 on a 14 x 14 grid.
+            What is left to hide may be less, so smaller blocks occur.
+        aspect: height over width is log-uniform on [aspect, 1 / aspect].
+        exact: hide tokens at random where the rectangles leave some of the count, so that rows are alike (DINOv2).
+        rounding: ``floor`` keeps "never more" true (BEiT's ratio is 75 / 196; iBOT).
+        least: 0 lets a row of ratio 0 hide nothing (iBOT).
+    """
+
+    axes = (2,)
+
+    def __init__(
+        self,
+        min_block: int | None = None,
+        aspect: float = 0.3,
+        exact: bool = False,
+        rounding: Rounding = "floor",
+        least: Least = 1,
+    ):
+        if min_block is not None and min_block < 1:
+            raise ValueError(f"min_block must be 1 or more tokens, got {min_block}")
+        if not 0 < aspect <= 1:
+            raise ValueError(f"aspect must lie in (0, 1], for blocks of aspect to 1 / aspect, got {aspect}")
+        self.min_block, self.aspect, self.exact, self.rounding, self.least = min_block, aspect, exact, rounding, least
+
+    def draw(
+        self, ratio: Ratio, grid: Grid, scores: Tensor | None, generator: Generator | None, progress: float
+    ) -> Bool[Tensor, "b ..."]:
+        height, width = grid
+        if min(grid) < 2:
+            raise ValueError(f"blocks need 2 tokens or more along each axis, got the grid {grid}")
+        smallest = self.min_block or max(1, (min(grid) // 3) ** 2)
+        # Python's generator, seeded from torch's: this loop draws single numbers, which torch does 10x slower.
+        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        masks = []
+        for count in hidden_counts(ratio, math.prod(grid), self.rounding, self.least).tolist():
+            mask = block_mask(count, height, width, rng, smallest, self.aspect)
+            missing = (count if self.exact else min(count, self.least)) - int(mask.sum())
+            if missing > 0:
+                mask.flat[rng.sample(np.flatnonzero(~mask).tolist(), missing)] = True
+            masks.append(mask)
+        return torch.from_numpy(np.stack(masks))
+
+
+def block_mask(count: int, height: int, width: int, rng: random.Random, smallest: int, aspect: float) -> np.ndarray:
+    """Bool (height, width) with at most `count` True, a union of rectangles.
+
+    The numbers are drawn in BEiT's order, so a generator in the same state gives the peer's own mask.
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    while count > 0:
+        added = _add_block(mask, count, rng, smallest, aspect)
+        if not added:
+            break
+        count -= added
+    return mask
+
+
+def _add_block(mask: np.ndarray, most: int, rng: random.Random, smallest: int, aspect: float) -> int:
+    """Hide a rectangle of 1 to `most` tokens that were not hidden yet; how many, 0 where ten tries found none."""
+    height, width = mask.shape
+    for _ in range(10):
+        area = rng.uniform(smallest, most)
+        stretch = math.exp(rng.uniform(math.log(aspect), -math.log(aspect)))
+        h, w = round(math.sqrt(area * stretch)), round(math.sqrt(area / stretch))
+        if h >= height or w >= width:  # BEiT: no block from edge to edge
+            continue
+        top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+        block = mask[top : top + h, left : left + w]
+        new = h * w - int(block.sum())
+        if 0 < new <= most:
+            block[:] = True
+            return new
+    return 0
