@@ -1,46 +1,245 @@
-"""The loss, on an explicit support with an explicit reduction."""
+"""The loss of each token, and its average over an explicit support with an explicit reduction."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
+Support = Literal["masked", "visible", "all", "decoded"]
+Reduction = Literal["token", "image"]
 
-class CrossEntropy:
+
+def supported(
+    support: Support, masked: Bool[Tensor, "b n"], decoded: Bool[Tensor, "b n"] | None = None
+) -> Bool[Tensor, "b n"]:
+    """The tokens that count: masked, visible (MaskAlign), all (DTM, MaskBit), or masked and decoded (VideoMAE v2).
+
+    Raises:
+        ValueError: support ``decoded`` without `decoded`.
+    """
+    if support == "decoded":
+        if decoded is None:
+            raise ValueError("support 'decoded' needs `decoded`, the tokens that were; give it, or take 'masked'")
+        return masked & decoded
+    return {"masked": masked, "visible": ~masked, "all": torch.ones_like(masked)}[support]
+
+
+def reduced(each: Float[Tensor, "b n"], where: Bool[Tensor, "b n"], reduction: Reduction) -> Float[Tensor, ""]:
+    """Mean over the tokens of `where`: in the batch (``token``), or in each image and then over images (``image``).
+
+    An image without such tokens counts as 0 under ``image``, as in iBOT; a batch without any gives 0.
+    """
+    each = torch.where(where, each, 0.0)  # a product would keep the NaN of a token that does not count
+    if reduction == "token":
+        return each.sum() / where.sum().clamp(min=1)
+    return (each.sum(1) / where.sum(1).clamp(min=1)).mean()
+
+
+class Objective:
+    """A loss of each token, averaged; a subclass says which loss. All are computed in float32.
+
+    Args:
+        support: the tokens that count, see :func:`supported`.
+        reduction: how they are averaged, see :func:`reduced`.
+    """
+
+    def __init__(self, support: Support = "masked", reduction: Reduction = "token"):
+        self.support, self.reduction = support, reduction
+
+    def per_token(self, predictions: Any, target: Any) -> Float[Tensor, "b n"]:
+        """The loss of each token, of the support or not."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        predictions: Float[Tensor, "b n d"],
+        target: Real[Tensor, "b n *e"],
+        masked: Bool[Tensor, "b n"],
+        decoded: Bool[Tensor, "b n"] | None = None,
+    ) -> dict[str, Tensor]:
+        """``loss`` and what else the objective reports.
+
+        Args:
+            predictions, target: of all tokens, also those that do not count.
+            masked: the tokens that were hidden and are to be predicted.
+            decoded: the tokens that the decoder was asked for, where it was not all.
+        """
+        where = supported(self.support, masked, decoded)
+        return {"loss": reduced(self.per_token(predictions, target), where, self.reduction)}
+
+
+class CrossEntropy(Objective):
     """Cross-entropy of predicted codes.
 
     Args:
         label_smoothing: 0.1 in MaskGIT and MAGE.
         support: ``masked`` (MaskGIT, MAGE) or ``all`` (MaskBit, Halton-MaskGIT) tokens count.
-        reduction: mean over the support's tokens of the whole batch (``token``), or of each image and then over
-            images (``image``).
+    """
+
+    def __init__(self, label_smoothing: float = 0.1, support: Support = "masked", reduction: Reduction = "token"):
+        super().__init__(support, reduction)
+        self.label_smoothing = label_smoothing
+
+    def per_token(self, predictions: Float[Tensor, "b n v"], target: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        each = F.cross_entropy(
+            predictions.flatten(0, 1).float(),
+            target.flatten(),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return each.view(target.shape)
+
+    def __call__(
+        self,
+        predictions: Float[Tensor, "b n v"],
+        target: Int[Tensor, "b n"],
+        masked: Bool[Tensor, "b n"],
+        decoded: Bool[Tensor, "b n"] | None = None,
+    ) -> dict[str, Tensor]:
+        """``loss``, and ``accuracy`` over the support (a fraction); with support ``all`` over the masked tokens."""
+        where = masked if self.support == "all" else supported(self.support, masked, decoded)
+        hits = (predictions.argmax(-1) == target) & where
+        terms = super().__call__(predictions, target, masked, decoded)
+        return {**terms, "accuracy": hits.sum() / where.sum().clamp(min=1)}
+
+
+class SoftCrossEntropy(Objective):
+    """-sum_k target_k log softmax(logits / temperature)_k (iBOT, Zhou et al. 2022, arXiv:2111.07832, eq. 2).
+
+    The target is a distribution, (b, n, k) with sum 1, e.g. of :class:`maskgen.mim.targets.CentredSoftmax`.
+    """
+
+    def __init__(self, temperature: float = 0.1, support: Support = "masked", reduction: Reduction = "image"):
+        super().__init__(support, reduction)
+        self.temperature = temperature
+
+    def per_token(self, predictions: Float[Tensor, "b n k"], target: Float[Tensor, "b n k"]) -> Float[Tensor, "b n"]:
+        return soft_cross_entropy(predictions, target, self.temperature)
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "*b k"], target: Float[Tensor, "*b k"], temperature: float
+) -> Float[Tensor, "*b"]:
+    """Cross-entropy between the distribution `target` and softmax(logits / temperature), in nats."""
+    return -(target.float() * F.log_softmax(logits.float() / temperature, dim=-1)).sum(-1)
+
+
+class BinaryCrossEntropy(Objective):
+    """Mean cross-entropy of a token's predicted bits; the target is 0 or 1 (:class:`maskgen.mim.targets.Bits`)."""
+
+    def per_token(self, predictions: Float[Tensor, "b n k"], target: Float[Tensor, "b n k"]) -> Float[Tensor, "b n"]:
+        return F.binary_cross_entropy_with_logits(predictions.float(), target.float(), reduction="none").mean(-1)
+
+
+class MSE(Objective):
+    """Squared error, mean over a token's values (MAE, MaskFeat, VideoMAE)."""
+
+    def per_token(self, predictions: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        return (predictions.float() - target.float()).square().mean(-1)
+
+
+class L1(Objective):
+    """Absolute error, mean over a token's values: on pixels the sum over masked pixels / (masked pixels x channels)
+    (SimMIM, Xie et al. 2022, arXiv:2111.09886, eq. 1)."""
+
+    def per_token(self, predictions: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        return (predictions.float() - target.float()).abs().mean(-1)
+
+
+class SmoothL1(Objective):
+    """0.5 x^2 / beta below beta, else |x| - 0.5 beta; mean over a token's values (MaskDistill; MaskAlign has twice
+    that of beta 1)."""
+
+    def __init__(self, beta: float = 1.0, support: Support = "masked", reduction: Reduction = "token"):
+        super().__init__(support, reduction)
+        self.beta = beta
+
+    def per_token(self, predictions: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        return F.smooth_l1_loss(predictions.float(), target.float(), reduction="none", beta=self.beta).mean(-1)
+
+
+class Cosine(Objective):
+    """1 - cosine similarity, in [0, 2]."""
+
+    def per_token(self, predictions: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        return 1 - F.cosine_similarity(predictions.float(), target.float(), dim=-1)
+
+
+class GaussianMixture(Objective):
+    """-log of a mixture of diagonal Gaussians at a continuous token, in nats, summed over its d values
+    (GIVT, Tschannen et al. 2024, arXiv:2312.02116, section 3.2).
+
+    Predictions are (b, n, k (1 + 2 d)): the logits of k components, then for each its d means and its d scales
+    before the softplus. GIVT's order; it has a square plus where we have a softplus.
+
+    Args:
+        components: k.
+        floor: least scale; without one the likelihood of a repeated token has no bound.
     """
 
     def __init__(
         self,
-        label_smoothing: float = 0.1,
-        support: Literal["masked", "all"] = "masked",
-        reduction: Literal["token", "image"] = "token",
+        components: int = 16,
+        floor: float = 1e-4,
+        support: Support = "masked",
+        reduction: Reduction = "token",
     ):
-        self.label_smoothing, self.support, self.reduction = label_smoothing, support, reduction
+        super().__init__(support, reduction)
+        self.components, self.floor = components, floor
+
+    def split(
+        self, predictions: Float[Tensor, "b n e"]
+    ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n k d"], Float[Tensor, "b n k d"]]:
+        """Log-probabilities of the components, their means and their scales (standard deviations).
+
+        Raises:
+            ValueError: the predictions' size is not k (1 + 2 d).
+        """
+        k, size = self.components, predictions.shape[-1]
+        if size <= k or (size - k) % (2 * k):
+            raise ValueError(
+                f"{size} predictions a token are no mixture of {k} components; d values need {k} x (1 + 2 d), "
+                f"{k * 3} for one"
+            )
+        logits, rest = predictions.float().split([k, size - k], dim=-1)
+        means, scales = rest.unflatten(-1, (k, 2, -1)).unbind(-2)
+        return logits.log_softmax(-1), means, F.softplus(scales).clamp(min=self.floor)
+
+    def per_token(self, predictions: Float[Tensor, "b n e"], target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        weights, means, scales = self.split(predictions)
+        if means.shape[-1] != target.shape[-1]:
+            raise ValueError(
+                f"{predictions.shape[-1]} predictions a token are {self.components} components of {means.shape[-1]} "
+                f"values, the target has {target.shape[-1]}; predict {self.components * (1 + 2 * target.shape[-1])}"
+            )
+        z = (target.float()[:, :, None] - means) / scales
+        log_density = -(0.5 * z.square() + scales.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return -torch.logsumexp(weights + log_density, dim=-1)
 
     def __call__(
-        self, logits: Float[Tensor, "b n v"], target: Int[Tensor, "b n"], predict: Bool[Tensor, "b n"]
+        self,
+        predictions: Float[Tensor, "b n e"],
+        target: Float[Tensor, "b n d"],
+        masked: Bool[Tensor, "b n"],
+        decoded: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
-        """``loss`` by the settings, and ``accuracy`` over the tokens to be predicted (a fraction)."""
-        each = F.cross_entropy(
-            logits.float().transpose(1, 2), target, reduction="none", label_smoothing=self.label_smoothing
-        )
-        weight = predict.float() if self.support == "masked" else each.new_ones(each.shape)
-        if self.reduction == "token":
-            loss = (each * weight).sum() / weight.sum().clamp(min=1)
-        else:
-            loss = ((each * weight).sum(1) / weight.sum(1).clamp(min=1)).mean()
-        hits = (logits.argmax(-1) == target) & predict
-        return {"loss": loss, "accuracy": hits.sum() / predict.sum().clamp(min=1)}
+        """``loss``, and ``nats_per_value``: the same over d, comparable between tokenizers."""
+        terms = super().__call__(predictions, target, masked, decoded)
+        return {**terms, "nats_per_value": terms["loss"].detach() / target.shape[-1]}
 
 
-OBJECTIVES = {"cross_entropy": CrossEntropy}
+OBJECTIVES = {
+    "cross_entropy": CrossEntropy,
+    "soft_cross_entropy": SoftCrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "mse": MSE,
+    "l1": L1,
+    "smooth_l1": SmoothL1,
+    "cosine": Cosine,
+    "gaussian_mixture": GaussianMixture,
+}
