@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.tokenizer.tiling import _kept, _spans, tiled_decode, tiled_encode
+from maskgen.tokenizer.tiling import _kept, _sample, _spans, shared_norms, tiled_decode, tiled_encode
 
 CODER = {"width": 8, "multipliers": [1, 2], "blocks": 1}
 QUANTIZERS = [
@@ -57,7 +57,8 @@ def test_blending_is_smooth_over_the_overlap():
 
     class Levels(Tokenizer):
         def decode(self, codes):
-            return torch.full((1, 1, codes.shape[1] * 4, codes.shape[2] * 4), next(levels))
+            level = next(levels) if len(codes) == 1 else 0.0  # several: the sample for the norms
+            return torch.full((len(codes), 1, codes.shape[1] * 4, codes.shape[2] * 4), level)
 
     made = tiled_decode(Levels(CODER, QUANTIZERS[0], CODER), torch.zeros(1, 8, 14, dtype=torch.int64), 8, 2)
     assert made.shape == (1, 1, 32, 56)
@@ -78,3 +79,46 @@ def test_what_tiles_cannot_do_is_said():
         tiled_decode(a_tokenizer(), torch.zeros(1, 16, 16, dtype=torch.int64), 8, 4)
     with pytest.raises(ValueError, match="multiple of 2"):
         tiled_encode(a_tokenizer(), torch.zeros(1, 3, 15, 16))
+
+
+def test_norms_share_the_statistics_of_a_batch_and_then_keep_them():
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(2, 6).requires_grad_(False)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    whole = torch.randn(1, 6, 8, 12) * torch.linspace(1, 5, 12)
+    parts = torch.cat(whole.split(4, 3))
+    expected = norm(whole)
+    with shared_norms(norm) as measure:
+        torch.testing.assert_close(norm(whole), expected)  # nothing measured yet
+        measure(norm, parts)
+        torch.testing.assert_close(torch.cat(norm(parts).split(1), 3), expected)
+        torch.testing.assert_close(norm(whole[..., :3]), expected[..., :3])
+        assert norm(whole[..., :3].bfloat16().float()).dtype == torch.float32
+    assert not torch.allclose(norm(whole[..., :3]), expected[..., :3], atol=0.1)  # on its own again
+
+
+def test_the_sample_is_spread_over_the_picture():
+    crops = _sample((40, 10), 16)
+    assert len(crops) == 16
+    assert {len(y) for y, _ in crops} == {16}
+    assert {len(x) for _, x in crops} == {10}
+    assert (crops[0][0].start, crops[-1][0].stop) == (0, 40)
+
+
+def test_tiles_with_shared_statistics_are_near_the_whole():
+    """A picture dark on one side and bright on the other, a network with little besides its norms."""
+    tokenizer = a_tokenizer({"type": "none", "dim": 4})
+    pixels = (torch.linspace(-1, 1, 128) + 0.1 * torch.randn(1, 3, 128, 128)).clamp(-1, 1)
+    with torch.no_grad():
+        tokens = tokenizer.encode(pixels)
+        whole = tokenizer.decode(tokens)
+        tiled = tiled_decode(tokenizer, tokens, 32, 8)
+        alone = torch.cat([tokenizer.decode(part) for part in tokens.split(16, 2)], 3)
+        coded = torch.cat([tokenizer.encode(part) for part in pixels.split(64, 3)], 2)
+    assert _error(tiled, whole) < 0.2 * _error(alone, whole)
+    assert _error(tiled_encode(tokenizer, pixels, 64, 16), tokens) < 0.5 * _error(coded, tokens)
+
+
+def _error(a, b):
+    return float((a - b).square().mean())

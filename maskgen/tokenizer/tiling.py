@@ -1,26 +1,32 @@
 """Pictures too large for memory, a tile at a time.
 
 Tiles overlap. Decoded tiles are blended linearly over the overlap; of encoded tiles each keeps the codes nearest to its
-middle. The result is not the whole picture's: a GroupNorm takes the statistics of what it sees, and attention sees a
-tile only. docs/tokenizers.md says how much that matters.
+middle. A GroupNorm takes its statistics from what it sees, so tiles on their own would differ in brightness and colour:
+first a sample of crops goes through the network together, as one picture to the norms, and then all tiles share its
+statistics. Attention still sees a tile only. docs/tokenizers.md says what is left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskgen.tokenizer.model import Tokenizer
+
+SAMPLE = 4  # crops along either side that tell the norms' statistics, each of half a tile: together four tiles
 
 
 @torch.no_grad()
 def tiled_encode(
     tokenizer: Tokenizer, pixels: Float[Tensor, "b c H W"], tile: int = 512, overlap: int = 128
 ) -> Shaped[Tensor, "b *grid"]:
-    """Codes of large pictures.
+    """Codes of large pictures, one after the other.
 
     Args:
         pixels: in [-1, 1].
@@ -33,22 +39,27 @@ def tiled_encode(
     grid = _grid(tokenizer, size)
     factor = size[0] // grid[0]
     tile, overlap = -(-tile // factor), -(-overlap // factor)  # now in tokens
-    columns = _kept(_spans(grid[1], tile, overlap))
-    rows = []
-    for y, keep_y in _kept(_spans(grid[0], tile, overlap)):
-        row = []
-        for x, keep_x in columns:
-            part = pixels[:, :, y.start * factor : y.stop * factor, x.start * factor : x.stop * factor]
-            row.append(tokenizer.encode(part)[:, keep_y, keep_x])
-        rows.append(torch.cat(row, 2))
-    return torch.cat(rows, 1)
+    rows, columns = _kept(_spans(grid[0], tile, overlap)), _kept(_spans(grid[1], tile, overlap))
+
+    def crop(picture: Tensor, y: range, x: range) -> Tensor:
+        return picture[:, :, y.start * factor : y.stop * factor, x.start * factor : x.stop * factor]
+
+    made = []
+    for picture in pixels.split(1):
+        with shared_norms(tokenizer.encoder) as measure:
+            if len(rows) * len(columns) > 1:
+                sample = [crop(picture, y, x) for y, x in _sample(grid, tile // 2)]
+                measure(tokenizer.encode, torch.cat(sample))
+            parts = [[tokenizer.encode(crop(picture, y, x))[:, i, j] for x, j in columns] for y, i in rows]
+        made.append(torch.cat([torch.cat(row, 2) for row in parts], 1))
+    return torch.cat(made)
 
 
 @torch.no_grad()
 def tiled_decode(
     tokenizer: Tokenizer, codes: Shaped[Tensor, "b *grid"], tile: int = 64, overlap: int = 16
 ) -> Float[Tensor, "b c H W"]:
-    """Pixels of large grids of codes, on the codes' device, in float32.
+    """Pixels of large grids of codes, one picture after the other, on the codes' device, in float32.
 
     Args:
         codes: (b, h, w), or (b, h, w, d) with several codes a place or continuous tokens.
@@ -60,19 +71,77 @@ def tiled_decode(
     if codes.ndim < 3:
         raise ValueError("1-D tokens have no place in the picture; decode them without tiles")
     height, width = codes.shape[1:3]
-    canvas = weights = torch.empty(0)
-    for y in _spans(height, tile, overlap):
-        for x in _spans(width, tile, overlap):
-            made = tokenizer.decode(codes[:, y.start : y.stop, x.start : x.stop]).float()
-            factor = made.shape[2] // len(y)
-            if canvas.numel() == 0:
-                canvas = made.new_zeros(*made.shape[:2], height * factor, width * factor)
-                weights = made.new_zeros(height * factor, width * factor)
-            share = _ramp(y, height, overlap, factor, made)[:, None] * _ramp(x, width, overlap, factor, made)
-            place = (slice(y.start * factor, y.stop * factor), slice(x.start * factor, x.stop * factor))
-            canvas[(..., *place)] += made * share
-            weights[place] += share
-    return canvas / weights
+    tiles = [(y, x) for y in _spans(height, tile, overlap) for x in _spans(width, tile, overlap)]
+    made = []
+    for picture in codes.split(1):
+        canvas = weights = torch.empty(0)
+        with shared_norms(tokenizer.decoder) as measure:
+            if len(tiles) > 1:
+                sample = [_crop(picture, y, x) for y, x in _sample((height, width), tile // 2)]
+                measure(tokenizer.decode, torch.cat(sample))
+            for y, x in tiles:
+                part = tokenizer.decode(_crop(picture, y, x)).float()
+                factor = part.shape[2] // len(y)
+                if canvas.numel() == 0:
+                    canvas = part.new_zeros(*part.shape[:2], height * factor, width * factor)
+                    weights = part.new_zeros(height * factor, width * factor)
+                share = _ramp(y, height, overlap, factor, part)[:, None] * _ramp(x, width, overlap, factor, part)
+                place = (slice(y.start * factor, y.stop * factor), slice(x.start * factor, x.stop * factor))
+                canvas[(..., *place)] += part * share
+                weights[place] += share
+        made.append(canvas / weights)
+    return torch.cat(made)
+
+
+@contextmanager
+def shared_norms(module: nn.Module) -> Iterator[Any]:
+    """Give ``measure(function, batch)``: it calls ``function(batch)`` with every GroupNorm of `module` taking its
+    statistics over the whole batch, and from then on, within the context, they keep to these. Until then they are as
+    ever.
+    """
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
+    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    measuring = False
+
+    def normed(norm: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if not measuring and norm not in found:
+            return output
+        x = inputs[0].float().unflatten(1, (norm.num_groups, -1))
+        if measuring:
+            variance, mean = torch.var_mean(x, (0, *range(2, x.ndim)), correction=0, keepdim=True)
+            found[norm] = ((variance + norm.eps).rsqrt(), mean)
+        scale, mean = found[norm]
+        shape = (1, -1, *[1] * (output.ndim - 2))
+        y = ((x - mean) * scale).flatten(1, 2)
+        return (y * norm.weight.float().view(shape) + norm.bias.float().view(shape)).to(output.dtype)
+
+    def measure(function: Callable[[Tensor], object], batch: Tensor) -> None:
+        nonlocal measuring
+        measuring = True
+        function(batch)
+        measuring = False
+
+    hooks = [norm.register_forward_hook(normed) for norm in norms]
+    try:
+        yield measure
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _crop(codes: Tensor, y: range, x: range) -> Tensor:
+    return codes[:, y.start : y.stop, x.start : x.stop]
+
+
+def _sample(grid: tuple[int, int], side: int) -> list[tuple[range, range]]:
+    """Crops of one size, evenly spread; they overlap where the picture is small."""
+
+    def along(length: int) -> list[range]:
+        near = min(side, length)
+        starts = [round(i * (length - near) / (SAMPLE - 1)) for i in range(SAMPLE)]
+        return [range(start, start + near) for start in starts]
+
+    return [(y, x) for y in along(grid[0]) for x in along(grid[1])]
 
 
 def _grid(tokenizer: Tokenizer, size: tuple[int, int]) -> tuple[int, int]:
