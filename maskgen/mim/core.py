@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -50,9 +51,12 @@ class MaskedModeling:
         self.target = build(Part(TARGETS), target)
         self.objective = build(Part(OBJECTIVES), objective)
 
-    def plan(self, batch: int, grid: tuple[int, ...], generator: Generator | None = None) -> MaskPlan:
+    def plan(
+        self, batch: int, grid: tuple[int, ...], generator: Generator | None = None, progress: float = 0.0
+    ) -> MaskPlan:
         """A fresh plan for `batch` pictures; drawn on the CPU, so its counts are known without a synchronisation."""
-        mask: Bool[Tensor, "b *grid"] = self.sampler(self.ratio(batch, generator), grid, generator=generator)
+        ratio = self.ratio(batch, generator)
+        mask: Bool[Tensor, "b *grid"] = self.sampler(ratio, grid, generator=generator, progress=progress)
         return self.dropping(mask, generator)
 
     def losses(
@@ -61,6 +65,8 @@ class MaskedModeling:
         tokens: Tensor,
         condition: Tensor | None = None,
         generator: Generator | None = None,
+        progress: float = 0.0,
+        **sources: Tensor,
     ) -> dict[str, Tensor]:
         """``loss`` and what else the objective reports, with gradients to the backbone.
 
@@ -68,23 +74,74 @@ class MaskedModeling:
             backbone: ``(tokens, masked, condition) -> output`` with ``output.predictions`` (b, n, ...); where tokens
                 are dropped also ``keep``, and ``kept`` where rows keep different numbers. It predicts all n tokens, or,
                 having no decoder, those kept.
-            tokens: (b, *grid) codes.
+            tokens: what the backbone sees: codes (b, *grid), or continuous (b, *grid, d).
             condition: what the backbone takes, int64 (b,) class labels for instance.
             generator: CPU generator of all random choices; None uses torch's default.
+            progress: of the training, 0 to 1, for samplers that follow it.
+            sources: what the target may be made of, by name: ``pixels`` (b, c, H, W), ``codes`` where they are not the
+                tokens, a teacher's ``features``.
+
+        Raises:
+            ValueError: the target's source is not given, or its grid is not the tokens'.
         """
-        plan = self.plan(tokens.shape[0], tuple(tokens.shape[1:]), generator)
-        keeping = kept_tokens(plan)
-        plan = MaskPlan(plan.roles.to(tokens.device), plan.predict.to(tokens.device))
-        seen, masked = self.corruption(tokens, plan, generator)
-        target, predict = self.target(tokens).flatten(1), plan.predict.flatten(1)
-        if keeping is None:
-            predictions = backbone(seen, masked, condition).predictions
-        else:
-            keep, counts = keeping[0].to(tokens.device), keeping[1]
-            kept = None if len(set(counts)) == 1 else counts
-            predictions = backbone(seen, masked, condition, keep=keep, kept=kept).predictions
-            if predictions.shape[1] != target.shape[1]:  # no decoder: at the tokens that it saw
-                there = torch.arange(keep.shape[1]) < torch.tensor(counts)[:, None]
-                target, predict = target.gather(1, keep), predict.gather(1, keep) & there.to(predict.device)
+        plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress)
+        target, predict = self.wanted(tokens, **sources), plan.predict.flatten(1).to(tokens.device)
+        predictions, keep, there = self.predictions(backbone, tokens, plan, condition, generator)
+        if keep is not None and there is not None:
+            target = target[torch.arange(len(keep), device=keep.device)[:, None], keep]
+            predict = predict.gather(1, keep) & there
         terms = self.objective(predictions, target, predict)
         return {**terms, "mask_ratio": plan.hidden.float().mean(), "drop_ratio": plan.dropped.float().mean()}
+
+    def predictions(
+        self,
+        backbone: Callable[..., Any],
+        tokens: Tensor,
+        plan: MaskPlan,
+        condition: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the backbone predicts under a plan (on the CPU), (b, n, ...).
+
+        Where tokens are dropped and there is no decoder it predicts only the m kept: then also their places, int64
+        (b, m), and which of these are no padding, bool (b, m).
+        """
+        keeping = kept_tokens(plan)
+        there = MaskPlan(plan.roles.to(tokens.device), plan.predict.to(tokens.device))
+        seen, masked = self.corruption(tokens, there, generator)
+        if keeping is None:
+            return backbone(seen, masked, condition).predictions, None, None
+        keep, counts = keeping[0].to(tokens.device), keeping[1]
+        kept = None if len(set(counts)) == 1 else counts
+        predictions = backbone(seen, masked, condition, keep=keep, kept=kept).predictions
+        if predictions.shape[1] == plan.roles[0].numel():
+            return predictions, None, None
+        inside = torch.arange(keep.shape[1]) < torch.tensor(counts)[:, None]
+        return predictions, keep, inside.to(tokens.device)
+
+    @torch.no_grad()
+    def wanted(self, tokens: Tensor, **sources: Tensor) -> Tensor:
+        """What is to be predicted, (b, n) codes or (b, n, d) values.
+
+        Raises:
+            ValueError: the target's source is not given, or its grid is not the tokens'.
+        """
+        given = {"tokens": tokens, **({} if tokens.is_floating_point() else {"codes": tokens}), **sources}
+        if self.target.source not in given:
+            raise ValueError(
+                f"masking.target needs {self.target.source}; there are {', '.join(given)}: give the stage what makes "
+                "them (target_tokenizer for codes, teacher for features), or choose another target"
+            )
+        target = self.target(given[self.target.source])
+        n = math.prod(grid_of(tokens))
+        if target.shape[1] != n:
+            raise ValueError(
+                f"the target has {target.shape[1]} values a picture for {n} tokens; make its patch, cell or tokenizer "
+                "fit the tokens'"
+            )
+        return target
+
+
+def grid_of(tokens: Tensor) -> tuple[int, ...]:
+    """The grid of codes (b, *grid) or continuous tokens (b, *grid, d)."""
+    return tuple(tokens.shape[1:-1] if tokens.is_floating_point() else tokens.shape[1:])

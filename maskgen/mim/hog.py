@@ -76,6 +76,8 @@ class HOG:
         ValueError: a patch that is not whole cells.
     """
 
+    source = "pixels"
+
     def __init__(self, patch: int = 16, frames: int = 1, bins: int = 9, cell: int = 8, window: int = 0):
         if patch % cell:
             raise ValueError(f"patch {patch} is no multiple of cell {cell}; take cells of {math.gcd(patch, cell)}")

@@ -1,4 +1,7 @@
-"""What is to be predicted: a target maps a picture's codes, tokens, pixels or teacher features to (b, n, ...)."""
+"""What is to be predicted: a target maps a picture's codes, tokens, pixels or teacher features to (b, n, ...).
+
+`source` says which of them it is called with.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ Normalise = Literal["none", "patch", "patch_channel"]
 class Codes:
     """The tokenizer's codes themselves (BEiT, MaskGIT, MAGE)."""
 
+    source = "codes"
+
     def __call__(self, tokens: Int[Tensor, "b *grid"]) -> Int[Tensor, "b n"]:
         return tokens.flatten(1)
 
@@ -31,6 +36,8 @@ class Bits:
         bits: bits of a code; codes lie in [0, 2^bits).
     """
 
+    source = "codes"
+
     def __init__(self, bits: int):
         self.bits = bits
 
@@ -40,6 +47,8 @@ class Bits:
 
 class Latents:
     """Continuous tokens as they are (GIVT)."""
+
+    source = "tokens"
 
     def __call__(self, tokens: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b n d"]:
         return tokens.flatten(1, -2)
@@ -139,6 +148,8 @@ class Pixels:
         normalise: ``none`` (SimMIM), ``patch`` (MAE) or ``patch_channel`` (VideoMAE), see :func:`statistics`.
     """
 
+    source = "pixels"
+
     def __init__(self, patch: int = 16, frames: int = 1, normalise: Normalise = "patch"):
         self.patch, self.frames, self.normalise = patch, frames, normalise
 
@@ -147,7 +158,7 @@ class Pixels:
         Raises:
             ValueError: pixels that are not whole tokens.
         """
-        patches = patchify(pixels, self.patch, self.frames).float()
+        patches = patchify(pixels, self.patch, self.frames)
         return normalised(patches, statistics(patches, self.normalise, pixels.shape[1]))
 
     def picture(
@@ -184,6 +195,8 @@ class Features:
             norm 1 of each token.
         layers: how many of the last layers are averaged (5 in MaskAlign, arXiv:2211.08887).
     """
+
+    source = "features"
 
     def __init__(self, normalise: Literal["none", "layer_norm", "instance_norm", "l2"] = "layer_norm", layers: int = 1):
         self.normalise, self.layers = normalise, layers
@@ -227,6 +240,8 @@ class CentredSoftmax(nn.Module):
         warmup: calls until `temperature` is reached (iBOT: 30 epochs).
         momentum: share of the old centre that is kept.
     """
+
+    source = "features"
 
     centre: Tensor
     calls: Tensor

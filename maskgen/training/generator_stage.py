@@ -21,7 +21,8 @@ from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
 from maskgen.transformer.model import TRANSFORMERS
 
-MODEL = Part(TRANSFORMERS, given=("codebook_size", "grid", "num_classes"), default="mask_transformer")
+GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions")
+MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
 MASKING = Part({"masked_modeling": MaskedModeling}, default="masked_modeling")
 SCHEDULER = Part({"mask_scheduler": MaskScheduler}, default="mask_scheduler")
 

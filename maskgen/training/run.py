@@ -19,6 +19,7 @@ from maskgen.training.batches import MapDataset, mix
 from maskgen.training.centroid_stage import CentroidStage
 from maskgen.training.generator_stage import GeneratorStage
 from maskgen.training.loop import Training, train
+from maskgen.training.representation_stage import RepresentationStage
 from maskgen.training.tokenizer_stage import TokenizerStage
 from maskgen.training.vqkd_stage import VqkdStage
 
@@ -27,6 +28,7 @@ STAGES = {
     "vqkd": VqkdStage,
     "centroids": CentroidStage,
     "generator": GeneratorStage,
+    "representation": RepresentationStage,
 }
 STAGE = Part(STAGES, given=("dataset", "holdout"))
 DATA = Part(DATASETS)
@@ -47,7 +49,7 @@ def run(
 
     Args:
         name: of the run.
-        stage: ``tokenizer``, ``vqkd``, ``centroids`` or ``generator``, with its parts.
+        stage: ``tokenizer``, ``vqkd``, ``centroids``, ``generator`` or ``representation``, with its parts.
         data: the data set.
         training: settings of the loop.
         augment: of training pictures.

@@ -1,0 +1,126 @@
+"""Representation learners: every configuration trains, draws what it hides, exports a backbone, and is probed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgen.config import configs_folder, load
+from maskgen.data.arrays import NpzArrays
+from maskgen.evaluation.features import extract
+from maskgen.evaluation.probes import knn
+from maskgen.pipelines.backbone import load_backbone
+from maskgen.training.loop import Training
+from maskgen.training.metrics import read_metrics
+from maskgen.training.run import run
+
+NAMES = sorted(path.stem for path in (configs_folder() / "representation").glob("*.yaml"))
+TINY = {"width": 16, "depth": 2, "heads": 2}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    images = (np.eye(3)[labels][:, None, None] * 180 + rng.integers(0, 70, (24, 32, 32, 3))).astype(np.uint8)
+    np.savez("data.npz", images=images, labels=labels)
+    return {"type": "npz", "path": "data.npz"}
+
+
+def tiny(name, data):
+    """A configuration in everything but its size: 8-pixel patches of 32-pixel pictures, a 4x4 grid."""
+    stage = load(f"representation/{name}", [])["stage"]
+    model = {**stage["model"], **TINY}
+    if "decoder_depth" in model:
+        model |= {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
+    masking = dict(stage["masking"])
+    if isinstance(masking["target"], dict) and masking["target"]["type"] in ("pixels", "hog"):
+        masking["target"] = {**masking["target"], "patch": 8}
+    if masking.get("sampler") == "block":
+        masking["sampler"] = {"type": "block", "min_block": 2}
+    stage |= {"tokens": {"type": "patches", "patch": 8}, "model": model, "masking": masking}
+    if "target_tokenizer" in stage:
+        patch = {"type": "patch", "patch": 8}
+        parts = {"encoder": patch, "quantizer": {"codebook_size": 16, "dim": 192}, "decoder": patch}
+        run("centroids", {"type": "centroids", "tokenizer": parts, "points": 100}, data, Training(steps=2))
+        stage["target_tokenizer"] = "runs/centroids"
+    if "teacher" in stage:
+        torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 5, 4, 4)), "teacher.pt")
+        stage["teacher"] = {"type": "torchscript", "path": "teacher.pt"}
+    return stage
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
+    folder = run(
+        name, tiny(name, data), data, Training(steps=2, batch_size=8, log_every=1, precision="fp32"), holdout=4
+    )
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert len(lines) == 2
+    assert all(np.isfinite(line["model/loss"]) for line in lines)
+    assert np.isfinite(lines[-1]["holdout/loss"])
+    with Image.open(folder / "samples" / "step_00000002.png") as picture:
+        assert picture.height > 2 * 32
+    for layer in (0, -1):
+        backbone = load_backbone(folder, layer)
+        features = extract(backbone, NpzArrays("data.npz"), prefix=backbone.prefix, progress=False)
+        assert features.values.shape == (24, 16)
+        assert knn(features, features, ks=[3], progress=False).protocol
+    with pytest.raises(ValueError, match="layer 2: this transformer has layers 0 to 1"):
+        load_backbone(folder, 2)
+
+
+def test_mae_learns_to_predict_what_it_does_not_see(data):
+    stage = tiny("mae", data)
+    stage["masking"]["target"]["normalise"] = "none"
+    settings = Training(steps=200, batch_size=24, learning_rate=1e-2, warmup_steps=10, log_every=50, precision="fp32")
+    folder = run("mae", stage, data, settings)
+    line = read_metrics(folder / "metrics.jsonl")[-1]
+    with np.load("data.npz") as file:
+        spread = (file["images"] / 127.5 - 1).var()
+    assert line["model/drop_ratio"] == 0.75
+    assert line["model/loss"] < 0.7 * spread  # a mean over the data would have 1.0
+
+
+def test_targets_say_what_they_lack(data):
+    stage = tiny("mae", data)
+    for target, missing in (({"type": "features"}, "needs features"), ("codes", "needs codes")):
+        stage["masking"]["target"] = target
+        with pytest.raises(ValueError, match=f"masking.target {missing}; there are tokens, pixels: give the stage"):
+            run("lacking", stage, data, Training(steps=1))
+    stage["masking"]["target"] = {"type": "pixels", "patch": 4}
+    with pytest.raises(ValueError, match="the target has 64 values a picture for 16 tokens"):
+        run("unfit", stage, data, Training(steps=1))
+
+
+def test_no_hidden_pixel_reaches_the_backbone_or_the_picture(data):
+    """The picture that a run draws depends on visible pixels alone."""
+    from maskgen.training.representation_stage import RepresentationStage
+
+    stage = {k: v for k, v in tiny("mae", data).items() if k != "type"}
+    dataset = NpzArrays("data.npz")
+    torch.manual_seed(0)
+    built = RepresentationStage(dataset=dataset, **stage)
+    model = built.modules["model"].eval()
+    torch.nn.init.normal_(model.head.weight)
+    first = np.asarray(built.picture(model))
+    plan = built.masking.plan(16, (4, 4), torch.Generator().manual_seed(0))
+    cover = plan.hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+
+    class Changed:
+        class_names, labels = dataset.class_names, dataset.labels
+
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            pixels = dataset[index]["pixels"]
+            row = next((r for r in range(16) if r * 24 // 16 == index), None)
+            return {"pixels": pixels if row is None else torch.where(cover[row], -pixels, pixels), "label": 0}
+
+    built.dataset = Changed()
+    second = np.asarray(built.picture(model))
+    third = len(first) // 3
+    assert not np.array_equal(first[:third], second[:third])  # the pictures themselves differ
+    assert np.array_equal(first[third + 4 :], second[third + 4 :])
