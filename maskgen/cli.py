@@ -116,6 +116,69 @@ def encode(
 
 
 @app.command()
+def probe(
+    model: Annotated[str, typer.Argument(help="run or pipeline folder, of a generator or of a representation")],
+    data: Annotated[str, typer.Option(help="labelled pictures: emoji, a folder, an .npz, a YAML mapping")],
+    test: Annotated[str | None, typer.Option(help="to test on; else every fifth picture of a class of --data")] = None,
+    protocol: Annotated[str, typer.Option(help="linear, sweep, knn, lowshot or finetune")] = "sweep",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="key=value", help="of the protocol; again for more")
+    ] = None,
+    layer: Annotated[int, typer.Option(help="whose features; negative counts from the last")] = -1,
+    pool: Annotated[str, typer.Option(help="mean, mean_all, cls, cls_mean or token_I")] = "mean",
+    size: Size = None,
+    batch_size: BatchSize = 64,
+    out: Annotated[Path | None, typer.Option(help="write the result as JSON")] = None,
+    device: Device = "auto",
+) -> None:
+    """What a model's features are worth to a classifier, by a published protocol."""
+    from maskgen.data.source import open_dataset
+    from maskgen.evaluation.probing import options_of
+    from maskgen.evaluation.probing import probe as compute
+    from maskgen.pipelines.generate import pick_device
+
+    sets = [None if name is None else open_dataset(name, size) for name in (data, test)]
+    result = compute(
+        model,
+        sets[0],
+        sets[1],
+        protocol,
+        layer=layer,
+        pool=pool,
+        device=pick_device(device),
+        batch_size=batch_size,
+        options=options_of(protocol, option or []),
+    )
+    print(result)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(result.to_json() + "\n")
+
+
+@app.command()
+def features(
+    model: Annotated[str, typer.Argument(help="run or pipeline folder, of a generator or of a representation")],
+    out: Annotated[Path, typer.Argument(help="the .npz: values, labels, names and what made them")],
+    data: Annotated[str, typer.Option(help="pictures: emoji, a folder, an .npz, a YAML mapping")],
+    layer: Annotated[int, typer.Option(help="whose features; negative counts from the last")] = -1,
+    pool: Annotated[str, typer.Option(help="mean, mean_all, cls, cls_mean or token_I")] = "mean",
+    size: Size = None,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+) -> None:
+    """Write a model's features of pictures to an .npz."""
+    from maskgen.data.source import open_dataset
+    from maskgen.evaluation.probing import features_of
+    from maskgen.pipelines.backbone import load_backbone
+    from maskgen.pipelines.generate import pick_device
+
+    where = pick_device(device)
+    backbone = load_backbone(model, layer).to(where)
+    found = features_of(backbone, open_dataset(data, size), pool, batch_size=batch_size, device=where)
+    print(found.save(out))
+
+
+@app.command()
 def fid(
     a: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
     b: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
