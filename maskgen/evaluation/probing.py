@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskgen.config import parse
+from maskgen.data.subset import Subset
 from maskgen.evaluation.features import Features, extract
 from maskgen.evaluation.probes import PROTOCOLS, ProbeResult, finetune
 from maskgen.parts import choose
@@ -20,28 +21,14 @@ from maskgen.pipelines.backbone import Backbone, load_backbone
 TEST_SHARE = 5  # every fifth picture, where no test set is given
 
 
-class Part:
-    """Some pictures of a labelled data set."""
-
-    def __init__(self, dataset: Any, indices: list[int]):
-        self.dataset, self.indices = dataset, indices
-        self.class_names, self.labels = dataset.class_names, [int(dataset.labels[i]) for i in indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.dataset[self.indices[index]]
-
-
-def train_and_test(dataset: Any) -> tuple[Part, Part]:
+def train_and_test(dataset: Any) -> tuple[Subset, Subset]:
     """Every fifth picture *of a class* for the test, the others for training; the same for every model."""
     seen: dict[int, int] = {}
     sides: tuple[list[int], list[int]] = ([], [])
     for i, label in enumerate(int(x) for x in dataset.labels):
         seen[label] = seen.get(label, 0) + 1
         sides[seen[label] % TEST_SHARE == 0].append(i)
-    return Part(dataset, sides[0]), Part(dataset, sides[1])
+    return Subset(dataset, sides[0]), Subset(dataset, sides[1])
 
 
 def features_of(backbone: Backbone, dataset: Any, pool: str = "mean", **options: Any) -> Features:

@@ -14,6 +14,7 @@ import yaml
 from maskgen.config import ConfigError, check, load
 from maskgen.data import DATASETS
 from maskgen.data.augment import Augmentation
+from maskgen.data.subset import Subset
 from maskgen.parts import Part, build
 from maskgen.training.batches import MapDataset, mix
 from maskgen.training.centroid_stage import CentroidStage
@@ -78,22 +79,6 @@ def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
         ConfigError: all that is wrong with it.
     """
     return run(**check(run, load(source, list(overrides)), source))
-
-
-class Subset:
-    """Some pictures of a data set."""
-
-    def __init__(self, dataset: MapDataset, indices: list[int]):
-        self.dataset, self.indices = dataset, indices
-        self.class_names, self.labels = dataset.class_names, dataset.labels[indices]
-        if hasattr(dataset, "meta"):
-            self.meta = dataset.meta
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.dataset[self.indices[index]]
 
 
 def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:
