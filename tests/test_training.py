@@ -299,7 +299,7 @@ def weights_at_the_start(settings):
 
 def test_accumulated_micro_batches_are_the_whole_batch(here):
     settings = ["tokenizer.yaml", "name=parts", "training.steps=6", "augment.crop=0.6"]
-    settings += ["stage.tokenizer.quantizer.revive_below=0", "stage.tokenizer.quantizer.learned=true"]
+    settings += [f"stage.tokenizer.quantizer.{x}" for x in ("revive_below=0", "init=random", "learned=true")]
     whole = run_config(settings[0], settings[1:])
     parts = run_config(settings[0], [*settings[1:], "training.accumulation=2", "folder=accumulated"])
     statistics = ("quantizer.usage", "quantizer.sums")  # of each micro-batch in turn; a learned codebook needs none
