@@ -2,7 +2,6 @@
 
     python benchmarks/adversarial.py                # speed -> results/adversarial.json
     python benchmarks/adversarial.py --guards       # does it ruin a run? -> results/adversarial-guards.json
-    python benchmarks/adversarial.py --table        # both -> the tables in README.md and docs/tokenizers.md
 
 Speed: one process, both sides in turn, round after round, on modules of the same weights; a ratio is taken within a
 round. VGG-16 inside LPIPS has random weights: the time is the same, and nothing is downloaded.
@@ -19,7 +18,6 @@ import copy
 import io
 import json
 import os
-import re
 import shlex
 import statistics
 import sys
@@ -44,7 +42,7 @@ from maskgen.training.run import split
 from maskgen.training.tokenizer_stage import TokenizerStage
 
 HERE = Path(__file__).parent
-RESULTS, DOCS = HERE / "results", (HERE / "README.md", HERE.parent / "docs" / "tokenizers.md")
+RESULTS = HERE / "results"
 FILES = {"speed": RESULTS / "adversarial.json", "guards": RESULTS / "adversarial-guards.json"}
 
 # ---------------------------------------------------------------- speed
@@ -340,16 +338,6 @@ def _psnrs(variant: dict[str, Any]) -> list[float]:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"speed": speed_table, "guards": guards_table}
 
 
-def with_tables(text: str) -> str:
-    """`text` with each ``<!-- adversarial speed -->`` or ``guards`` ... ``<!-- end -->`` filled from its JSON."""
-
-    def fill(mark: re.Match) -> str:
-        table = TABLES[mark[1]](json.loads(FILES[mark[1]].read_text()))
-        return f"<!-- adversarial {mark[1]} -->\n{table}\n<!-- end -->"
-
-    return re.sub(r"<!-- adversarial (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -361,7 +349,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="of each variant of --guards (default: 3)")
     add("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     add("--out", type=Path, help="the JSON (default: in benchmarks/results)")
-    add("--table", action="store_true", help="measure nothing: bring the tables of the documents up to date")
     options = parser.parse_args(arguments)
     options.command = shlex.join(["python", "benchmarks/adversarial.py", *arguments])
     return options
@@ -369,10 +356,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
-    if options.table:
-        for file in DOCS:
-            file.write_text(with_tables(file.read_text()))
-        return
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(options.threads)
     kind = "guards" if options.guards else "speed"

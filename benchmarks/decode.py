@@ -5,7 +5,6 @@ process, in turn, round after round; a ratio is taken within a round. README.md 
 
     python benchmarks/decode.py                           # the main sides, all cases -> results/decode.json
     python benchmarks/decode.py --variants --batch 8 --steps 12 --out benchmarks/results/decode-variants.json
-    python benchmarks/decode.py --table                   # all results -> the tables in README.md
     python benchmarks/decode.py --batch 8 --steps 8 --guidance 1 --rounds 2 --out /tmp/quick.json   # a minute
 """
 
@@ -37,7 +36,7 @@ from maskgen.pipelines.predictor import Predictor
 from maskgen.transformer.model import MaskTransformer
 
 HERE = Path(__file__).parent
-RESULTS, README = HERE / "results", HERE / "README.md"
+RESULTS = HERE / "results"
 
 
 @dataclass(frozen=True)
@@ -368,16 +367,6 @@ def footnote(results: dict) -> str:
     return f"{sizes}. {where['gpu'] or where['cpu']}, {where['threads']} thread(s), {results['dtype']}; {software}."
 
 
-def with_tables(readme: str) -> str:
-    """`readme` with each ``<!-- table of FILE -->`` ... ``<!-- end -->`` filled from results/FILE."""
-
-    def fill(mark: re.Match) -> str:
-        text = table(json.loads((RESULTS / mark[1]).read_text()))
-        return f"<!-- table of {mark[1]} -->\n{text}\n<!-- end -->"
-
-    return re.sub(r"<!-- table of (\S+) -->\n.*?<!-- end -->", fill, readme, flags=re.DOTALL)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -391,7 +380,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     add("--threads", type=int, default=1, help="of PyTorch on the processor (default: 1)")
     add("--out", type=Path, default=RESULTS / "decode.json", help="the JSON (default: benchmarks/results/decode.json)")
-    add("--table", action="store_true", help="measure nothing: bring the tables of README.md up to date")
     options = parser.parse_args(arguments)
     options.command = shlex.join(["python", "benchmarks/decode.py", *arguments])
     return options
@@ -399,9 +387,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
-    if options.table:
-        README.write_text(with_tables(README.read_text()))
-        return
     torch.set_num_threads(options.threads)
     diffusers.utils.logging.set_verbosity_error()
     results = run(options, Size())

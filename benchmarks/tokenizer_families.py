@@ -3,7 +3,6 @@
     python benchmarks/photos.py /tmp/photos/photos64.npz --wallpapers FOLDER       # once; see its head
     python benchmarks/tokenizer_families.py --data emoji --only "conv + vq"        # one line of one table
     python benchmarks/tokenizer_families.py                                        # all that are not there yet
-    python benchmarks/tokenizer_families.py --table                                # the tables, from the JSON
     python benchmarks/tokenizer_families.py --sheet                                # docs/images/tokenizers-*.png
 
 The families are in tokenizer_families.yaml. Each (family, data set) is one entry of results/tokenizers.json, written
@@ -193,7 +192,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--budget", type=float, default=150, help="processor seconds of training (default: 150)")
     add("--again", action="store_true", help="train those too that have an entry")
     add("--measure", action="store_true", help="train nothing; measure the tokenizers in --work again")
-    add("--table", action="store_true", help="only print the tables of the JSON")
     add("--sheet", action="store_true", help="only draw the sheets")
     add("--photos", type=Path, default=Path("/tmp/photos/photos64.npz"), help="what photos.py wrote")
     add("--families", type=Path, default=HERE / "tokenizer_families.yaml")
@@ -241,9 +239,7 @@ def main(arguments: list[str]) -> None:
         data = data_sets(options.photos)[name]
         fitting = {k: v for k, v in families.items() if name in v.get("only", options.data)}
         entries = [entry for k in fitting if (entry := read(options.out).get(f"{name}/{k}"))]
-        if options.table:
-            print(f"### {name}\n\n{table(entries)}\n" if entries else f"no entry of {name}\n")
-        elif options.sheet:
+        if options.sheet:
             print(save(sheet(entries, options.work, data.scale), options.images / f"tokenizers-{name}.png"))
         else:
             for family, spec in fitting.items():

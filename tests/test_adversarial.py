@@ -411,9 +411,7 @@ def test_the_benchmarks_two_sides_have_the_same_gradients(benchmark):
     assert found["ratio"]["min"] <= found["ratio"]["median"] <= found["ratio"]["max"]
 
 
-def test_the_documents_show_the_committed_results(benchmark):
-    for file in benchmark.DOCS:
-        assert benchmark.with_tables(file.read_text()) == file.read_text(), "python benchmarks/adversarial.py --table"
+def test_committed_speeds_are_those_of_their_rounds(benchmark):
     for case in json.loads(benchmark.FILES["speed"].read_text())["cases"]:
         ours, theirs = case["sides"]["maskgen"]["seconds"], case["sides"]["taming"]["seconds"]
         assert case["ratio"] == benchmark.ratio(ours, theirs)

@@ -22,14 +22,10 @@ from maskgen.training.metrics import read_metrics
 from maskgen.training.run import STAGE, run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-spec = importlib.util.spec_from_file_location("benchmarks_decode", FOLDER / "decode.py")
-decode = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = decode
-spec.loader.exec_module(decode)
-sys.path.append(str(FOLDER))  # the others import each other, as scripts do
-budget, collapse, families, measures, photos = (
+sys.path.append(str(FOLDER))  # they import each other, as scripts do
+budget, collapse, decode, families, measures, photos, tables = (
     importlib.import_module(name)
-    for name in ("budget", "collapse", "tokenizer_families", "tokenizer_measures", "photos")
+    for name in ("budget", "collapse", "decode", "tokenizer_families", "tokenizer_measures", "photos", "tables")
 )
 
 TINY = decode.Size(width=16, depth=2, heads=2, side=4, codes=8)
@@ -82,12 +78,14 @@ def test_ratio_is_taken_round_by_round():
     assert decode.ratio(our, peer) == {"median": 2, "min": 1, "max": 3, "cpu_median": 2}
 
 
-def test_readme_shows_the_committed_results():
-    readme = decode.README.read_text()
-    files = sorted(path.name for path in decode.RESULTS.glob("decode*.json"))
-    assert files
-    assert all(f"<!-- table of {name} -->" in readme for name in files)
-    assert decode.with_tables(readme) == readme, "run: python benchmarks/decode.py --table"
+def test_documents_show_the_committed_results():
+    shown = set()
+    for document in tables.DOCUMENTS:
+        text = document.read_text()
+        assert tables.filled(text) == text, f"{document.name}: run python benchmarks/tables.py"
+        shown |= {mark[1] for mark in tables.MARK.finditer(text)}
+    assert shown == set(tables.TABLES)
+    assert {path.stem for path in (FOLDER / "results").glob("decode*.json")} <= shown
 
 
 def test_committed_ratios_are_those_of_their_rounds():
@@ -238,7 +236,7 @@ def test_entries_are_added_to_what_others_wrote(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["r.json"]
 
 
-def test_a_family_from_the_command_to_the_table_and_the_sheet(tmp_path, monkeypatch, capsys):
+def test_a_family_from_the_command_to_the_table_and_the_sheet(tmp_path, monkeypatch):
     """And a second command trains nothing."""
     few = measures.Data(small_run()["data"], 20, 4, "nothing", 2, 1)
     monkeypatch.setattr(families, "data_sets", lambda path: {"emoji": few})
@@ -266,8 +264,7 @@ def test_a_family_from_the_command_to_the_table_and_the_sheet(tmp_path, monkeypa
     assert found["bits"] == 64
     assert found["holdout"] == 20
     assert math.isclose(found["psnr"], found["stage"]["holdout/psnr"], abs_tol=1e-3)
-    families.main([*place, "--table"])
-    assert "| small one |" in capsys.readouterr().out
+    assert "| small one |" in families.table([json.loads(first)["emoji/small one"]])
     families.main([*place, "--sheet"])
     assert Image.open(tmp_path / "tokenizers-emoji.png").height > 2 * 16
 

@@ -1,0 +1,58 @@
+"""Bring the tables of the documents up to date with the committed results.
+
+    python benchmarks/tables.py
+
+A document says ``<!-- table of NAME -->`` ... ``<!-- end -->``; what stands between is made from benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import adversarial
+import collapse
+import decode
+import tiling
+import tokenizer_families
+import yaml
+
+HERE = Path(__file__).parent
+DOCUMENTS = [HERE / "README.md", HERE.parent / "docs" / "tokenizers.md"]
+
+
+def results(name: str) -> Any:
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
+
+
+def families(data: str) -> str:
+    """Of the tokenizers that have results on `data`, in the order of their file."""
+    found = results("tokenizers")
+    order = yaml.safe_load((HERE / "tokenizer_families.yaml").read_text())
+    return tokenizer_families.table([found[f"{data}/{name}"] for name in order if f"{data}/{name}" in found])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "decode": lambda: decode.table(results("decode")),
+    "decode-variants": lambda: decode.table(results("decode-variants")),
+    "adversarial": lambda: adversarial.speed_table(results("adversarial")),
+    "adversarial-guards": lambda: adversarial.guards_table(results("adversarial-guards")),
+    "tokenizers-emoji": lambda: families("emoji"),
+    "tokenizers-photos": lambda: families("photos"),
+    "collapse": lambda: collapse.table([e for n in collapse.VARIANTS if (e := results("collapse").get(n))]),
+    "tiling": lambda: tiling.table(results("tiling")),
+}
+MARK = re.compile(r"<!-- table of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """`text` with every table made anew."""
+    return MARK.sub(lambda mark: f"<!-- table of {mark[1]} -->\n{TABLES[mark[1]]()}\n<!-- end -->", text)
+
+
+if __name__ == "__main__":
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text()))
