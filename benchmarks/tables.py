@@ -16,12 +16,13 @@ from typing import Any
 import adversarial
 import collapse
 import decode
+import representation
 import tiling
 import tokenizer_families
 import yaml
 
 HERE = Path(__file__).parent
-DOCUMENTS = [HERE / "README.md", HERE.parent / "docs" / "tokenizers.md"]
+DOCUMENTS = [HERE / "README.md", HERE.parent / "docs" / "tokenizers.md", HERE.parent / "docs" / "methods.md"]
 
 
 def results(name: str) -> Any:
@@ -43,6 +44,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tokenizers-emoji": lambda: families("emoji"),
     "tokenizers-photos": lambda: families("photos"),
     "collapse": lambda: collapse.table([e for n in collapse.VARIANTS if (e := results("collapse").get(n))]),
+    "representation": lambda: representation.table(results("representation")),
     "tiling": lambda: tiling.table(results("tiling")),
 }
 MARK = re.compile(r"<!-- table of (\S+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     arguments = parser.parse_args()
 
-    encode_dataset(
+    cache = encode_dataset(
         load_tokenizer(arguments.tokenizer).to(pick_device(arguments.device)),
         open_dataset(arguments.data or arguments.tokenizer, arguments.size),
         arguments.out,
@@ -34,3 +34,4 @@ if __name__ == "__main__":
         workers=arguments.workers,
         flips=arguments.flips,
     )
+    print(cache)
