@@ -177,6 +177,15 @@ def test_rows_of_different_lengths_are_each_row_alone(backend):
         torch.testing.assert_close(made[row : row + 1], alone)
 
 
+@pytest.mark.gpu
+def test_xformers_packs_rows_of_different_lengths():
+    pytest.importorskip("xformers")
+    keys = Ragged.of([5, 2, 7], torch.device("cuda"))
+    q, k, v = (torch.randn(3, 7, 4, 32, device="cuda", dtype=torch.float16) for _ in range(3))
+    made, expected = attend(q, k, v, "xformers", keys), attend(q.float(), k.float(), v.float(), "explicit", keys)
+    torch.testing.assert_close(made.float(), expected, rtol=1e-2, atol=1e-2)
+
+
 def test_packed_rows_of_one_length_are_plain_attention():
     q, k, v = (torch.randn(3, 6, 2, 8) for _ in range(3))
     torch.testing.assert_close(attend(q, k, v, "packed"), attend(q, k, v, "explicit"))

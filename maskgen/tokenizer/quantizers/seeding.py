@@ -23,6 +23,7 @@ def draw_latents(z: Float[Tensor, "n d"], weights: Float[Tensor, "n"], count: in
 
     A race: the latents with the largest ``log weight + Gumbel noise`` win (Efraimidis and Spirakis 2006). The noise is
     a function of a latent's place in the global batch, so that processes agree with each other and with one process.
+    Several processes wait for process 0's seed.
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
     seed = torch.randint(2**62, (1,))  # process 0's

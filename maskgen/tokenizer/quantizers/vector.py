@@ -155,7 +155,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _revive(self, z: Float[Tensor, "n d"]) -> None:
-        """Put latents of the batch in the places of codes out of use; branch-free, so no synchronisation.
+        """Put latents of the batch in the places of codes out of use; branch-free, so one process never waits for it.
 
         A latent is drawn with probability proportional to its squared distance from the codebook (the seeding of
         k-means++, Arthur and Vassilvitskii 2007): drawn evenly, most would repeat the commonest patch.
