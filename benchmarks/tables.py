@@ -19,6 +19,7 @@ import decode
 import representation
 import tiling
 import tokenizer_families
+import train_step
 import yaml
 
 HERE = Path(__file__).parent
@@ -45,6 +46,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tokenizers-photos": lambda: families("photos"),
     "collapse": lambda: collapse.table([e for n in collapse.VARIANTS if (e := results("collapse").get(n))]),
     "representation": lambda: representation.table(results("representation")),
+    "train-step": lambda: train_step.table(results("train_step")),
     "tiling": lambda: tiling.table(results("tiling")),
 }
 MARK = re.compile(r"<!-- table of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
