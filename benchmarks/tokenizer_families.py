@@ -22,6 +22,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def configuration(
     return {
         "stage": _with_teacher(own["stage"], teacher),
         "training": training,
-        "data": data.spec,
+        "data": {**data.spec, **family.get("data", {})},
         "holdout": data.held if isinstance(data.held, int) else 0,
     }
 
@@ -211,6 +212,7 @@ def one(family: str, spec: dict[str, Any], name: str, data: Data, options: argpa
     old = read(options.out).get(key)
     if old is None if options.measure else old is not None and not options.again:
         return
+    data = replace(data, spec={**data.spec, **spec.get("data", {})})
     kept, held = data.open()
     entry = {"family": family, "about": spec.get("about", ""), "data": name, "run": run_name, "seed": options.seed}
     entry |= {"machine": machine(), "versions": versions("torch", "torchmetrics", "numpy"), "command": options.command}

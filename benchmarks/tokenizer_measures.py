@@ -55,8 +55,16 @@ def pixels_of(dataset: Any, count: int | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def by_batch(function: Callable[[Tensor], Tensor], x: Tensor, size: int = 64) -> Tensor:
-    return torch.cat([function(part) for part in x.split(size)])
+def by_batch(function: Callable[..., Tensor], *inputs: Tensor, size: int = 64) -> Tensor:
+    return torch.cat([function(*parts) for parts in zip(*(x.split(size) for x in inputs))])
+
+
+def text_of(tokenizer: nn.Module, dataset: Any, count: int | None = None) -> list[Tensor]:
+    """The text features of `count` pictures, evenly spread, where the tokenizer's decoder reads them; else nothing."""
+    if not tokenizer.reads_text:
+        return []
+    count = min(count or len(dataset), len(dataset))
+    return [torch.stack([dataset[i * len(dataset) // count]["text"] for i in range(count)])]
 
 
 def classifier(name: str, data: Data, kept: Any, work: Path, seed: int = 0) -> Path:
@@ -95,10 +103,10 @@ def codebook(tokenizer: nn.Module, codes: Tensor) -> dict[str, float | None]:
 
 
 @torch.no_grad()
-def speed(tokenizer: nn.Module, pixels: Tensor) -> dict[str, Any]:
+def speed(tokenizer: nn.Module, pixels: Tensor, *text: Tensor) -> dict[str, Any]:
     """Pictures a second of processor time and of the wall's: encode and decode in turn, the median of the rounds."""
     codes = tokenizer.encode(pixels)
-    tasks = {"encode": lambda: tokenizer.encode(pixels), "decode": lambda: tokenizer.decode(codes)}
+    tasks = {"encode": lambda: tokenizer.encode(pixels), "decode": lambda: tokenizer.decode(codes, *text)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
     for _ in range(ROUNDS + 1):  # the first only warms up
         for name, task in tasks.items():
@@ -126,13 +134,13 @@ def measure(config: dict[str, Any], data: Data, name: str, kept: Any, held: Any,
         "tokens": places,
         "bits": round(places * math.log2(use["size"]), 1) if use["size"] else None,
         "codebook": {**use, "pictures": len(train)},
-        "speed": speed(tokenizer, pixels_of(kept, data.batch_size)),
+        "speed": speed(tokenizer, pixels_of(kept, data.batch_size), *text_of(tokenizer, kept, data.batch_size)),
         "holdout": len(real),
         "stage": read_metrics(folder / "metrics.jsonl")[-1],  # what the stage itself measured at the end
     }
     if tokenizer.config.target == "features":  # there are no pictures to compare
         return found | {"cosine": cosine(tokenizer, real, config["stage"])}
-    made = by_batch(lambda x: tokenizer(x).pixels, real).clamp(-1, 1)
+    made = by_batch(lambda *x: tokenizer(*x).pixels, real, *text_of(tokenizer, held)).clamp(-1, 1)
     shown = [i * len(real) // SHOWN for i in range(SHOWN)]
     np.savez(folder / "shown.npz", original=to_uint8(real[shown]), made=to_uint8(made[shown]))
     return found | {

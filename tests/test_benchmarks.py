@@ -170,7 +170,8 @@ def test_families_are_configurations(family, name, crops, tmp_path):
     built = build(STAGE, stage, dataset=kept, holdout=held)
     model = (built.model if hasattr(built, "model") else built.modules["model"]).eval()
     pixels = kept[0]["pixels"][None]
-    made = model(pixels).pixels
+    text = torch.randn(1, 8, 64) if model.reads_text else None
+    made = model(pixels, text).pixels
     assert made.shape == pixels.shape or model.config.target == "features"
 
 

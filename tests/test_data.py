@@ -730,3 +730,19 @@ def test_fashion_mnist_from_debian():
     assert len(dataset) == 10_000
     assert np.bincount(dataset.labels).tolist() == [1000] * 10
     assert dataset.names[-1] == "9999"
+
+
+def test_emoji_have_the_words_of_their_names_as_text():
+    dataset = Emoji(text_dim=16)
+    first, second = dataset[0]["text"], dataset[3]["text"]  # grinning face; grinning face with smiling eyes
+    assert dataset.names[0] == "grinning face"
+    assert dataset.names[3].startswith("grinning face ")
+    assert first.shape == (8, 16)
+    assert torch.equal(first[:2], second[:2])  # a word is the same everywhere
+    assert not torch.equal(first[0], first[1])
+    assert not first[2:].any()
+    assert second[:5].any(1).all()
+    assert torch.equal(first, Emoji(text_dim=16)[0]["text"])
+    assert "text" not in Emoji()[0]
+    with pytest.raises(ValueError, match="text_dim is -1; give at least 1, or 0 for no text"):
+        Emoji(text_dim=-1)

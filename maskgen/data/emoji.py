@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from maskgen.data.pixels import check_size, fit, to_tensor
 
@@ -26,19 +30,28 @@ class Emoji:
         size: side in pixels. The stored pictures are 32x32; another size resizes them (bicubic, antialiased).
         groups: 9 categories (smileys, people, animals, ...) or 99 subcategories (animal-bird, food-fruit, ...).
         variants: also the 1,875 skin-tone variants, all of class people, which repeat its drawings.
+        text_dim: items also have ``text``, float32 (8, text_dim): the first 8 words of the name, each a fixed random
+            vector, 0 behind the last. It stands in for a text encoder where none can be downloaded. 0 leaves it out.
 
     Raises:
-        ValueError: an unknown, repeated or empty choice of classes, or a size below 1.
+        ValueError: an unknown, repeated or empty choice of classes, a size below 1, a text_dim below 0.
     """
 
     channels = 3
 
     def __init__(
-        self, classes: list[str] | None = None, size: int = 32, groups: Groups = "category", variants: bool = False
+        self,
+        classes: list[str] | None = None,
+        size: int = 32,
+        groups: Groups = "category",
+        variants: bool = False,
+        text_dim: int = 0,
     ) -> None:
+        if text_dim < 0:
+            raise ValueError(f"text_dim is {text_dim}; give at least 1, or 0 for no text")
         if groups not in get_args(Groups):
             raise ValueError(f"groups is {groups!r}; give one of {', '.join(get_args(Groups))}")
-        self.size = check_size(size)
+        self.size, self.text_dim = check_size(size), text_dim
         with np.load(FILE, allow_pickle=False) as data:
             known = [str(name) for name in data[f"{groups}_names"]]
             self.class_names = known if classes is None else _check_classes(classes, known, groups)
@@ -55,7 +68,17 @@ class Emoji:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture = fit(Image.fromarray(self._images[index]), self.size)
-        return {"pixels": to_tensor(np.asarray(picture)), "label": int(self.labels[index])}
+        item: dict[str, Any] = {"pixels": to_tensor(np.asarray(picture)), "label": int(self.labels[index])}
+        return item if not self.text_dim else {**item, "text": words(self.names[index], self.text_dim)}
+
+
+def words(name: str, dim: int, most: int = 8) -> Float[Tensor, "most dim"]:
+    """The first `most` words of a name as vectors about 1 long, a function of the word alone; 0 behind the last."""
+    rows = torch.zeros(most, dim)
+    for row, word in zip(rows, name.lower().split()):
+        generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
+        row.copy_(torch.randn(dim, generator=generator) * dim**-0.5)
+    return rows
 
 
 def _check_classes(classes: list[str], known: list[str], groups: str) -> list[str]:
