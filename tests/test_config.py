@@ -65,7 +65,8 @@ augmentation: {flip: 0.5}
     assert found[2] == (
         "stage.tokenizer.quantiser: unknown key; did you mean 'quantizer'? allowed: encoder, quantizer, decoder, target"
     )
-    assert found[3] == ("data.klasses: unknown key; did you mean 'classes'? allowed: classes, size, groups, variants")
+    known = "classes, size, groups, variants, text_dim"
+    assert found[3] == f"data.klasses: unknown key; did you mean 'classes'? allowed: {known}"
     assert found[4].startswith("training.learning-rate: unknown key; did you mean 'learning_rate'? allowed: steps,")
     assert found[5].startswith("augmentation: unknown key; did you mean 'augment'? allowed: name, stage, data,")
 
