@@ -17,8 +17,9 @@ from maskgen.tokenizer.layers import (
     Upsample,
     group_norm,
     make_norm,
+    token_grid,
 )
-from maskgen.tokenizer.vit import ViTDecoder, ViTEncoder, check_size
+from maskgen.tokenizer.vit import ViTDecoder, ViTEncoder
 
 
 class ConvEncoder(nn.Module):
@@ -80,7 +81,7 @@ class ConvEncoder(nn.Module):
         Raises:
             ValueError: a side is not a positive multiple of the downsampling factor.
         """
-        return check_size(size, self.downsampling)
+        return token_grid(size, self.downsampling)
 
     def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         return self.layers(F.pixel_unshuffle(pixels, self.patch))
@@ -177,7 +178,7 @@ class PatchEncoder(nn.Module):
         Raises:
             ValueError: a side is not a positive multiple of the patch.
         """
-        return check_size(size, self.patch)
+        return token_grid(size, self.patch)
 
     def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         return F.pixel_unshuffle(pixels, self.patch)

@@ -10,22 +10,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskgen.tokenizer.layers import token_grid
 from maskgen.transformer.layers import Block
 from maskgen.transformer.positions import sine_cosine
-
-
-def check_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """``size / factor``.
-
-    Raises:
-        ValueError: a side is not a positive multiple of `factor`.
-    """
-    if any(s <= 0 or s % factor for s in size):
-        near = tuple(max(factor, round(s / factor) * factor) for s in size)
-        raise ValueError(
-            f"picture size {tuple(size)} (h, w): each side must be a multiple of {factor}; resize to {near}"
-        )
-    return size[0] // factor, size[1] // factor
 
 
 class Trunk(nn.Module):
@@ -131,7 +118,7 @@ class ViTEncoder(nn.Module):
         super().__init__()
         self.channels, self.patch, self.tokens, self.size = channels, patch, tokens, _pair(size)
         self.trunk = Trunk(
-            check_size(self.size, patch), width, depth, heads, mlp_ratio, positions, registers, pre_norm, norm_eps
+            token_grid(self.size, patch), width, depth, heads, mlp_ratio, positions, registers, pre_norm, norm_eps
         )
         self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.latent_tokens = nn.Parameter(width**-0.5 * torch.randn(tokens, width)) if tokens else None
@@ -145,7 +132,7 @@ class ViTEncoder(nn.Module):
         """
         if self.tokens and tuple(size) != self.size:
             raise ValueError(f"picture size {tuple(size)} (h, w): 1-D tokens are made for {self.size} alone; resize")
-        grid = check_size(size, self.patch)
+        grid = token_grid(size, self.patch)
         return (self.tokens,) if self.tokens else grid
 
     def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d *grid"]:
@@ -192,7 +179,7 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.channels, self.patch, self.tokens = channels, patch, tokens
         self.trunk = Trunk(
-            check_size(_pair(size), patch), width, depth, heads, mlp_ratio, positions, registers, pre_norm, norm_eps
+            token_grid(_pair(size), patch), width, depth, heads, mlp_ratio, positions, registers, pre_norm, norm_eps
         )
         scale = width**-0.5
         self.embed = nn.Linear(latent_dim, width)

@@ -200,7 +200,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         grid = tuple(masked.shape[1:])
         ragged = None if kept is None else Ragged.of(kept, masked.device)
         x = torch.where(masked.flatten(1)[..., None], self.mask_token, self._embed(tokens))
-        x, table = self._place(x, grid)
+        x, table = placed(self, x, grid, self.prefix)
         if conditions is None:
             conditions = self.conditions(labels, len(x))
         if keep is not None:
@@ -234,7 +234,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         """What each of the (encoder's) blocks makes of unmasked tokens, prefix first; normed where the encoder ends in
         a norm. For probes, which choose a layer."""
         grid = tuple(tokens.shape[1:]) if self.codebook_size else tuple(tokens.shape[1:-1])
-        x, table = self._place(self._embed(tokens), grid)
+        x, table = placed(self, self._embed(tokens), grid, self.prefix)
         conditions = self.conditions(labels, len(x))
         x, made = self._with_prefix(x, conditions), []
         for block, modulation in zip(self.blocks, self._modulations(conditions)):
@@ -248,14 +248,6 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if self.codebook_size:
             return self.code_embedding(tokens.flatten(1))
         return self.token_embedding(tokens.flatten(1, -2))
-
-    def _place(self, x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Add position embeddings; make the rotary table (1, prefix + n, head width)."""
-        if self.positions == "learned":
-            x = x + stretched(self.position_embedding, grid)
-        elif self.positions == "sincos":
-            x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
-        return x, rotary(grid, self.prefix, x.shape[-1] // self.heads, x.device)[None] if self.rope else None
 
     def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
         """What the classes do to the network: nothing, a token (in_context), or six modulations a block, (scale, shift,
@@ -357,17 +349,24 @@ class Decoder(nn.Module):
             x = torch.where((seen & ~masked.flatten(1))[..., None], x, pad)
         else:
             x = torch.where(masked.flatten(1)[..., None], pad, x)
-        if self.positions == "learned":
-            x = x + stretched(self.position_embedding, grid)
-        elif self.positions == "sincos":
-            x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
         skipped = prefix.shape[1]
-        table = rotary(grid, skipped, x.shape[-1] // self.heads, x.device)[None] if self.rope else None
+        x, table = placed(self, x, grid, skipped)
         x = torch.cat([prefix, x], 1)
         for block, modulation in zip(self.blocks[:-1], modulations):
             x = block(x, modulation, table)
         x = self.blocks[-1](x, modulations[-1], table, queries)
         return x[:, skipped:] if queries is None else x
+
+
+def placed(
+    module: MaskTransformer | Decoder, x: Float[Tensor, "b n w"], grid: tuple[int, ...], prefix: int
+) -> tuple[Tensor, Tensor | None]:
+    """`x` with the module's position embeddings, and its rotary table (1, prefix + n, head width), if it has one."""
+    if module.positions == "learned":
+        x = x + stretched(module.position_embedding, grid)
+    elif module.positions == "sincos":
+        x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
+    return x, rotary(grid, prefix, x.shape[-1] // module.heads, x.device)[None] if module.rope else None
 
 
 def stretched(table: Float[Tensor, "w *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
