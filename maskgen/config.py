@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -187,6 +187,11 @@ def _arguments(
 
 def _value(annotation: Any, value: Any, path: str, problems: list[str]) -> Any:
     part = _part(annotation)
+    if part is not None and typing.get_origin(annotation) is Sequence:
+        if not isinstance(value, list):
+            problems.append(f"{path}: a list of parts is needed ([{{type: NAME}}, ...]), found {value!r}")
+            return value
+        return [_spec(part, item, f"{path}[{i}]", problems) for i, item in enumerate(value)]
     if part is not None:
         return None if value is None and _optional(annotation) else _spec(part, value, path, problems)
     if inspect.isclass(annotation) and hasattr(annotation, "__dataclass_fields__"):
@@ -234,7 +239,7 @@ def _spec(part: Part, value: Any, path: str, problems: list[str]) -> Any:
 
 
 def _part(annotation: Any) -> Part | None:
-    """The Part in an annotation, also inside ``... | None``."""
+    """The Part in an annotation, also inside ``... | None`` and ``Sequence[...]``."""
     for a in (annotation, *typing.get_args(annotation)):
         if typing.get_origin(a) is Annotated:
             return next((m for m in a.__metadata__ if isinstance(m, Part)), None)

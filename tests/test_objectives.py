@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import distributions
 
-from maskgen.config import check
-from maskgen.mim.auxiliary import AUXILIARY, ClassDistillation, InfoNCE, LossPrediction, added
+from maskgen.config import ConfigError, check
+from maskgen.mim.auxiliary import ClassDistillation, InfoNCE, LossPrediction, added
 from maskgen.mim.core import MaskedModeling
 from maskgen.mim.objective import (
     L1,
@@ -26,15 +26,15 @@ from maskgen.mim.objective import (
     supported,
 )
 from maskgen.mim.targets import CentredSoftmax
+from maskgen.mim.terms import TERMS
 from maskgen.parts import Part, build
 
 MASKED = torch.tensor([[True, True, False, False], [True, False, False, False]])
-DECODED = torch.tensor([[True, False, True, False], [True, True, False, False]])
+THERE = torch.tensor([[True, False, True, False], [True, True, False, False]])
 SUPPORTS = {
     "masked": MASKED,
     "visible": ~MASKED,
     "all": torch.ones_like(MASKED),
-    "decoded": torch.tensor([[True, False, False, False], [True, False, False, False]]),
 }
 
 
@@ -62,13 +62,13 @@ def test_only_the_support_counts(name, support):
     objective, predictions, target = example(name, support=support, reduction="token")
     where = SUPPORTS[support]
     predictions.requires_grad_()
-    loss = objective(predictions, target, MASKED, DECODED)["loss"]
+    loss = objective(predictions, target, MASKED)["loss"]
     assert loss.item() == pytest.approx(objective.per_token(predictions, target)[where].mean().item(), rel=1e-5)
     loss.backward()
     assert predictions.grad[~where].abs().sum() == 0
     assert (predictions.grad[where].abs().sum(-1) > 0).all()
     broken = predictions.detach().masked_fill(~where[..., None], torch.nan)
-    assert objective(broken, target, MASKED, DECODED)["loss"] == loss
+    assert objective(broken, target, MASKED)["loss"] == loss
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -97,9 +97,9 @@ def test_an_image_without_such_tokens(reduction):
     assert reduced(each, torch.zeros_like(where), reduction).item() == 0
 
 
-def test_decoded_tokens_must_be_given():
-    with pytest.raises(ValueError, match="needs `decoded`"):
-        supported("decoded", MASKED)
+def test_padding_never_counts():
+    for support in ("masked", "visible", "all"):
+        assert torch.equal(supported(support, MASKED, THERE), SUPPORTS[support] & THERE)
 
 
 # --- Each loss.
@@ -133,8 +133,8 @@ def test_accuracy_is_over_the_support():
     target = torch.arange(4).repeat(2, 1)
     logits = F.one_hot(target, 6).float()
     logits[0, 0] = logits[0, 2] = F.one_hot(torch.tensor(5), 6)  # one masked and one visible token are wrong
-    found = {x: CrossEntropy(support=x)(logits, target, MASKED, DECODED)["accuracy"].item() for x in SUPPORTS}
-    assert found == pytest.approx({"masked": 2 / 3, "visible": 4 / 5, "all": 2 / 3, "decoded": 1 / 2})
+    found = {x: CrossEntropy(support=x)(logits, target, MASKED)["accuracy"].item() for x in SUPPORTS}
+    assert found == pytest.approx({"masked": 2 / 3, "visible": 4 / 5, "all": 2 / 3})
 
 
 def test_soft_targets_that_are_hard_are_codes():
@@ -351,6 +351,12 @@ def test_a_configuration_names_objectives(name):
     assert (core.objective.support, core.objective.reduction) == ("visible", "image")
 
 
-@pytest.mark.parametrize("name", AUXILIARY)
-def test_auxiliary_parts_have_defaults(name):
-    assert type(build(Part(AUXILIARY), name)) is AUXILIARY[name]
+@pytest.mark.parametrize("name", TERMS)
+def test_a_configuration_lists_auxiliary_terms(name):
+    core = MaskedModeling(**check(MaskedModeling, {"auxiliary": [{"type": name, "weight": 0.5}]}, "here"), width=8)
+    assert type(core.auxiliary[name]) is TERMS[name]
+    assert core.auxiliary[name].weight == 0.5
+    with pytest.raises(ConfigError, match="auxiliary: a list of parts is needed"):
+        check(MaskedModeling, {"auxiliary": name}, "here")
+    with pytest.raises(ConfigError, match=r"auxiliary\[0\].width: is known from the other parts"):
+        check(MaskedModeling, {"auxiliary": [{"type": name, "width": 8}]}, "here")

@@ -32,30 +32,51 @@ def tiny(name, data):
     """A configuration in everything but its size: 8-pixel patches of 32-pixel pictures, a 4x4 grid."""
     stage = load(f"representation/{name}", [])["stage"]
     model = {**stage["model"], **TINY}
-    if "decoder_depth" in model:
-        model |= {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
+    small = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2, "branch_depth": 1, "branch_layer": 1}
+    small |= {"branch_predictions": 192, "head_hidden": 12, "head_bottleneck": 8, "head_mixtures": 2}
+    model |= {key: value for key, value in small.items() if key in model}
     masking = dict(stage["masking"])
-    if isinstance(masking["target"], dict) and masking["target"]["type"] in ("pixels", "hog"):
-        masking["target"] = {**masking["target"], "patch": 8}
+    masking["target"] = shrunk(masking["target"])
+    masking["auxiliary"] = [shrunk(term) for term in masking.get("auxiliary", [])]
     if masking.get("sampler") == "block":
         masking["sampler"] = {"type": "block", "min_block": 2}
+    if "count" in (masking.get("dropping") or {}):
+        masking["dropping"] = {"type": "replace_more", "count": 2}
     stage |= {"tokens": {"type": "patches", "patch": 8}, "model": model, "masking": masking}
     if "target_tokenizer" in stage:
         patch = {"type": "patch", "patch": 8}
         parts = {"encoder": patch, "quantizer": {"codebook_size": 16, "dim": 192}, "decoder": patch}
         run("centroids", {"type": "centroids", "tokenizer": parts, "points": 100}, data, Training(steps=2))
         stage["target_tokenizer"] = "runs/centroids"
-    if "teacher" in stage:
+    if stage.get("teacher", {}).get("layers"):
+        run("taught", tiny("mae", data), data, Training(steps=1, batch_size=8))
+        stage["teacher"] = {"type": "run", "path": "runs/taught", "layers": 2}
+    elif stage.get("teacher", {}).get("type") == "torchvision":
         torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 5, 4, 4)), "teacher.pt")
         stage["teacher"] = {"type": "torchscript", "path": "teacher.pt"}
     return stage
 
 
+def shrunk(part):
+    """A target or term with the sizes of a tiny run."""
+    if not isinstance(part, dict):
+        return part
+    part = {"patch": 16, **part} if part.get("type") == "hog" else part
+    sizes = {"patch": 8, "dim": 12, "prototypes": 12, "layers": 2}
+    return {key: shrunk(sizes.get(key, value)) for key, value in part.items()}
+
+
+def augmentation(name):
+    augment = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in load(f"representation/{name}", [])["augment"].items()
+    }
+    return {**augment, "small": 2, "small_size": 16} if augment.get("small") else augment
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
-    folder = run(
-        name, tiny(name, data), data, Training(steps=2, batch_size=8, log_every=1, precision="fp32"), holdout=4
-    )
+    settings = Training(steps=2, batch_size=8, log_every=1, precision="fp32")
+    folder = run(name, tiny(name, data), data, settings, augment=augmentation(name), holdout=4)
     lines = read_metrics(folder / "metrics.jsonl")
     assert len(lines) == 2
     assert all(np.isfinite(line["model/loss"]) for line in lines)
@@ -103,9 +124,9 @@ def test_no_hidden_pixel_reaches_the_backbone_or_the_picture(data):
     torch.manual_seed(0)
     built = RepresentationStage(dataset=dataset, **stage)
     model = built.modules["model"].eval()
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.network.head.weight)
     first = np.asarray(built.picture(model))
-    plan = built.masking.plan(16, (4, 4), torch.Generator().manual_seed(0))
+    plan = model.masking.plan(16, (4, 4), torch.Generator().manual_seed(0))
     cover = plan.hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
 
     class Changed:

@@ -232,7 +232,9 @@ def test_the_last_layers_are_averaged_after_their_norm():
     each = [Features("layer_norm")(x) for x in layers]
     torch.testing.assert_close(Features("layer_norm", layers=3)(layers), sum(each[1:]) / 3)
     assert Features("layer_norm")(layers).equal(each[-1])
-    with pytest.raises(ValueError, match="the last 5 layers is asked for, the teacher gave 4"):
+    joined = Features("layer_norm", layers=2, join="concatenate")(layers)
+    assert joined.equal(torch.cat(each[-2:], -1))
+    with pytest.raises(ValueError, match="the last 5 layers are asked for, the teacher gave 4"):
         Features(layers=5)(layers)
 
 

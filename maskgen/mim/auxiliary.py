@@ -1,4 +1,7 @@
-"""Losses beside the objective: contrast of two views, the class token's distillation, predicting the loss itself."""
+"""Losses beside the objective: contrast of two views, the class token's distillation, predicting the loss itself.
+
+Their arithmetic on plain tensors; :mod:`maskgen.mim.terms` brings them into a step.
+"""
 
 from __future__ import annotations
 
@@ -136,6 +139,3 @@ def _standardised(x: Float[Tensor, "b n"], where: Bool[Tensor, "b n"]) -> Float[
     count = where.sum(1, keepdim=True)
     apart = torch.where(where, x - x.sum(1, keepdim=True) / count.clamp(min=1), 0.0)
     return apart / (apart.square().sum(1, keepdim=True) / (count - 1).clamp(min=1) + 1e-6).sqrt()
-
-
-AUXILIARY = {"info_nce": InfoNCE, "class_distillation": ClassDistillation, "loss_prediction": LossPrediction}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from maskgen.mim.auxiliary import added
 from maskgen.mim.corruption import CORRUPTIONS
 from maskgen.mim.dropping import DROPPINGS, kept_tokens
 from maskgen.mim.objective import OBJECTIVES
@@ -17,22 +18,26 @@ from maskgen.mim.plan import MaskPlan
 from maskgen.mim.ratios import RATIOS
 from maskgen.mim.samplers import SAMPLERS
 from maskgen.mim.targets import TARGETS
-from maskgen.parts import Part, build
+from maskgen.mim.terms import TERM, Outcome
+from maskgen.parts import Part, build, split
 
 
-class MaskedModeling:
-    """ratio -> sampler -> dropping -> corruption -> backbone -> objective(target).
+class MaskedModeling(nn.Module):
+    """ratio -> sampler -> dropping -> corruption -> network -> objective(target), and auxiliary terms.
 
     The defaults are MaskGIT's (arXiv:2202.04200, section 3.2): cosine ratio, random places, mask token, codes,
-    cross-entropy on the masked tokens with label smoothing 0.1.
+    cross-entropy on the masked tokens with label smoothing 0.1. It is a module: targets may keep running statistics,
+    and terms bring heads, which are trained with the network.
 
     Args:
         ratio: how much to hide.
         sampler: which tokens.
-        dropping: which of them the network never sees: ``none``, ``all`` (MAE) or a ``share`` (MAGE).
-        corruption: what stands at the hidden tokens that it does see.
+        dropping: which of them the network never sees (``all`` MAE, a ``share`` MAGE), or sees replaced.
+        corruption: what stands at replaced tokens.
         target: what it must predict.
         objective: the loss.
+        auxiliary: further terms.
+        width: of the network's features, for the terms' heads (given by the stage).
     """
 
     def __init__(
@@ -43,84 +48,147 @@ class MaskedModeling:
         corruption: Annotated[Any, Part(CORRUPTIONS)] = "mask_token",
         target: Annotated[Any, Part(TARGETS)] = "codes",
         objective: Annotated[Any, Part(OBJECTIVES)] = "cross_entropy",
+        auxiliary: Sequence[Annotated[Any, TERM]] = (),
+        width: int = 0,
     ):
+        super().__init__()
         self.ratio = build(Part(RATIOS), ratio)
         self.sampler = build(Part(SAMPLERS), sampler)
         self.dropping = build(Part(DROPPINGS), dropping)
         self.corruption = build(Part(CORRUPTIONS), corruption)
         self.target = build(Part(TARGETS), target)
         self.objective = build(Part(OBJECTIVES), objective)
+        names = [split(term)[0] if isinstance(term, (str, Mapping)) else type(term).__name__ for term in auxiliary]
+        built = [build(TERM, term, width=width) for term in auxiliary]
+        self.auxiliary = nn.ModuleDict(dict(zip(names, built)))
 
     def plan(
-        self, batch: int, grid: tuple[int, ...], generator: Generator | None = None, progress: float = 0.0
+        self,
+        batch: int,
+        grid: tuple[int, ...],
+        generator: Generator | None = None,
+        progress: float = 0.0,
+        groups: int = 1,
+        **sources: Any,
     ) -> MaskPlan:
-        """A fresh plan for `batch` pictures; drawn on the CPU, so its counts are known without a synchronisation."""
+        """A fresh plan for `batch` pictures; drawn on the CPU, so its counts are known without a synchronisation.
+
+        Raises:
+            ValueError: the sampler looks at a source that is not given.
+        """
+        guide = self.sampler.guide
+        if guide is not None and guide not in sources:
+            raise ValueError(f"masking.sampler looks at the teacher's {guide}: set stage.teacher (ema, or run)")
+        scores = None if guide is None else sources[guide]
         ratio = self.ratio(batch, generator)
-        mask: Bool[Tensor, "b *grid"] = self.sampler(ratio, grid, generator=generator, progress=progress)
-        return self.dropping(mask, generator)
+        mask: Bool[Tensor, "b *grid"] = self.sampler(ratio, grid, scores, generator, progress)
+        return self.dropping(mask, generator, groups)
 
     def losses(
         self,
-        backbone: Callable[..., Any],
+        network: Callable[..., Any],
         tokens: Tensor,
         condition: Tensor | None = None,
         generator: Generator | None = None,
         progress: float = 0.0,
-        **sources: Tensor,
+        views: int = 1,
+        small: Tensor | None = None,
+        groups: int = 1,
+        **sources: Any,
     ) -> dict[str, Tensor]:
-        """``loss`` and what else the objective reports, with gradients to the backbone.
+        """``loss`` and what else objective and terms report, with gradients to the network.
 
         Args:
-            backbone: ``(tokens, masked, condition) -> output`` with ``output.predictions`` (b, n, ...); where tokens
+            network: ``(tokens, masked, condition) -> output`` with ``output.predictions`` (b, n, ...); where tokens
                 are dropped also ``keep``, and ``kept`` where rows keep different numbers. It predicts all n tokens, or,
                 having no decoder, those kept.
-            tokens: what the backbone sees: codes (b, *grid), or continuous (b, *grid, d).
-            condition: what the backbone takes, int64 (b,) class labels for instance.
+            tokens: what the network sees: codes (b, *grid), or continuous (b, *grid, d).
+            condition: what the network takes, int64 (b,) class labels for instance.
             generator: CPU generator of all random choices; None uses torch's default.
             progress: of the training, 0 to 1, for samplers that follow it.
+            views: rows are so many blocks, one view of the same pictures each.
+            small: tokens of further, smaller views, which the network sees whole; for terms.
+            groups: codes a place, the last axis of the grid; only whole places are dropped.
             sources: what the target may be made of, by name: ``pixels`` (b, c, H, W), ``codes`` where they are not the
-                tokens, a teacher's ``features``.
+                tokens, a teacher's ``features``; what the sampler looks at: ``attention``, ``losses`` (b, n).
 
         Raises:
-            ValueError: the target's source is not given, or its grid is not the tokens'.
+            ValueError: a source is not given, or its grid is not the tokens'.
         """
-        plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress)
-        target, predict = self.wanted(tokens, **sources), plan.predict.flatten(1).to(tokens.device)
-        predictions, keep, there = self.predictions(backbone, tokens, plan, condition, generator)
-        if keep is not None and there is not None:
-            target = target[torch.arange(len(keep), device=keep.device)[:, None], keep]
-            predict = predict.gather(1, keep) & there
-        terms = self.objective(predictions, target, predict)
-        return {**terms, "mask_ratio": plan.hidden.float().mean(), "drop_ratio": plan.dropped.float().mean()}
+        outcome, terms = self._step(network, tokens, condition, generator, progress, groups, sources)
+        outcome.views = views
+        if small is not None and self.auxiliary:
+            nothing = torch.zeros(len(small), *grid_of(small), dtype=torch.bool, device=small.device)
+            outcome.small = network(small, nothing)
+        for name, term in self.auxiliary.items():
+            weight: Any = term.weight
+            terms = added(terms, name, weight, term(outcome))
+        return terms
 
-    def predictions(
+    def main_losses(
         self,
-        backbone: Callable[..., Any],
+        network: Callable[..., Any],
+        tokens: Tensor,
+        condition: Tensor | None = None,
+        generator: Generator | None = None,
+        groups: int = 1,
+        **sources: Any,
+    ) -> dict[str, Tensor]:
+        """:meth:`losses` without the auxiliary terms, which may need several views: for evaluation."""
+        return self._step(network, tokens, condition, generator, 0.0, groups, sources)[1]
+
+    def _step(
+        self,
+        network: Callable[..., Any],
+        tokens: Tensor,
+        condition: Tensor | None,
+        generator: Generator | None,
+        progress: float,
+        groups: int,
+        sources: dict[str, Any],
+    ) -> tuple[Outcome, dict[str, Tensor]]:
+        plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress, groups, **sources)
+        target, predict = self.wanted(tokens, **sources), plan.predict.flatten(1).to(tokens.device)
+        output, keep, there = self.outputs(network, tokens, plan, condition, generator, groups, **sources)
+        if keep is not None:
+            target = target[torch.arange(len(keep), device=keep.device)[:, None], keep]
+            predict = predict.gather(1, keep)
+        outcome = Outcome(output, target, predict, self.target, self.objective, sources)
+        shares = {"mask_ratio": plan.hidden.float().mean(), "drop_ratio": plan.dropped.float().mean()}
+        return outcome, {**self.objective(output.predictions, target, predict, there), **shares}
+
+    def outputs(
+        self,
+        network: Callable[..., Any],
         tokens: Tensor,
         plan: MaskPlan,
         condition: Tensor | None = None,
         generator: Generator | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What the backbone predicts under a plan (on the CPU), (b, n, ...).
+        groups: int = 1,
+        **sources: Any,
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        """What the network makes under a plan (on the CPU), ``predictions`` (b, n, ...) among it.
 
         Where tokens are dropped and there is no decoder it predicts only the m kept: then also their places, int64
         (b, m), and which of these are no padding, bool (b, m).
         """
-        keeping = kept_tokens(plan)
-        there = MaskPlan(plan.roles.to(tokens.device), plan.predict.to(tokens.device))
-        seen, masked = self.corruption(tokens, there, generator)
+        keeping = kept_tokens(plan, groups)
+        on_device = MaskPlan(plan.roles.to(tokens.device), plan.predict.to(tokens.device))
+        other = sources.get(self.corruption.source or "")
+        seen, masked = self.corruption(tokens, on_device, generator, other)
+        masked = masked | on_device.dropped
         if keeping is None:
-            return backbone(seen, masked, condition).predictions, None, None
+            return network(seen, masked, condition), None, None
         keep, counts = keeping[0].to(tokens.device), keeping[1]
         kept = None if len(set(counts)) == 1 else counts
-        predictions = backbone(seen, masked, condition, keep=keep, kept=kept).predictions
-        if predictions.shape[1] == plan.roles[0].numel():
-            return predictions, None, None
+        output = network(seen, masked, condition, keep=keep, kept=kept)
+        if output.predictions.shape[1] == plan.roles[0].numel():
+            return output, None, None
         inside = torch.arange(keep.shape[1]) < torch.tensor(counts)[:, None]
-        return predictions, keep, inside.to(tokens.device)
+        return output, keep, inside.to(tokens.device)
 
     @torch.no_grad()
-    def wanted(self, tokens: Tensor, **sources: Tensor) -> Tensor:
+    def wanted(self, tokens: Tensor, **sources: Any) -> Tensor:
         """What is to be predicted, (b, n) codes or (b, n, d) values.
 
         Raises:
@@ -140,6 +208,18 @@ class MaskedModeling:
                 "fit the tokens'"
             )
         return target
+
+
+class Learner(nn.Module):
+    """A network and the masked modeling that trains it: one module, whose forward pass is one step's losses."""
+
+    def __init__(self, network: nn.Module, masking: MaskedModeling):
+        super().__init__()
+        self.network, self.masking = network, masking
+
+    def forward(self, tokens: Tensor, condition: Tensor | None = None, **options: Any) -> dict[str, Tensor]:
+        """:meth:`MaskedModeling.losses` of the network."""
+        return self.masking.losses(self.network, tokens, condition, **options)
 
 
 def grid_of(tokens: Tensor) -> tuple[int, ...]:

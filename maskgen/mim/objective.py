@@ -10,23 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
-Support = Literal["masked", "visible", "all", "decoded"]
+Support = Literal["masked", "visible", "all"]
 Reduction = Literal["token", "image"]
 
 
 def supported(
-    support: Support, masked: Bool[Tensor, "b n"], decoded: Bool[Tensor, "b n"] | None = None
+    support: Support, masked: Bool[Tensor, "b n"], there: Bool[Tensor, "b n"] | None = None
 ) -> Bool[Tensor, "b n"]:
-    """The tokens that count: masked, visible (MaskAlign), all (DTM, MaskBit), or masked and decoded (VideoMAE v2).
-
-    Raises:
-        ValueError: support ``decoded`` without `decoded`.
-    """
-    if support == "decoded":
-        if decoded is None:
-            raise ValueError("support 'decoded' needs `decoded`, the tokens that were; give it, or take 'masked'")
-        return masked & decoded
-    return {"masked": masked, "visible": ~masked, "all": torch.ones_like(masked)}[support]
+    """The tokens that count: masked, visible (MaskAlign) or all (DTM, MaskBit), and of these what is `there`."""
+    where = {"masked": masked, "visible": ~masked, "all": torch.ones_like(masked)}[support]
+    return where if there is None else where & there
 
 
 def reduced(each: Float[Tensor, "b n"], where: Bool[Tensor, "b n"], reduction: Reduction) -> Float[Tensor, ""]:
@@ -55,21 +48,26 @@ class Objective:
         """The loss of each token, of the support or not."""
         raise NotImplementedError
 
+    def outputs(self, d: int) -> int:
+        """How many numbers are to be predicted for a target of `d` values."""
+        return d
+
     def __call__(
         self,
         predictions: Float[Tensor, "b n d"],
         target: Real[Tensor, "b n *e"],
         masked: Bool[Tensor, "b n"],
-        decoded: Bool[Tensor, "b n"] | None = None,
+        there: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
         """``loss`` and what else the objective reports.
 
         Args:
             predictions, target: of all tokens, also those that do not count.
             masked: the tokens that were hidden and are to be predicted.
-            decoded: the tokens that the decoder was asked for, where it was not all.
+            there: the tokens that were predicted at all, where it was not all of them: no padding, or those that
+                VideoMAE v2's decoder was asked for.
         """
-        where = supported(self.support, masked, decoded)
+        where = supported(self.support, masked, there)
         return {"loss": reduced(self.per_token(predictions, target), where, self.reduction)}
 
 
@@ -99,12 +97,12 @@ class CrossEntropy(Objective):
         predictions: Float[Tensor, "b n v"],
         target: Int[Tensor, "b n"],
         masked: Bool[Tensor, "b n"],
-        decoded: Bool[Tensor, "b n"] | None = None,
+        there: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
         """``loss``, and ``accuracy`` over the support (a fraction); with support ``all`` over the masked tokens."""
-        where = masked if self.support == "all" else supported(self.support, masked, decoded)
+        where = supported("masked" if self.support == "all" else self.support, masked, there)
         hits = (predictions.argmax(-1) == target) & where
-        terms = super().__call__(predictions, target, masked, decoded)
+        terms = super().__call__(predictions, target, masked, there)
         return {**terms, "accuracy": hits.sum() / where.sum().clamp(min=1)}
 
 
@@ -192,6 +190,9 @@ class GaussianMixture(Objective):
         super().__init__(support, reduction)
         self.components, self.floor = components, floor
 
+    def outputs(self, d: int) -> int:
+        return self.components * (1 + 2 * d)
+
     def split(
         self, predictions: Float[Tensor, "b n e"]
     ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n k d"], Float[Tensor, "b n k d"]]:
@@ -226,10 +227,10 @@ class GaussianMixture(Objective):
         predictions: Float[Tensor, "b n e"],
         target: Float[Tensor, "b n d"],
         masked: Bool[Tensor, "b n"],
-        decoded: Bool[Tensor, "b n"] | None = None,
+        there: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
         """``loss``, and ``nats_per_value``: the same over d, comparable between tokenizers."""
-        terms = super().__call__(predictions, target, masked, decoded)
+        terms = super().__call__(predictions, target, masked, there)
         return {**terms, "nats_per_value": terms["loss"].detach() / target.shape[-1]}
 
 

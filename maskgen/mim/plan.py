@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-VISIBLE, SUBSTITUTE, DROP = 0, 1, 2
+VISIBLE, SUBSTITUTE, DROP, REPLACE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """Per token: *visible*, *substitute* (something else stands in its place) or *drop* (the network never sees it).
+    """Per token: *visible*, *substitute* (the mask token stands in its place), *drop* (the network never sees it) or
+    *replace* (another content stands there, and nothing tells the network so).
 
-    roles: uint8 (b, *grid) of VISIBLE, SUBSTITUTE, DROP.
+    roles: uint8 (b, *grid) of VISIBLE, SUBSTITUTE, DROP, REPLACE.
     predict: bool (b, *grid), the tokens to be predicted; a subset of the hidden ones in most methods.
     """
 
@@ -34,6 +35,10 @@ class MaskPlan:
     @property
     def dropped(self) -> Bool[Tensor, "b *grid"]:
         return self.roles == DROP
+
+    @property
+    def replaced(self) -> Bool[Tensor, "b *grid"]:
+        return self.roles == REPLACE
 
     @property
     def hidden(self) -> Bool[Tensor, "b *grid"]:

@@ -187,24 +187,30 @@ class Pixels:
 
 
 class Features:
-    """A teacher's features as tokens, normalised, mean of its last layers.
+    """A teacher's features as tokens, normalised, of its last layers.
 
     Args:
         normalise: of each layer, without learned parameters: ``none``; ``layer_norm`` of each token (MaskDistill;
             MaskAlign's whitening); ``instance_norm`` of each channel over the picture's tokens (data2vec); ``l2``
             norm 1 of each token.
-        layers: how many of the last layers are averaged (5 in MaskAlign, arXiv:2211.08887).
+        layers: how many of the last layers there are (5 in MaskAlign, arXiv:2211.15492).
+        join: ``mean`` of them, or ``concatenate`` for a prediction of each (MaskAlign).
     """
 
     source = "features"
 
-    def __init__(self, normalise: Literal["none", "layer_norm", "instance_norm", "l2"] = "layer_norm", layers: int = 1):
-        self.normalise, self.layers = normalise, layers
+    def __init__(
+        self,
+        normalise: Literal["none", "layer_norm", "instance_norm", "l2"] = "layer_norm",
+        layers: int = 1,
+        join: Literal["mean", "concatenate"] = "mean",
+    ):
+        self.normalise, self.layers, self.join = normalise, layers, join
 
     @torch.no_grad()
     def __call__(
         self, features: Float[Tensor, "b d *grid"] | Sequence[Float[Tensor, "b d *grid"]]
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b n e"]:
         """
         Args:
             features: of the last layer, or of several from the first on.
@@ -214,9 +220,11 @@ class Features:
         """
         given = [features] if isinstance(features, Tensor) else list(features)
         if len(given) < self.layers:
-            raise ValueError(f"the mean of the last {self.layers} layers is asked for, the teacher gave {len(given)}")
+            raise ValueError(
+                f"the last {self.layers} layers are asked for, the teacher gave {len(given)}; set its `layers`"
+            )
         tokens = [self._normalised(x.float().flatten(2).transpose(1, 2)) for x in given[-self.layers :]]
-        return torch.stack(tokens).mean(0)
+        return torch.cat(tokens, -1) if self.join == "concatenate" else torch.stack(tokens).mean(0)
 
     def _normalised(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         if self.normalise == "layer_norm":

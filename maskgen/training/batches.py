@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from maskgen.data.augment import Augmentation
+from maskgen.data.augment import Augmentation, Views
 
 
 @runtime_checkable
@@ -69,19 +69,19 @@ class BatchPlan:
 class _Drawn(Dataset[dict[str, Any]]):
     """A data set indexed by (index, seed)."""
 
-    def __init__(self, dataset: MapDataset, augmentation: Augmentation):
+    def __init__(self, dataset: MapDataset, augmentation: Augmentation | Views):
         self.dataset, self.augmentation = dataset, augmentation
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
         index, seed = draw
         item = self.dataset[index]
         if "pixels" in item:
-            item["pixels"] = self.augmentation(item["pixels"], torch.Generator().manual_seed(seed))
+            item |= self.augmentation.item(item["pixels"], torch.Generator().manual_seed(seed))
         return item
 
 
 def loader(
-    dataset: MapDataset, augmentation: Augmentation, plan: BatchPlan, workers: int, pin: bool
+    dataset: MapDataset, augmentation: Augmentation | Views, plan: BatchPlan, workers: int, pin: bool
 ) -> DataLoader[dict[str, Any]]:
     """Batches of `plan`; independent of the number of workers."""
     return DataLoader(

@@ -7,28 +7,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor, nn
 
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.mim.core import MaskedModeling
+from maskgen.mim.core import Learner, grid_of
 from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint, load_tokenizer, replace_folder
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
-from maskgen.transformer.model import TRANSFORMERS
+from maskgen.training.masked import Masking, Model, build_masking, by_view, learner, setting
+from maskgen.transformer.groups import group_size, split_codes
 
-GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions")
-MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
-MASKING = Part({"masked_modeling": MaskedModeling}, default="masked_modeling")
 SCHEDULER = Part({"mask_scheduler": MaskScheduler}, default="mask_scheduler")
 
 
 class GeneratorStage:
-    """Masked-token modeling on codes, from a token cache or from pictures encoded as they come.
+    """Masked-token modeling on codes or continuous tokens, from a token cache or from pictures encoded as they come.
+
+    With ``model.groups`` codes are cut into groups of bits, hidden and predicted each by itself (MaskBit); a tokenizer
+    of several codes a place needs as many groups.
 
     Args:
         dataset: the training set (given by the run); its items have ``codes`` or ``pixels``.
@@ -46,45 +47,60 @@ class GeneratorStage:
         tokenizer: str,
         dataset: MapDataset,
         holdout: MapDataset | None = None,
-        model: Annotated[Any, MODEL] = {},  # noqa: B006
-        masking: Annotated[Any, MASKING] = {},  # noqa: B006
+        model: Model = {},  # noqa: B006
+        masking: Masking = {},  # noqa: B006
         scheduler: Annotated[Any, SCHEDULER] = {},  # noqa: B006
         conditional: bool = True,
         samples_per_class: int = 8,
         sample_classes: int = 16,
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
-        _check_tokenizer(self.tokenizer)
+        self.groups = setting(model, "groups")
+        _check_tokenizer(self.tokenizer, self.groups)
         self.class_names = list(dataset.class_names) if conditional else None
-        self.conditional, self.holdout = conditional, holdout
+        self.conditional, self.holdout, self.progress = conditional, holdout, 0.0
         self.columns, self.rows = samples_per_class, sample_classes
         _check_cache(dataset, self.tokenizer)
-        codes = self._codes({k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)})
-        transformer = build(
-            MODEL,
+        tokens = self._tokens({k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)})
+        core = build_masking(masking, model)
+        size, grid = _codes_of_a_group(self.tokenizer, self.groups), grid_of(tokens)
+        learned = learner(
             model,
-            codebook_size=self.tokenizer.codebook_size,
-            grid=tuple(codes.shape[1:]),
+            core,
+            core.wanted(tokens),
+            size,
+            codebook_size=size,
+            grid=grid[:-1] if self.groups > 1 else grid,
             num_classes=len(dataset.class_names) if conditional else None,
+            token_dim=0 if size else tokens.shape[-1],
         )
-        self.modules: dict[str, nn.Module] = {"model": transformer}
-        self.masking = build(MASKING, masking)
+        self.modules: dict[str, nn.Module] = {"model": learned}
         self.scheduler = build(SCHEDULER, scheduler)
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        labels = batch["label"] if self.conditional else None
-        yield "model", self.masking.losses(self.modules["model"], self._codes(batch), labels)
+        views = 1
+        if "pixels" in batch:
+            pixels, views, _ = by_view(batch)
+            batch = {**batch, "pixels": pixels}
+        labels = batch["label"].repeat(views) if self.conditional else None
+        options = {"progress": self.progress, "views": views, "groups": self.groups}
+        yield "model", self.modules["model"](self._tokens(batch), labels, **options)
 
     @torch.no_grad()
-    def _codes(self, batch: dict[str, Any]) -> Int[Tensor, "b *grid"]:
+    def _tokens(self, batch: dict[str, Any]) -> Shaped[Tensor, "b *grid"]:
+        """Codes (b, *grid), or (b, *grid, groups), or continuous tokens (b, *grid, d)."""
         if "codes" in batch:
-            return batch["codes"]
-        pixels = batch["pixels"]
-        with torch.autocast(pixels.device.type, enabled=False):
-            return self.tokenizer.to(pixels.device).encode(pixels)
+            tokens = batch["codes"]
+        else:
+            pixels = batch["pixels"]
+            with torch.autocast(pixels.device.type, enabled=False):
+                tokens = self.tokenizer.to(pixels.device).encode(pixels)
+        if self.groups > 1 and self.tokenizer.levels == 1:
+            tokens = split_codes(tokens, _codes_of_a_group(self.tokenizer, self.groups), self.groups)
+        return tokens
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Learner) -> dict[str, float]:
         """Loss and accuracy on the held-out pictures, with the same masks every time; nothing without a holdout."""
         if self.holdout is None:
             return {}
@@ -92,16 +108,17 @@ class GeneratorStage:
         device = next(model.parameters()).device
         batch = torch.utils.data.default_collate(items)
         labels = batch["label"].to(device) if self.conditional else None
-        codes = self._codes({k: v.to(device) for k, v in batch.items()})
-        terms = self.masking.losses(model, codes, labels, torch.Generator().manual_seed(0))
-        return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy")}
+        tokens = self._tokens({k: v.to(device) for k, v in batch.items()})
+        generator = torch.Generator().manual_seed(0)
+        terms = model.masking.main_losses(model.network, tokens, labels, generator, self.groups)
+        return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
-    def pipeline(self, model: nn.Module) -> MaskedImagePipeline:
-        pipeline: Any = MaskedImagePipeline(self.tokenizer, model, self.scheduler, self.class_names)  # type: ignore[arg-type]
+    def pipeline(self, model: Learner) -> MaskedImagePipeline:
+        pipeline: Any = MaskedImagePipeline(self.tokenizer, model.network, self.scheduler, self.class_names)  # type: ignore[arg-type]
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def picture(self, model: nn.Module) -> Image.Image:
+    def picture(self, model: Learner) -> Image.Image:
         """A row of samples a class."""
         generator = torch.Generator().manual_seed(0)
         rows = list(range(min(len(self.class_names), self.rows))) if self.class_names else None
@@ -111,25 +128,27 @@ class GeneratorStage:
         names = None if rows is None or self.class_names is None else [self.class_names[i] for i in rows]
         return picture_grid(pixels.cpu(), self.columns, row_names=names)
 
-    def export(self, model: nn.Module, folder: Path) -> None:
+    def export(self, model: Learner, folder: Path) -> None:
         replace_folder(folder, lambda part: self.pipeline(model).save_pretrained(part))
 
 
-def _check_tokenizer(tokenizer: Tokenizer) -> None:
-    """The transformer predicts one code a place, and its samples are decoded to pixels."""
-    problem = (
-        "has continuous tokens"
-        if tokenizer.codebook_size == 0
-        else f"has {tokenizer.levels} codes a place"
-        if tokenizer.levels > 1
-        else "decodes to a teacher's features"
-        if tokenizer.config.target != "pixels"
-        else None
-    )
-    if problem:
+def _codes_of_a_group(tokenizer: Tokenizer, groups: int) -> int:
+    """Codes that the transformer chooses among; 0 where tokens are continuous."""
+    size = int(tokenizer.codebook_size)
+    return group_size(size, groups) if size and groups > 1 and tokenizer.levels == 1 else size
+
+
+def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
+    """Its samples are decoded to pixels, and each of a place's codes is a group."""
+    if tokenizer.config.target != "pixels":
         raise ValueError(
-            f"stage.tokenizer {problem}; a generator needs one code a place and pixels from its decoder: train it on a "
-            "tokenizer with quantizer type vq, fsq or lfq and target pixels"
+            "stage.tokenizer decodes to a teacher's features; a generator needs pixels from its decoder: train it on a "
+            "tokenizer with target pixels"
+        )
+    if tokenizer.levels > 1 and groups != tokenizer.levels:
+        raise ValueError(
+            f"stage.tokenizer has {tokenizer.levels} codes a place: set stage.model.groups={tokenizer.levels}, so that "
+            "each is hidden and predicted by itself"
         )
 
 

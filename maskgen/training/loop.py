@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from maskgen.data.augment import Augmentation
+from maskgen.data.augment import Augmentation, Views
 from maskgen.training.batches import BatchPlan, MapDataset, loader, mix
 from maskgen.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from maskgen.training.metrics import Means, MetricsFile, all_finite, plot_curves
@@ -32,7 +32,12 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Stage(Protocol):
-    """What the loop trains. ``modules["model"]`` is averaged (EMA), drawn from and exported."""
+    """What the loop trains. ``modules["model"]`` is averaged (EMA), drawn from and exported.
+
+    A stage may have three more things: ``state``, modules that are not trained but are in the checkpoints (an EMA
+    teacher); ``stepped()``, called after each optimizer step; and ``progress``, which the loop sets before each step to
+    the share of the training that is then done.
+    """
 
     modules: dict[str, nn.Module]
 
@@ -112,7 +117,11 @@ def bf16_supported() -> bool:
 
 
 def train(
-    stage: Stage, dataset: MapDataset, settings: Training, folder: Path, augmentation: Augmentation | None = None
+    stage: Stage,
+    dataset: MapDataset,
+    settings: Training,
+    folder: Path,
+    augmentation: Augmentation | Views | None = None,
 ) -> int:
     """Train `stage` on `dataset` in `folder`, going on from its newest checkpoint; give the step reached.
 
@@ -136,11 +145,13 @@ def train(
     if s.trackers:
         accelerator.init_trackers("maskgen")
     bare = dict(stage.modules)
-    for module in bare.values():
+    state: dict[str, nn.Module] = getattr(stage, "state", {})
+    stepped: Callable[[], None] | None = getattr(stage, "stepped", None)
+    for module in (*bare.values(), *state.values()):
         module.to(accelerator.device).train()
     averaged = _average(bare["model"], s.ema)
     optimizers = {name: accelerator.prepare(_optimizer(module, s)) for name, module in bare.items()}
-    saved = {**bare, "ema": averaged}
+    saved = {**bare, **state, "ema": averaged}
     done = checkpoints(folder / "checkpoints")
     start = load_checkpoint(done[-1], saved, optimizers) if done else 0
     for parameter in (p for module in bare.values() for p in module.parameters() if p.numel() == 0):
@@ -171,9 +182,12 @@ def train(
     with _signals() as stopped:
         for step in range(start, s.steps):
             torch.manual_seed(mix(s.seed, 2, step, accelerator.process_index))
+            stage.progress = (step + 1) / s.steps  # type: ignore[attr-defined]
             for micro in range(s.accumulation):
                 batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
                 _micro_step(accelerator, stage, batch, step, s, micro == s.accumulation - 1, optimizers, means)
+            if stepped is not None:
+                stepped()
             averaged.update_parameters(bare["model"])
             reached, values = step + 1, {}
             stop = _anyone(accelerator, bool(stopped), reached)

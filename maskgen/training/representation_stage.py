@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgen.evaluation.reconstruction import spread
-from maskgen.mim.core import grid_of
+from maskgen.mim.core import Learner, grid_of
 from maskgen.mim.targets import Pixels
 from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
@@ -19,8 +19,8 @@ from maskgen.pipelines.backbone import save_backbone
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
-from maskgen.training.generator_stage import MASKING, MODEL
-from maskgen.training.offline import TEACHER
+from maskgen.training.masked import Masking, Model, build_masking, by_view, learner
+from maskgen.training.teachers import TEACHER, EMATeacher
 
 
 def patches(patch: int = 4, channels: int = 3) -> Tokenizer:
@@ -33,7 +33,7 @@ TOKENS = Part({"patches": patches, "codes": load_tokenizer}, default="patches")
 
 
 class RepresentationStage:
-    """Hide some tokens, predict from the rest what the target says; MAE, SimMIM, BEiT, MaskFeat ... are its parts.
+    """Hide some tokens, predict from the rest what the target says; MAE, BEiT, MaskFeat, iBOT ... are its parts.
 
     Args:
         dataset: the training pictures (given by the run); labels are not looked at.
@@ -42,7 +42,8 @@ class RepresentationStage:
         model: the transformer.
         masking: the MIM core.
         target_tokenizer: the run of a tokenizer whose codes are the target where the tokens are patches (BEiT).
-        teacher: whose features are the target, where it is made of them.
+        teacher: whose features, attention or expected losses target and sampler look at; ``ema`` is the student's own
+            average.
     """
 
     def __init__(
@@ -50,82 +51,106 @@ class RepresentationStage:
         dataset: MapDataset,
         holdout: MapDataset | None = None,
         tokens: Annotated[Any, TOKENS] = {},  # noqa: B006
-        model: Annotated[Any, MODEL] = {},  # noqa: B006
-        masking: Annotated[Any, MASKING] = {},  # noqa: B006
+        model: Model = {},  # noqa: B006
+        masking: Masking = {},  # noqa: B006
         target_tokenizer: str | None = None,
         teacher: Annotated[Any, TEACHER] | None = None,
     ):
         self.tokenizer = build(TOKENS, tokens).eval().requires_grad_(False)
         self.target_tokenizer = target_tokenizer and load_tokenizer(target_tokenizer).requires_grad_(False)
         self.teacher = None if teacher is None else build(TEACHER, teacher)
-        self.masking = build(MASKING, masking)
-        self.dataset, self.holdout = dataset, holdout
-        example, sources = self._sources(dataset[0]["pixels"][None])
-        wanted = self.masking.wanted(example, **sources)
+        self.dataset, self.holdout, self.progress = dataset, holdout, 0.0
+        own = isinstance(self.teacher, EMATeacher)
+        core = build_masking(masking, model).eval()  # an example must not move a target's statistics
+        self.reconstructs = core.corruption.source == "reconstruction"
+        example, sources = self._sources(dataset[0]["pixels"][None], follow=False)
         codes = self.target_tokenizer or self.tokenizer
         continuous = self.tokenizer.codebook_size == 0
-        transformer = build(
-            MODEL,
+        learned = learner(
             model,
+            core,
+            None if own and core.target.source == "features" else core.wanted(example, **sources),
+            codes.codebook_size,
             codebook_size=self.tokenizer.codebook_size,
             grid=grid_of(example),
             num_classes=None,
             token_dim=example.shape[-1] if continuous else 0,
-            predictions=wanted.shape[-1] if wanted.is_floating_point() else codes.codebook_size,
         )
-        self.modules: dict[str, nn.Module] = {"model": transformer}
+        self.modules: dict[str, nn.Module] = {"model": learned.train()}
+        self.student, self.state = learned.network, {}
+        if isinstance(self.teacher, EMATeacher):
+            self.teacher.follow(self.student)
+            self.state = {"teacher": self.teacher}
 
     @torch.no_grad()
-    def _sources(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The tokens, and what targets are made of."""
+    def _sources(self, pixels: Tensor, follow: bool = True) -> tuple[Tensor, dict[str, Any]]:
+        """The tokens, and what targets are made of; with `follow` the student's average too."""
         with torch.autocast(pixels.device.type, enabled=False):
-            tokens, sources = self.tokenizer.to(pixels.device).encode(pixels), {"pixels": pixels}
+            tokens = self._encode(pixels)
+            sources: dict[str, Any] = {"pixels": pixels}
             if self.target_tokenizer:
-                sources["codes"] = self.target_tokenizer.to(pixels.device).encode(pixels)
-            if self.teacher is not None:
+                codes = self.target_tokenizer.to(pixels.device)
+                sources["codes"] = codes.encode(pixels)
+                if self.reconstructs:
+                    sources["reconstruction"] = self.tokenizer.encode(codes.decode(sources["codes"]))
+            if self.teacher is not None and not isinstance(self.teacher, EMATeacher):
                 grid = tuple(self.tokenizer.grid((pixels.shape[2], pixels.shape[3])))
-                sources["features"] = self.teacher.to(pixels.device)(pixels, grid)
+                sources |= self.teacher.to(pixels.device).sources(pixels, grid)
+        if follow and isinstance(self.teacher, EMATeacher):
+            sources |= self.teacher.to(pixels.device).sources(tokens)
         return tokens, sources
 
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.tokenizer.to(pixels.device).encode(pixels)
+
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        tokens, sources = self._sources(batch["pixels"])
-        yield "model", self.masking.losses(self.modules["model"], tokens, **sources)
+        pixels, views, small_pixels = by_view(batch)
+        tokens, sources = self._sources(pixels)
+        small = None if small_pixels is None else self._encode(small_pixels)
+        yield "model", self.modules["model"](tokens, progress=self.progress, views=views, small=small, **sources)
+
+    def stepped(self) -> None:
+        """The teacher follows."""
+        if isinstance(self.teacher, EMATeacher):
+            self.teacher.update(self.student, self.progress)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Loss on held-out pictures, with the same masks every time; nothing without a holdout."""
+    def evaluate(self, model: Learner) -> dict[str, float]:
+        """The objective's loss on held-out pictures, with the same masks every time; nothing without a holdout."""
         if self.holdout is None:
             return {}
         pixels = next(spread(self.holdout, 256, 256)).to(next(model.parameters()).device)
         tokens, sources = self._sources(pixels)
         generator = torch.Generator().manual_seed(0)
-        terms = self.masking.losses(model, tokens, generator=generator, **sources)
+        terms = model.masking.main_losses(model.network, tokens, generator=generator, **sources)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
     @torch.no_grad()
-    def picture(self, model: nn.Module) -> Image.Image:
+    def picture(self, model: Learner) -> Image.Image:
         """Pictures, what is left of them, and, where the target is pixels, the predictions pasted into that.
 
         Normalised predictions take mean and contrast from the visible patches: no hidden pixel reaches the picture.
         """
         pixels = next(spread(self.holdout or self.dataset, 16))
         device = next(model.parameters()).device
-        tokens, _ = self._sources(pixels.to(device))
-        grid = tuple(self.tokenizer.grid((pixels.shape[2], pixels.shape[3])))
-        plan = self.masking.plan(len(pixels), grid, torch.Generator().manual_seed(0))
+        tokens, sources = self._sources(pixels.to(device))
+        core, grid = model.masking, tuple(self.tokenizer.grid((pixels.shape[2], pixels.shape[3])))
+        plan = core.plan(len(pixels), grid, torch.Generator().manual_seed(0), **sources)
         side = pixels.shape[2] // grid[0] if len(grid) == 2 else 1
         cover = plan.hidden.repeat_interleave(side, 1).repeat_interleave(side, 2) if len(grid) == 2 else None
         rows, names = [pixels], ["picture"]
         if cover is not None:
             rows.append(torch.where(cover[:, None], 0.0, pixels))
             names.append("seen")
-        if isinstance(self.masking.target, Pixels):
-            predictions, keep, _ = self.masking.predictions(model, tokens, plan)
+        if isinstance(core.target, Pixels):
+            output, keep, _ = core.outputs(model.network, tokens, plan, **sources)
             if keep is None:  # else what was dropped is not predicted
-                filled = self.masking.target.picture(predictions.float().cpu(), pixels, plan.hidden.flatten(1))
-                rows.append(filled)
+                predictions = output.predictions.float().cpu()
+                rows.append(core.target.picture(predictions, pixels, plan.hidden.flatten(1)))
                 names.append("predicted")
         return picture_grid(torch.cat(rows), len(pixels), row_names=names)
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        save_backbone(self.tokenizer, model, folder)
+    def export(self, model: Learner, folder: Path) -> None:
+        save_backbone(self.tokenizer, model.network, folder)

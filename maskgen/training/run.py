@@ -13,7 +13,7 @@ import yaml
 
 from maskgen.config import ConfigError, check, load
 from maskgen.data import DATASETS
-from maskgen.data.augment import Augmentation
+from maskgen.data.augment import AUGMENTATIONS
 from maskgen.data.subset import Subset
 from maskgen.parts import Part, build
 from maskgen.training.batches import MapDataset, mix
@@ -33,7 +33,7 @@ STAGES = {
 }
 STAGE = Part(STAGES, given=("dataset", "holdout"))
 DATA = Part(DATASETS)
-AUGMENT = Part({"standard": Augmentation}, default="standard")
+AUGMENT = Part(AUGMENTATIONS, default="standard")
 FREE_ON_RESUME = ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "workers", "trackers")
 
 

@@ -45,6 +45,13 @@ class SelfAttention(nn.Module):
         keys: Ragged | None = None,
     ) -> Float[Tensor, "b k w"]:
         """All tokens attend, or only those at `queries`, to all tokens of their row."""
+        q, k, v = self.projected(x, table, queries)
+        return self.out(attend(q, k, v, self.backend, keys).flatten(2))
+
+    def projected(
+        self, x: Float[Tensor, "b n w"], table: Tensor | None, queries: Int[Tensor, "b k"] | None = None
+    ) -> tuple[Float[Tensor, "b k h d"], Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
+        """Queries, keys and values, normed and rotated."""
         if queries is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
@@ -55,8 +62,7 @@ class SelfAttention(nn.Module):
         if table is not None:
             k = rotate(k, table)
             q = rotate(q, table if queries is None else take(table.expand(len(q), -1, -1), queries))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return self.out(attend(q, k, v, self.backend, keys).flatten(2))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _heads(self, x: Float[Tensor, "b n c"], parts: int) -> Float[Tensor, "p b h n d"]:
         """Heads before tokens, so that norms and rotations run over long contiguous pieces."""

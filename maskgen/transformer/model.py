@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -12,7 +12,9 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from maskgen.transformer.attention import Backend, Ragged
+from maskgen.transformer.attention import Backend, Ragged, attention_probabilities
+from maskgen.transformer.groups import BitEmbedding, CodeEmbedding
+from maskgen.transformer.heads import LayerMix, Projector
 from maskgen.transformer.layers import Block, Norm, make_norm, modulate, take
 from maskgen.transformer.positions import rotary, sine_cosine
 
@@ -24,17 +26,24 @@ class TransformerOutput:
     predictions: (b, k, predictions) logits or values at the k tokens asked for.
     features: (b, k, width) there, before the head; with a decoder (b, m, width), the encoder's at the m tokens it saw.
     prefix: (b, prefix, width) of the tokens without a place (registers, a class in context), the encoder's.
+    class_predictions: (b, predictions), the head at the class token, where the model has it.
+    branch: (b, k, ...) what the second branch predicts, where there is one.
+    attention: (b, n), of the class token to each token it sees in the last block, mean over heads, where asked for.
     """
 
     predictions: Tensor
     features: Tensor
     prefix: Tensor
+    class_predictions: Tensor | None = None
+    branch: Tensor | None = None
+    attention: Tensor | None = None
 
 
 class MaskTransformer(ModelMixin, ConfigMixin):
     """Tokens, some of them masked, to logits of every code, or to values.
 
-    Tokens are codes, or continuous: float vectors (patches as they are, bits).
+    Tokens are codes, several codes a place (`groups`: codes (b, *grid, groups), each hidden by itself and predicted in
+    the order places, groups), or continuous: float vectors (patches as they are, latents).
 
     With a decoder it is asymmetric, as MAE (arXiv:2111.06377) and MAGE (arXiv:2211.09117): the encoder sees the tokens
     kept; the decoder sees all places, `pad` where the encoder saw none or saw a mask token, and predicts.
@@ -61,6 +70,16 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             (MAGE), which needs a register.
         token_dim: of continuous tokens; 0 where tokens are codes.
         predictions: values predicted a token; 0 is as many as codes, or as a token has numbers.
+        groups: codes a place, of `codebook_size` each (bit groups of MaskBit, levels of a multichannel tokenizer).
+        embedding: of codes: a ``table``, or their ``bits`` through a linear layer (MaskBit).
+        head_type: ``linear``, a ``projector`` to prototypes (iBOT), or ``layer_mix`` over all blocks (MaskAlign).
+        head_hidden, head_bottleneck: of the projector.
+        head_mixtures: of the layer mix.
+        class_predictions: the head also speaks at the class token (the first register).
+        branch_type: a second way to the target. ``class_bottleneck``: `branch_depth` blocks see the class token of the
+            last block and the other tokens of block `branch_layer`, so that the class token must carry the picture
+            (BEiT v2, arXiv:2208.06366, section 2.3). ``decoder``: a second decoder (HPM, arXiv:2304.05919).
+        branch_predictions: values that the branch predicts a token; 0 shares norm and head with the main path.
         dropout: in the residual branches.
         backend: of attention, see :mod:`maskgen.transformer.attention`.
     """
@@ -93,6 +112,17 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         pad: Literal["mask_token", "class_token"] = "mask_token",
         token_dim: int = 0,
         predictions: int = 0,
+        groups: int = 1,
+        embedding: Literal["table", "bits"] = "table",
+        head_type: Literal["linear", "projector", "layer_mix"] = "linear",
+        head_hidden: int = 2048,
+        head_bottleneck: int = 256,
+        head_mixtures: int = 5,
+        class_predictions: bool = False,
+        branch_type: Literal["none", "class_bottleneck", "decoder"] = "none",
+        branch_depth: int = 2,
+        branch_layer: int = 9,
+        branch_predictions: int = 0,
     ):
         super().__init__()
         decoder_width, decoder_heads = decoder_width or width, decoder_heads or heads
@@ -101,7 +131,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
                 raise ValueError(f"{what}width {w} over heads {h} must be a multiple of 4, for rotary positions too")
         if (codebook_size > 0) == (token_dim > 0):
             raise ValueError(f"tokens are codes or continuous: codebook_size {codebook_size}, token_dim {token_dim}")
-        self.codebook_size, self.grid, self.num_classes = codebook_size, tuple(grid), num_classes
+        self.codebook_size, self.grid, self.num_classes, self.groups = codebook_size, tuple(grid), num_classes, groups
+        self.grouped = groups > 1 or embedding == "bits"
         self.positions, self.rope, self.heads, self.class_dropout = positions, rope, heads, class_dropout
         conditional = num_classes is not None
         self.modulated = conditional and condition != "in_context"
@@ -111,11 +142,16 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if decoder_depth and pad == "class_token" and not registers:
             raise ValueError("pad: class_token needs a register; set registers: 1")
 
+        self._check_heads(registers, depth, decoder_depth)
         if token_dim:
-            self.token_embedding = nn.Linear(token_dim, width)
+            self.token_embedding: nn.Module = nn.Linear(token_dim, width)
+        elif self.grouped:
+            kind = BitEmbedding if embedding == "bits" else CodeEmbedding
+            self.token_embedding = kind(codebook_size, groups, width)
         else:
             self.code_embedding = nn.Embedding(codebook_size, width)
-        self.mask_token = nn.Parameter(torch.zeros(width))
+        if not self.grouped:
+            self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_tokens = nn.Parameter(torch.zeros(registers, width))
         if positions == "learned":
             self.position_embedding = nn.Parameter(torch.zeros(width, *self.grid))
@@ -124,13 +160,17 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, norm, mlp, qk_norm, dropout, self.modulated, backend) for _ in range(depth)
         )
-        self.decoder: Decoder | None = None
-        if decoder_depth:
-            decoder_blocks = [
+
+        def decoder() -> Decoder:
+            blocks = [
                 Block(decoder_width, decoder_heads, mlp_ratio, norm, mlp, qk_norm, dropout, self.modulated, backend)
                 for _ in range(decoder_depth)
             ]
-            self.decoder = Decoder(width, decoder_width, decoder_heads, decoder_blocks, self.grid, positions, rope, pad)
+            return Decoder(width, decoder_width, decoder_heads, blocks, self.grid, positions, rope, pad)
+
+        self.decoder: Decoder | None = None
+        if decoder_depth:
+            self.decoder = decoder()
             self.encoder_norm = make_norm(norm, width)
         last_width = decoder_width if decoder_depth else width
         self.final_norm = make_norm(norm, last_width, affine=not self.modulated)
@@ -139,26 +179,72 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(all_blocks if own else 1))
             self.offsets = None if own else nn.Parameter(torch.zeros(all_blocks, 6, width))
             self.final_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(last_width, predictions or codebook_size or token_dim)
+        out = predictions or codebook_size * groups or token_dim
+        if head_type == "layer_mix":
+            self.head: nn.Module = LayerMix(width, depth, head_mixtures, out)
+            self.final_norm = nn.Identity()  # the blocks' outputs are mixed as they are
+        elif head_type == "projector":
+            self.head = Projector(last_width, head_hidden, head_bottleneck, out)
+        else:
+            self.head = nn.Linear(last_width, out)
+        if branch_type == "decoder":
+            self.second_decoder = decoder()
+        elif branch_type == "class_bottleneck":
+            self.bottleneck = nn.ModuleList(
+                Block(width, heads, mlp_ratio, norm, mlp, qk_norm, dropout, False, backend) for _ in range(branch_depth)
+            )
+        if branch_type != "none" and branch_predictions:
+            self.branch_norm = make_norm(norm, last_width)
+            self.branch_head = nn.Linear(last_width, branch_predictions)
         self._initialise()
+
+    def _check_heads(self, registers: int, depth: int, decoder_depth: int) -> None:
+        """What goes with what.
+
+        Raises:
+            ValueError: options that exclude each other.
+        """
+        c = self.config
+        wants_class = c.class_predictions or c.branch_type == "class_bottleneck"
+        problem = (
+            "class_predictions and branch_type: class_bottleneck need the class token; set registers: 1"
+            if wants_class and not registers
+            else "head_type: layer_mix and branch_type: class_bottleneck go with decoder_depth: 0"
+            if decoder_depth and (c.head_type == "layer_mix" or c.branch_type == "class_bottleneck")
+            else "head_type: layer_mix has no shared norm; give branch_predictions"
+            if c.head_type == "layer_mix" and c.branch_type != "none" and not c.branch_predictions
+            else "branch_type: decoder needs a decoder; set decoder_depth, and branch_predictions"
+            if c.branch_type == "decoder" and not (decoder_depth and c.branch_predictions)
+            else f"branch_layer {c.branch_layer} must lie between 1 and the depth {depth}"
+            if c.branch_type == "class_bottleneck" and not 1 <= c.branch_layer <= depth
+            else "head and branch other than the default go without an adaLN condition; set condition: in_context"
+            if self.modulated and (c.head_type != "linear" or c.branch_type != "none")
+            else "groups and embedding are of codes; continuous tokens have none"
+            if self.grouped and c.token_dim
+            else None
+        )
+        if problem:
+            raise ValueError(problem)
 
     def _initialise(self) -> None:
         """Truncated normal 0.02, zero biases; adaLN-zero's modulations and the head start at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
         for name, parameter in self.named_parameters():
             if name.split(".")[-1] in ("mask_token", "register_tokens", "position_embedding"):
                 nn.init.trunc_normal_(parameter, std=0.02)
-        for blocks in (self.blocks, *([self.decoder.blocks] if self.decoder else [])):
+        decoders = [module for module in self.children() if isinstance(module, Decoder)]
+        for blocks in (self.blocks, *(decoder.blocks for decoder in decoders)):
             for name, parameter in blocks.named_parameters():
                 if name.endswith(("attention.out.weight", "mlp.down.weight")):  # GPT-2's scaling of residual branches
                     parameter.data.mul_((2 * len(blocks)) ** -0.5)
-        zeros = [self.head] + ([*self.modulations, self.final_modulation] if self.modulated else [])
-        for linear in zeros:
+        zeros = [self.head] if isinstance(self.head, nn.Linear) else []
+        for linear in zeros + ([*self.modulations, self.final_modulation] if self.modulated else []):
             nn.init.zeros_(linear.weight)
 
     @property
@@ -177,6 +263,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         keep: Int[Tensor, "b m"] | None = None,
         conditions: Float[Tensor, "b c w"] | None = None,
         kept: Sequence[int] | None = None,
+        attention: bool = False,
     ) -> TransformerOutput:
         """Predict tokens.
 
@@ -188,71 +275,162 @@ class MaskTransformer(ModelMixin, ConfigMixin):
                 In training a class is replaced by none with probability `class_dropout`.
             predict_at: flat token positions to predict, the whole grid when None. The last block and the head run
                 at these only; the result is the same.
-            keep: flat token positions that the network (with a decoder: the encoder) sees, all when None; the others
-                are dropped. Without a decoder `predict_at` must be among them.
+            keep: flat positions of the places that the network (with a decoder: the encoder) sees, all when None; the
+                others are dropped. Without a decoder `predict_at` must be among them.
             conditions: what :meth:`conditions` made of the labels, in their stead.
             kept: where rows keep different numbers of tokens, how many each; each row's stand at the front of `keep`,
                 which is padded with any positions.
+            attention: also give the class token's attention in the (encoder's) last block.
 
         Raises:
             ValueError: labels given to an unconditional model.
         """
-        grid = tuple(masked.shape[1:])
+        grid = tuple(masked.shape[1:-1] if self.groups > 1 else masked.shape[1:])
+        places, group = (None, None) if predict_at is None else self._places(predict_at, masked)
         ragged = None if kept is None else Ragged.of(kept, masked.device)
-        x = torch.where(masked.flatten(1)[..., None], self.mask_token, self._embed(tokens))
-        x, table = placed(self, x, grid, self.prefix)
+        x, table = placed(self, self._embed(tokens, masked), grid, self.prefix)
         if conditions is None:
             conditions = self.conditions(labels, len(x))
         if keep is not None:
-            at = predict_at if self.decoder is None else None
+            at = places if self.decoder is None else None
             x, table, at = self._drop(x, table, keep, ragged, at)
-            predict_at = at if self.decoder is None else predict_at
+            places = at if self.decoder is None else places
         x = self._with_prefix(x, conditions)
         rows = None if ragged is None else ragged.after(self.prefix)
-        queries = None if predict_at is None else predict_at + self.prefix
+        queries = None if places is None else places + self.prefix
         *modulations, last = self._modulations(conditions)
-        count = len(self.blocks) - (self.decoder is None)
-        for block, modulation in zip(self.blocks[:count], modulations):
-            x = block(x, modulation, table, None, rows)
+
+        made, n = [x], self.prefix
+        for block, modulation in zip(self.blocks[:-1], modulations):
+            made.append(block(made[-1], modulation, table, None, rows))
+        looked = self._attention_of_class(made[-1], table, rows) if attention else None
+        at = queries if self.decoder is None and self._last_alone else None
+        x = self.blocks[-1](made[-1], modulations[len(made) - 1], table, at, rows)
+        made.append(x)
+
+        def asked(x: Tensor) -> Tensor:
+            return x[:, n:] if queries is None else x if at is not None else take(x, queries)
+
         if self.decoder is None:
-            before, x = x, self.blocks[-1](x, modulations[-1], table, queries, rows)
-            features = x[:, self.prefix :] if queries is None else x
-            prefix = (x if queries is None else before)[:, : self.prefix]
+            prefix, features = made[-1 if at is None else -2][:, :n], asked(x)
             h = features
         else:
             x = self.encoder_norm(x)
-            prefix, features = x[:, : self.prefix], x[:, self.prefix :]
-            h = self.decoder(prefix, features, masked, keep, ragged, modulations[count:], queries)
-        h = self.final_norm(h)
-        if last is not None:
-            h = modulate(h, *last[:, :, None].unbind(1))
-        return TransformerOutput(self.head(h), features, prefix)
+            prefix, features = x[:, :n], x[:, n:]
+            hidden = masked.all(-1) if self.groups > 1 else masked
+            back = (prefix, features, hidden, keep, ragged)
+            h = self.decoder(*back, modulations[len(self.blocks) :], queries)
+        if isinstance(self.head, LayerMix):
+            output = TransformerOutput(self.head([asked(layer) for layer in made[1:]]), features, prefix)
+        else:
+            h = self.final_norm(h)
+            if last is not None:
+                h = modulate(h, *last[:, :, None].unbind(1))
+            output = TransformerOutput(self._of_groups(self.head(h), group), features, prefix)
+        output.attention = looked
+        if self.config.class_predictions:
+            classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
+            output.class_predictions = self.head(classes or self.final_norm(prefix[:, :1]))[:, 0]
+        if self.config.branch_type == "decoder":
+            nothing = [None] * len(self.second_decoder.blocks)
+            output.branch = self.branch_head(self.branch_norm(self.second_decoder(*back, nothing, queries)))
+        elif self.config.branch_type == "class_bottleneck":
+            early = torch.cat([x[:, :n], made[self.config.branch_layer][:, n:]], 1)
+            output.branch = self._bottleneck(early, table, rows, asked)
+        return output
+
+    @property
+    def _last_alone(self) -> bool:
+        """Whether nothing but the predictions needs the last block: then it runs at the tokens asked for alone."""
+        c = self.config
+        return c.head_type != "layer_mix" and c.branch_type == "none" and not c.class_predictions
+
+    def _bottleneck(
+        self, x: Tensor, table: Tensor | None, rows: Ragged | None, asked: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Early tokens and the last class token through a few more blocks to the target."""
+        for block in self.bottleneck:
+            x = block(x, None, table, None, rows)
+        if self.config.branch_predictions:
+            return self.branch_head(self.branch_norm(asked(x)))
+        return self.head(self.final_norm(asked(x)))
+
+    def _attention_of_class(self, x: Tensor, table: Tensor | None, rows: Ragged | None) -> Float[Tensor, "b n"]:
+        """Of the first prefix token to each of the others in the last block, mean over heads; `x` is its input.
+
+        Raises:
+            ValueError: no prefix token, or a block modulated by a class.
+        """
+        if not self.prefix or self.modulated:
+            raise ValueError("attention is the class token's: set registers: 1 (and condition: in_context, if any)")
+        block: Any = self.blocks[-1]
+        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
+        q, k, _ = block.attention.projected(block.norm1(x), table, first)
+        return attention_probabilities(q, k, rows).mean(1)[:, 0, self.prefix :]
+
+    def _places(self, predict_at: Tensor, masked: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The places of flat positions, and of several codes a place where each is among those predicted.
+
+        Asked for more codes than there are places, it is cheaper to predict all.
+        """
+        if self.groups == 1:
+            return predict_at, None
+        count = masked[0].numel() // self.groups
+        if predict_at.shape[1] >= count:
+            return None, predict_at
+        here = torch.arange(predict_at.shape[1], device=predict_at.device) * self.groups
+        return predict_at // self.groups, here + predict_at % self.groups
+
+    def _of_groups(self, predictions: Tensor, index: Int[Tensor, "b k"] | None) -> Tensor:
+        """Several codes a place one after the other, those at `index` where it is given."""
+        if self.groups > 1:
+            predictions = predictions.unflatten(-1, (self.groups, -1)).flatten(1, 2)
+        return predictions if index is None else take(predictions, index)
 
     def layers(
         self, tokens: Shaped[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None
     ) -> list[Float[Tensor, "b n w"]]:
         """What each of the (encoder's) blocks makes of unmasked tokens, prefix first; normed where the encoder ends in
         a norm. For probes, which choose a layer."""
-        grid = tuple(tokens.shape[1:]) if self.codebook_size else tuple(tokens.shape[1:-1])
+        return self._walk(tokens, labels)[0][1:]
+
+    def layers_and_attention(
+        self, tokens: Shaped[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None
+    ) -> tuple[list[Float[Tensor, "b n w"]], Float[Tensor, "b m"]]:
+        """:meth:`layers`, and the first prefix token's attention to each token in the last block, mean over heads. For
+        teachers."""
+        made, table = self._walk(tokens, labels)
+        return made[1:], self._attention_of_class(made[-2], table, None)
+
+    def _walk(self, tokens: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """What the first block sees, what each makes, and the rotary table."""
+        grid = tuple(tokens.shape[1:-1] if self.groups > 1 or not self.codebook_size else tokens.shape[1:])
         x, table = placed(self, self._embed(tokens), grid, self.prefix)
         conditions = self.conditions(labels, len(x))
-        x, made = self._with_prefix(x, conditions), []
+        made = [self._with_prefix(x, conditions)]
         for block, modulation in zip(self.blocks, self._modulations(conditions)):
-            x = block(x, modulation, table)
-            made.append(x)
+            made.append(block(made[-1], modulation, table))
         if self.decoder is not None:
-            made[-1] = self.encoder_norm(x)
-        return made
+            made[-1] = self.encoder_norm(made[-1])
+        return made, table
 
-    def _embed(self, tokens: Tensor) -> Float[Tensor, "b n w"]:
+    def _embed(self, tokens: Tensor, masked: Tensor | None = None) -> Float[Tensor, "b n w"]:
+        """Tokens, and the mask token where `masked`."""
+        if self.grouped:
+            codes = tokens if self.groups > 1 else tokens[..., None]
+            hidden = masked if masked is None or self.groups > 1 else masked[..., None]
+            flat = None if hidden is None else hidden.flatten(1, -2)
+            return self.token_embedding(codes.flatten(1, -2), flat)
         if self.codebook_size:
-            return self.code_embedding(tokens.flatten(1))
-        return self.token_embedding(tokens.flatten(1, -2))
+            x = self.code_embedding(tokens.flatten(1))
+        else:
+            x = self.token_embedding(tokens.flatten(1, -2))
+        return x if masked is None else torch.where(masked.flatten(1)[..., None], self.mask_token, x)
 
     def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
         """What the classes do to the network: nothing, a token (in_context), or six modulations a block, (scale, shift,
         gate) of attention and of the MLP, and two before the head. A decode makes them once for all steps."""
-        condition = self._condition(labels, batch, self.mask_token.device)
+        condition = self._condition(labels, batch, self.register_tokens.device)
         if condition is None or not self.modulated:
             return None if condition is None else condition[:, None]
         h = nn.functional.silu(condition)

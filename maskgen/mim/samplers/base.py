@@ -57,9 +57,11 @@ def guide(scores: Tensor | None, rows: int, n: int, what: str) -> Float[Tensor, 
 
 
 class Sampler:
-    """One way to choose the tokens to hide; a subclass gives `draw` and the numbers of `axes` it can work on."""
+    """One way to choose the tokens to hide; a subclass gives `draw`, the numbers of `axes` it can work on, and its
+    `guide`: what its scores are, a teacher's ``attention`` or predicted ``losses``."""
 
     axes: tuple[int, ...] = (1, 2, 3)
+    guide: str | None = None
 
     def __call__(
         self,

@@ -40,6 +40,8 @@ class AttentionSampler(Sampler):
         least: 0 lets a row of ratio 0 hide nothing.
     """
 
+    guide = "attention"
+
     def __init__(
         self,
         hide: Literal["most", "least"] = "most",
@@ -87,6 +89,8 @@ class LossSampler(Sampler):
         start, end: the hard share at the beginning and the end of the training.
         rounding: of the number of hidden tokens.
     """
+
+    guide = "losses"
 
     def __init__(self, start: float = 0.0, end: float = 0.5, rounding: Rounding = "ceil"):
         if not (0 <= start <= 1 and 0 <= end <= 1):

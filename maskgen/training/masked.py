@@ -1,0 +1,62 @@
+"""What the generator and the representation stage share: a network and the masked modeling that trains it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from torch import Tensor
+
+from maskgen.mim.core import Learner, MaskedModeling
+from maskgen.mim.targets import CentredSoftmax
+from maskgen.parts import Part, build, split
+from maskgen.transformer.model import TRANSFORMERS, MaskTransformer
+
+GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions")
+MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
+MASKING = Part({"masked_modeling": MaskedModeling}, given=("width",), default="masked_modeling")
+
+Model = Annotated[Any, MODEL]
+Masking = Annotated[Any, MASKING]
+
+
+def setting(model: Any, name: str) -> Any:
+    """An argument of the transformer that `model`, a spec or a transformer, asks for."""
+    if not isinstance(model, (str, Mapping)):
+        return model.config[name]
+    return split(model)[1].get(name, inspect.signature(MaskTransformer).parameters[name].default)
+
+
+def build_masking(masking: Any, model: Any) -> MaskedModeling:
+    """The masked modeling for a transformer's spec."""
+    return build(MASKING, masking, width=setting(model, "width"))
+
+
+def learner(model: Any, masking: MaskedModeling, wanted: Tensor | None, codes: int, **given: Any) -> Learner:
+    """Build the transformer and join it with its masked modeling.
+
+    Args:
+        model: the transformer's spec.
+        wanted: an example of the target, (b, n) codes or (b, n, d) values; None where it is the teacher's softmax.
+        codes: how many there are, of a target of codes.
+        given: what else the transformer is told.
+    """
+    if isinstance(masking.target, CentredSoftmax):
+        predictions = len(masking.target.centre)
+    elif wanted is None:
+        predictions = setting(model, "width")  # a teacher's features, the student's own average
+    elif wanted.is_floating_point():
+        predictions = masking.objective.outputs(wanted.shape[-1])
+    else:
+        predictions = codes * setting(model, "groups")
+    return Learner(build(MODEL, model, predictions=predictions, **given), masking)
+
+
+def by_view(batch: dict[str, Any]) -> tuple[Tensor, int, Tensor | None]:
+    """Pixels (views * b, c, h, w), view by view; how many views; and small views' pixels, or None."""
+    pixels = batch["pixels"]
+    small = batch.get("small_pixels")
+    views = pixels.shape[1] if pixels.ndim == 5 else 1
+    flat = pixels.transpose(0, 1).flatten(0, 1) if pixels.ndim == 5 else pixels
+    return flat, views, None if small is None else small.transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,53 @@
+"""Heads beyond a linear layer: iBOT's projector, and MaskAlign's mixture of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """An MLP of three layers to a unit vector, then its products with `out` prototypes of norm 1 (DINO,
+    arXiv:2104.14294, section 3.1; iBOT, arXiv:2111.07832, appendix B).
+
+    Args:
+        width: of the features.
+        hidden, bottleneck: of the MLP (2048 and 256 in iBOT).
+        out: prototypes (8192 in iBOT).
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, out: int):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.prototypes = nn.Linear(bottleneck, out, bias=False)
+
+    def forward(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b k"]:
+        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(self.prototypes.weight, dim=-1))
+
+
+class LayerMix(nn.Module):
+    """Several predictions, each by a linear layer on a learned mixture of all blocks' outputs (MaskAlign,
+    arXiv:2211.15492, section 3.2, "dynamic alignment").
+
+    Args:
+        width, depth: of the transformer.
+        mixtures: how many predictions; mixture i starts at block depth - mixtures + i.
+        out: values of all of them, a multiple of `mixtures`.
+    """
+
+    def __init__(self, width: int, depth: int, mixtures: int, out: int):
+        super().__init__()
+        if not 1 <= mixtures <= depth or out % mixtures:
+            raise ValueError(f"{mixtures} mixtures of {depth} layers cannot predict {out} values; make it a divisor")
+        self.weights = nn.Parameter(torch.eye(depth)[-mixtures:] + 0.01)
+        self.heads = nn.ModuleList(nn.Linear(width, out // mixtures) for _ in range(mixtures))
+
+    def forward(self, layers: Sequence[Float[Tensor, "b n w"]]) -> Float[Tensor, "b n k"]:
+        mixed = torch.einsum("ml,lbnw->mbnw", self.weights.to(layers[0].dtype), torch.stack(list(layers)))
+        return torch.cat([head(x) for head, x in zip(self.heads, mixed)], dim=-1)
