@@ -24,6 +24,7 @@ FAMILIES = {
     "lfq": (CONV, {"type": "lfq", "bits": 5}, CONV),
     "residual": (CONV, {"type": "residual", "levels": 2, "quantizer": VQ}, CONV),
     "continuous": (CONV, {"type": "none", "dim": 4}, CONV),
+    "vae": (CONV, {"type": "gaussian", "dim": 4}, CONV),
     "vit-vqgan": (VIT, {**VQ, "l2_norm": True}, VIT),
     "titok": (TOKENS, VQ, {**TOKENS, "refine": True}),
     "ta-titok": (TOKENS, VQ, {**TOKENS, "text_dim": 5, "text_length": 7}),

@@ -59,7 +59,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.quantizer = build(QUANTIZER, quantizer)
-        self.encoder = build(ENCODER, encoder, latent_dim=self.quantizer.dim)
+        self.encoder = build(ENCODER, encoder, latent_dim=getattr(self.quantizer, "latent_dim", self.quantizer.dim))
         self.decoder = build(DECODER, decoder, latent_dim=self.quantizer.dim)
 
     def __getattr__(self, name: str) -> Any:
