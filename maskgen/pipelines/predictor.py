@@ -50,18 +50,20 @@ class Predictor:
         return torch.tensor(first, device=self.device), torch.tensor(rows, device=self.device)
 
     def _blank(self, step: Step, guided: bool) -> Tensor:
-        """Each class once, at all places; every row then takes its own."""
-        conditions, rows = None, step.tokens.new_zeros(len(step.tokens))
+        """Each class once, at all places; every row then takes its own, where it is asked."""
+        conditions, rows = None, step.positions.new_zeros(len(step.tokens))
         if self.conditions is not None:
             first, rows = self.distinct[guided]
             conditions = self.conditions[first]
         hidden = step.hidden[:1].expand(1 if conditions is None else len(conditions), -1)
-        return self._network(torch.zeros_like(hidden, dtype=torch.long), hidden, conditions, None)[rows]
+        tokens = step.tokens.new_zeros(len(hidden), *step.tokens.shape[1:])
+        logits = self._network(tokens, hidden, conditions, None)
+        return logits[rows[:, None], step.positions.repeat(len(rows) // len(step.positions), 1)]
 
     def _logits(self, step: Step, guided: bool) -> Tensor:
         """Every row at its hidden positions, and again without its class where guided."""
         copies = 2 if guided else 1
-        tokens, hidden, positions = (x.repeat(copies, 1) for x in (step.tokens, step.hidden, step.positions))
+        tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
         conditions = None if self.conditions is None else self.conditions[: len(tokens)]
         return self._network(tokens, hidden, conditions, positions)
 
