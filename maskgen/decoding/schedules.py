@@ -77,9 +77,7 @@ def annealed(temperature: Temperature, anneal: str, steps: int) -> list[float]:
     share = choose(ANNEALS, anneal, "annealing")
     pair = [float(temperature), 0.0] if isinstance(temperature, (int, float)) else [float(t) for t in temperature]
     if len(pair) != 2 or not all(math.isfinite(t) and t >= 0 for t in pair):
-        raise ValueError(
-            f"temperature must be a number of at least 0 or a pair (start, end) of them, got {temperature}"
-        )
+        raise ValueError(f"give a temperature at least 0, or a pair (start, end) of them, got {temperature}")
     start, end = pair
     if anneal == "reciprocal":
         if not (start and end):
