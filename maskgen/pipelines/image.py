@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from maskgen.decoding.loop import Generators
+from maskgen.decoding.noise import Generators
 from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.parts import nearest
 from maskgen.pictures import to_pil
@@ -161,7 +161,14 @@ class MaskedImagePipeline(DiffusionPipeline):
                     callback(step, tokens, hidden)
 
             codes = self.scheduler.decode(
-                predict, canvas.flatten(1), mask.flatten(1), num_inference_steps, guidance_scale, generator, advance
+                predict,
+                canvas.flatten(1),
+                mask.flatten(1),
+                num_inference_steps,
+                guidance_scale,
+                generator,
+                advance,
+                grid=grid,
             )
         return codes.view(canvas.shape)
 

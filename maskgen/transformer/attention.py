@@ -51,6 +51,7 @@ def attend(
     v: Float[Tensor, "b m h d"],
     backend: Backend = "auto",
     keys: Ragged | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "b n h d"]:
     """softmax(q k^T / sqrt(d)) v, every query to every key of its row; all backends agree up to rounding.
 
@@ -58,10 +59,15 @@ def attend(
         keys: where rows differ in the number of keys; what a padded query gives has no meaning.
         backend: ``packed`` does on any device what ``xformers`` does with such rows on CUDA: all tokens in one row,
             attending within blocks. It is quadratic in all of them, and here to be compared with.
+        causal: query i sees keys 0 to i; as many queries as keys, rows of one length.
 
     Raises:
-        ValueError: an unknown backend.
+        ValueError: an unknown backend, or `causal` where rows differ in length.
     """
+    if causal:
+        if keys is not None or backend == "packed":
+            raise ValueError("causal attention takes rows of one length, and no backend 'packed'")
+        return _causal(q, k, v, _best(q) if backend == "auto" else backend)
     if backend == "auto":
         backend = _best(q)
     if backend == "xformers":
@@ -78,6 +84,15 @@ def attend(
         keys = keys or Ragged.of([k.shape[1]] * len(k), k.device)
         return _packed(q, k, v, keys, xformers=False)
     raise ValueError(f"unknown attention backend {backend!r}: choose one of auto, xformers, sdpa, explicit, packed")
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Float[Tensor, "b n h d"]:
+    if backend == "xformers":
+        from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
+        return memory_efficient_attention(q, k, v, LowerTriangularMask())
+    heads_first = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
 
 
 def attention_probabilities(
