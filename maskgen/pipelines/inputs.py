@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskgen.data.pixels import UnreadableImage, flatten, from_picture
 
-MAX_SIDE_PRODUCT = 4096 * 4096  # pixels of a picture to edit: 200 MB of floats
+MAX_PIXELS = 4096 * 4096  # pixels of a picture to edit: 200 MB of floats
 
 
 def pictures_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
@@ -83,9 +83,9 @@ def _opened(given: str | Path) -> Image.Image:
 
 
 def _check_size(width: int, height: int, name: str = "the picture") -> None:
-    if width * height > MAX_SIDE_PRODUCT:
+    if width * height > MAX_PIXELS:
         raise ValueError(
-            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PRODUCT} (4096x4096) can be edited: make it smaller"
+            f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} (4096x4096) can be edited: make it smaller"
         )
 
 
@@ -128,7 +128,7 @@ def _numbers(given: Any, what: str) -> Float[Tensor, "*shape"]:
     """In [0, 1], float32."""
     if not isinstance(given, (np.ndarray, Tensor)):
         raise ValueError(f"a {what} of type {type(given).__name__}; give a file, a PIL picture, an array or a tensor")
-    values = torch.as_tensor(given).detach().cpu()
+    values = torch.tensor(given) if isinstance(given, np.ndarray) else given.detach().cpu()
     if values.dtype == torch.uint8:
         return values.float() / 255
     if values.dtype != torch.bool and not values.is_floating_point():

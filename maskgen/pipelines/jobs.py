@@ -159,9 +159,9 @@ def batch(
     failed = []
     for line, row in tqdm(rows, desc="rows", unit="row"):
         try:
-            cells = {k: v.strip() for k, v in row.items() if v is not None and v.strip()}
             if None in row:
                 raise ValueError("more cells than the header has columns")
+            cells = {k: v.strip() for k, v in row.items() if v is not None and v.strip()}
             kind, seed = cells.pop("task", task), int(cells.pop("seed", "0"))
             name = cells.pop("out", f"row_{line:04d}.png")
             if Path(name).is_absolute() or ".." in Path(name).parts:

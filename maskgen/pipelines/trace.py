@@ -78,7 +78,7 @@ class DecodeTrace:
 
     def frames(self, tokenizer: Tokenizer, side: int = 192) -> list[Image.Image]:
         """A picture a step: what is decided so far with the hidden tokens grey, and beside it the confidence in each
-        token from blue (0) to yellow (1), white where the token was given.
+        token from blue (0) to yellow (1), light grey where the token was given.
 
         Args:
             side: about so many pixels high is each picture.
@@ -130,7 +130,7 @@ def film_for(path: str | Path | None) -> DecodeTrace | None:
 
 
 def heatmap(values: Float[Tensor, "b h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Values in [0, 1] as colours in [-1, 1] from blue to yellow (viridis); NaN is white."""
+    """Values in [0, 1] as colours in [-1, 1] from blue to yellow (viridis); NaN is light grey."""
     colours = matplotlib.colormaps["viridis"](values.nan_to_num(0).numpy())[..., :3]
     pixels = torch.from_numpy(colours).float().permute(0, 3, 1, 2) * 2 - 1
-    return torch.where(values.isnan()[:, None], 1.0, pixels)
+    return torch.where(values.isnan()[:, None], 0.75, pixels)
