@@ -99,6 +99,12 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """
         return self.encoder.grid(size)
 
+    def size(self, grid: tuple[int, ...]) -> tuple[int, int]:
+        """The size (H, W) of the picture that a token grid stands for."""
+        if len(grid) == 1:
+            return self.encoder.size
+        return grid[0] * self.encoder.downsampling, grid[1] * self.encoder.downsampling
+
     def encode(self, pixels: Float[Tensor, "b c H W"]) -> Shaped[Tensor, "b *grid"]:
         """Pixels in [-1, 1] to codes.
 

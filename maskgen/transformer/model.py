@@ -424,7 +424,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if self.codebook_size:
             x = self.code_embedding(tokens.flatten(1))
         else:
-            x = self.token_embedding(tokens.flatten(1, -2))
+            x = self.token_embedding(tokens.flatten(1, -2).to(self.mask_token.dtype))
         return x if masked is None else torch.where(masked.flatten(1)[..., None], self.mask_token, x)
 
     def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
