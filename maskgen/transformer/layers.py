@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, Ragged, attend
 from maskgen.transformer.positions import rotate
+from maskgen.transformer.relative import of_queries
 
 Norm = Literal["layer", "rms"]
 
@@ -43,6 +44,7 @@ class SelfAttention(nn.Module):
         table: Tensor | None,
         queries: Int[Tensor, "b k"] | None = None,
         keys: Ragged | None = None,
+        bias: Float[Tensor, "#b h n n"] | None = None,
     ) -> Float[Tensor, "b k w"]:
         """All tokens attend, or only those at `queries`, to all tokens of their row."""
         if queries is None:
@@ -56,7 +58,9 @@ class SelfAttention(nn.Module):
             k = rotate(k, table)
             q = rotate(q, table if queries is None else take(table.expand(len(q), -1, -1), queries))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return self.out(attend(q, k, v, self.backend, keys).flatten(2))
+        if bias is not None and queries is not None:
+            bias = of_queries(bias, queries)
+        return self.out(attend(q, k, v, self.backend, keys, bias).flatten(2))
 
     def _heads(self, x: Float[Tensor, "b n c"], parts: int) -> Float[Tensor, "p b h n d"]:
         """Heads before tokens, so that norms and rotations run over long contiguous pieces."""
@@ -117,11 +121,12 @@ class Block(nn.Module):
         table: Tensor | None,
         queries: Int[Tensor, "b k"] | None = None,
         keys: Ragged | None = None,
+        bias: Float[Tensor, "#b h n n"] | None = None,
     ) -> Float[Tensor, "b k w"]:
         """The block at all tokens, or only at `queries` (every token still is a key)."""
         parts = None if modulation is None else modulation[:, :, None].unbind(1)
         h = self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
-        h = self.dropout(self.attention(h, table, queries, keys))
+        h = self.dropout(self.attention(h, table, queries, keys, bias))
         x = x if queries is None else take(x, queries)
         x = x + h if parts is None else torch.addcmul(x, h, parts[2])
         h = self.norm2(x) if parts is None else modulate(self.norm2(x), parts[3], parts[4])

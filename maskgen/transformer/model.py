@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, Ragged
 from maskgen.transformer.layers import Block, Norm, make_norm, modulate, take
-from maskgen.transformer.positions import rotary, sine_cosine
+from maskgen.transformer.positions import rotary, sine_cosine, stretched
+from maskgen.transformer.relative import RelativeBias, biases
 
 
 @dataclass
@@ -51,6 +52,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         positions: added to the tokens: ``learned`` (resized to other grids), ``sincos``, or ``none``. On a blank canvas
             all tokens are alike, so without these no model can tell one place from another.
         rope: also rotate queries and keys by their place, axis by axis: distances, for any grid.
+        relative_bias: learned biases of the (encoder's) attention scores by the offset of query and key (BEiT,
+            arXiv:2106.08254): one ``shared`` by all blocks, or each ``block`` its own; resized to other grids.
+        embedding_norm: a LayerNorm on tokens and positions together, before the blocks (BERT, MAGE).
         condition: ``adaln`` (adaLN-zero, each block its own modulation), ``adaln_shared`` (one modulation for all
             blocks plus a learned offset a block, PixArt-alpha, arXiv:2310.00426) or ``in_context`` (a class token).
         class_dropout: probability that a class is DROPPED in training, for classifier-free guidance.
@@ -93,12 +97,14 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         pad: Literal["mask_token", "class_token"] = "mask_token",
         token_dim: int = 0,
         predictions: int = 0,
+        relative_bias: Literal["none", "shared", "block"] = "none",
+        embedding_norm: bool = False,
     ):
         super().__init__()
         decoder_width, decoder_heads = decoder_width or width, decoder_heads or heads
         for w, h, what in ((width, heads, ""), (decoder_width, decoder_heads, "decoder_")):
-            if w % h or (w // h) % 4:
-                raise ValueError(f"{what}width {w} over heads {h} must be a multiple of 4, for rotary positions too")
+            if w % h or (rope and (w // h) % 4):
+                raise ValueError(f"{what}width {w} over heads {h} must be whole, with rope also a multiple of 4")
         if (codebook_size > 0) == (token_dim > 0):
             raise ValueError(f"tokens are codes or continuous: codebook_size {codebook_size}, token_dim {token_dim}")
         self.codebook_size, self.grid, self.num_classes = codebook_size, tuple(grid), num_classes
@@ -119,6 +125,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.register_tokens = nn.Parameter(torch.zeros(registers, width))
         if positions == "learned":
             self.position_embedding = nn.Parameter(torch.zeros(width, *self.grid))
+        self.embedded = nn.LayerNorm(width, eps=1e-6) if embedding_norm else nn.Identity()
+        tables = {"none": 0, "shared": 1, "block": depth}[relative_bias]
+        self.relative = nn.ModuleList(RelativeBias(self.grid, heads) for _ in range(tables))
         if num_classes is not None:
             self.class_embedding = nn.Embedding(num_classes + 1, width)  # the last row: no class
         self.blocks = nn.ModuleList(
@@ -201,6 +210,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         ragged = None if kept is None else Ragged.of(kept, masked.device)
         x = torch.where(masked.flatten(1)[..., None], self.mask_token, self._embed(tokens))
         x, table = placed(self, x, grid, self.prefix)
+        x, scores = self.embedded(x), biases(self.relative, len(self.blocks), grid, self.prefix, keep)
         if conditions is None:
             conditions = self.conditions(labels, len(x))
         if keep is not None:
@@ -212,10 +222,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         queries = None if predict_at is None else predict_at + self.prefix
         *modulations, last = self._modulations(conditions)
         count = len(self.blocks) - (self.decoder is None)
-        for block, modulation in zip(self.blocks[:count], modulations):
-            x = block(x, modulation, table, None, rows)
+        for block, modulation, bias in zip(self.blocks[:count], modulations, scores):
+            x = block(x, modulation, table, None, rows, bias)
         if self.decoder is None:
-            before, x = x, self.blocks[-1](x, modulations[-1], table, queries, rows)
+            before, x = x, self.blocks[-1](x, modulations[-1], table, queries, rows, scores[-1])
             features = x[:, self.prefix :] if queries is None else x
             prefix = (x if queries is None else before)[:, : self.prefix]
             h = features
@@ -235,10 +245,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         a norm. For probes, which choose a layer."""
         grid = tuple(tokens.shape[1:]) if self.codebook_size else tuple(tokens.shape[1:-1])
         x, table = placed(self, self._embed(tokens), grid, self.prefix)
-        conditions = self.conditions(labels, len(x))
-        x, made = self._with_prefix(x, conditions), []
-        for block, modulation in zip(self.blocks, self._modulations(conditions)):
-            x = block(x, modulation, table)
+        conditions, scores = self.conditions(labels, len(x)), biases(self.relative, len(self.blocks), grid, self.prefix)
+        x, made = self._with_prefix(self.embedded(x), conditions), []
+        for block, modulation, bias in zip(self.blocks, self._modulations(conditions), scores):
+            x = block(x, modulation, table, None, None, bias)
             made.append(x)
         if self.decoder is not None:
             made[-1] = self.encoder_norm(x)
@@ -367,14 +377,6 @@ def placed(
     elif module.positions == "sincos":
         x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
     return x, rotary(grid, prefix, x.shape[-1] // module.heads, x.device)[None] if module.rope else None
-
-
-def stretched(table: Float[Tensor, "w *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
-    """Learned positions, resized linearly to another grid."""
-    if tuple(table.shape[1:]) != grid:
-        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
-        table = nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
-    return table.flatten(1).T
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}
