@@ -191,8 +191,9 @@ def test_layer_mix_starts_at_the_layers_it_is_named_after():
     "options",
     [
         {"class_predictions": True, "registers": 1},
-        {"branch_type": "class_bottleneck", "branch_layer": 2, "registers": 2},
+        {"branch_type": "class_bottleneck", "branch_layer": 2, "registers": 2, "relative_bias": "shared"},
         {"branch_type": "class_bottleneck", "branch_layer": 1, "registers": 1, "branch_predictions": 7},
+        {"branch_type": "class_bottleneck", "branch_layer": 1, "registers": 1, "relative_bias": "block"},
         {"head_type": "layer_mix", "head_mixtures": 2, "registers": 1, "class_predictions": True},
         {"head_type": "projector", "head_hidden": 8, "head_bottleneck": 4, "registers": 1, "class_predictions": True},
         {"decoder_depth": 1, "branch_type": "decoder", "branch_predictions": 1, "registers": 1},
@@ -230,8 +231,11 @@ def test_the_bottleneck_sees_late_layers_through_the_class_token_alone():
     torch.testing.assert_close(changed(tokens, masked).branch, model(tokens, masked).branch)
 
 
-def test_attention_of_the_class_token_is_that_of_the_explicit_path():
-    model = network(registers=1)
+@pytest.mark.parametrize("relative_bias", ["none", "shared", "block"])
+def test_attention_of_the_class_token_is_that_of_the_explicit_path(relative_bias):
+    model = network(registers=1, relative_bias=relative_bias)
+    for bias in model.relative:
+        torch.nn.init.normal_(bias.table)
     tokens = torch.randn(2, 4, 4, 12)
     nothing = torch.zeros(2, 4, 4, dtype=torch.bool)
     found = model(tokens, nothing, attention=True).attention
@@ -239,7 +243,8 @@ def test_attention_of_the_class_token_is_that_of_the_explicit_path():
     torch.testing.assert_close(found, again)
     block = model.blocks[-1]
     q, k, _ = block.attention.qkv(block.norm1(made[-2])).unflatten(-1, (3, 2, 8)).unbind(2)
-    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).div(math.sqrt(8)).softmax(-1)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k).div(math.sqrt(8))
+    weights = (scores + model.relative[-1]((4, 4), 1) if model.relative else scores).softmax(-1)
     torch.testing.assert_close(found, weights.mean(1)[:, 0, 1:])
     with pytest.raises(ValueError, match="set registers: 1"):
         network()(tokens, nothing, attention=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, Ragged, attend
 from maskgen.transformer.positions import rotate
+from maskgen.transformer.relative import of_queries
 
 Norm = Literal["layer", "rms"]
 
@@ -62,11 +63,14 @@ class SelfAttention(nn.Module):
         keys: Ragged | None = None,
         past: Past | None = None,
         causal: bool = False,
+        bias: Float[Tensor, "#b h n n"] | None = None,
     ) -> Float[Tensor, "b k w"]:
         """All tokens attend, or only those at `queries`, to all tokens of their row and of its `past`, or (`causal`) to
         themselves and those before them."""
         q, k, v = self.projected(x, table, queries, past)
-        return self.out(attend(q, k, v, self.backend, keys, causal).flatten(2))
+        if bias is not None and queries is not None:
+            bias = of_queries(bias, queries)
+        return self.out(attend(q, k, v, self.backend, keys, causal, bias).flatten(2))
 
     def projected(
         self,
@@ -151,11 +155,12 @@ class Block(nn.Module):
         keys: Ragged | None = None,
         past: Past | None = None,
         causal: bool = False,
+        bias: Float[Tensor, "#b h n n"] | None = None,
     ) -> Float[Tensor, "b k w"]:
         """The block at all tokens, or only at `queries` (every token still is a key)."""
         parts = None if modulation is None else modulation[:, :, None].unbind(1)
         h = self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
-        h = self.dropout(self.attention(h, table, queries, keys, past, causal))
+        h = self.dropout(self.attention(h, table, queries, keys, past, causal, bias))
         x = x if queries is None else take(x, queries)
         x = x + h if parts is None else torch.addcmul(x, h, parts[2])
         h = self.norm2(x) if parts is None else modulate(self.norm2(x), parts[3], parts[4])
