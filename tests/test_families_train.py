@@ -112,16 +112,6 @@ def test_generators_train_on_other_tokens_than_a_grid_of_a_codebook(name, data):
     assert (folder / "pipeline" / "model_index.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [("movq", "has 4 codes a place"), ("continuous", "has continuous tokens"), ("residual", "has 2 codes a place")],
-)
-def test_generators_refuse_tokens_that_they_cannot_predict(name, problem, data):
-    trained(name, data)
-    with pytest.raises(ValueError, match=rf"stage.tokenizer {problem}; a generator needs one code a place"):
-        run("generator", {"type": "generator", "tokenizer": f"runs/{name}"}, data, Training(**TWO_STEPS))
-
-
 def test_large_pictures_are_reconstructed_in_tiles(data):
     tokenizer = load_tokenizer(trained("vqgan", data))
     images = np.random.default_rng(0).integers(0, 255, (1, 64, 96, 3), dtype=np.uint8)
