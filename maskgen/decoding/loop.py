@@ -139,8 +139,12 @@ def decode(
     everywhere = torch.arange(n, device=device).expand(b, n)
     ranks = _ranks(order, grid, roll, noise, everywhere)
     ahead = ranks is not None or order == "random"
-    plans = _plans(mask, schedule, steps, counting, None if grid is None or ranks is None else prod(grid), ranks)
-    left, shown, stay, again = (_Counts(c, device) for c in _counts(mask, plans, remask, remask_eta))
+    counts = mask.sum(1).tolist()
+    if ranks is not None and grid is not None and prod(grid) < n:
+        plans = _plans_of_places(mask, ranks, prod(grid), schedule, steps, counting)
+    else:
+        plans = [hidden_after(schedule, count, steps, counting) for count in counts]
+    left, shown, stay, again = (_Counts(c, device) for c in _counts(counts, plans, remask, remask_eta))
 
     tokens, hidden = canvas.clone(), mask
     positions = start = _places(mask, left.most(0))
@@ -173,9 +177,9 @@ def decode(
             valid = stay.first(i, positions)
             hidden = _put(torch.zeros_like(hidden), positions, valid, torch.ones_like(valid))
         if remask != "none":
-            weight = -drawn_with.clamp(max=0).exp() + noise.gumbel(everywhere)  # the largest: drawn by softmax(-psi)
-            chosen = weight.masked_fill(~(mask & ~before), -torch.inf).argsort(dim=1, descending=True, stable=True)
-            chosen = chosen[:, : again.most(i)]
+            race = -drawn_with.clamp(max=0).exp() + noise.gumbel(everywhere)  # the largest: drawn by softmax(-psi)
+            race = race.masked_fill(~mask | before, -torch.inf)  # among those decided in earlier steps
+            chosen = race.argsort(dim=1, descending=True, stable=True)[:, : again.most(i)]
             hidden = _put(hidden, chosen, again.first(i, chosen), torch.ones_like(chosen, dtype=torch.bool))
             positions = _places(hidden, left.most(i + 1))
             valid = left.first(i + 1, positions)
@@ -218,17 +222,10 @@ def _ranks(
     return (rank[..., None] * groups + everywhere[0, :groups]).flatten(1).float()
 
 
-def _plans(
-    mask: Bool[Tensor, "b n"],
-    schedule: str,
-    steps: int,
-    counting: str,
-    places: int | None,
-    ranks: Float[Tensor, "b n"] | None,
+def _plans_of_places(
+    mask: Bool[Tensor, "b n"], ranks: Float[Tensor, "b n"], places: int, schedule: str, steps: int, counting: str
 ) -> list[list[int]]:
-    """Hidden tokens of each row after each step; where tokens go by `places`, the schedule's are places."""
-    if places is None or ranks is None:
-        return [hidden_after(schedule, count, steps, counting) for count in mask.sum(1).tolist()]
+    """Hidden tokens of each row after each step, where the schedule's numbers are places of several tokens."""
     plans = []
     for row in mask.gather(1, ranks.argsort(1)).unflatten(1, (places, -1)).sum(-1).tolist():
         each = [count for count in row if count]
@@ -237,9 +234,8 @@ def _plans(
     return plans
 
 
-def _counts(mask: Bool[Tensor, "b n"], plans: list[list[int]], remask: str, eta: float) -> list[list[list[int]]]:
+def _counts(counts: list[int], plans: list[list[int]], remask: str, eta: float) -> list[list[list[int]]]:
     """By step and row: hidden before it, then decided in it, not decided in it, hidden again in it."""
-    counts = mask.sum(1).tolist()
     again = [list(row) for row in zip(*(remasked(remask, eta, plan, count) for plan, count in zip(plans, counts)))]
     left = [counts, *([*row] for row in zip(*plans))]
     stay = [[after - more for after, more in zip(*rows)] for rows in zip(left[1:], again)]

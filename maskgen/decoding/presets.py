@@ -23,14 +23,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "titok-s128": {
         **TITOK, "temperature": 2.8, "draw_temperature": 2.8, "guidance_schedule": "cosine", "guidance_scale": 6.9,
-        "guidance_power": 2.0, "num_inference_steps": 64,
+        "guidance_power": 3.0, "num_inference_steps": 64,
     },
     "maskbit-14bit": {
         "mask_schedule": "arccos", "temperature": 7.8, "guidance_schedule": "cosine", "guidance_scale": 8.1,
         "guidance_power": 3.0, "num_inference_steps": 64,
     },
     "halton": {
-        "mask_schedule": "arccos", "counting": "halton", "order": "halton", "guidance_scale": 3.0,
+        "mask_schedule": "arccos", "counting": "halton", "order": "halton", "roll": True,
+        "draw_temperature": [1.0, 1 / 1.2], "draw_anneal": "reciprocal", "guidance_scale": 3.0,
         "num_inference_steps": 32,
     },
 }  # fmt: skip
