@@ -1,6 +1,7 @@
 """What is put into a hole, beside filling it with the mean colour and beside OpenCV's inpainting.
 
     python benchmarks/inpainting.py                 # needs opencv-python-headless; writes results/inpainting.json
+    python benchmarks/inpainting.py --fills         # which fill leaves the known codes as they were
     python benchmarks/tables.py                     # the tables of docs/editing.md
 
 The bundled model on three sets: emoji that it was trained on, their skin-tone variants, which it was not (but whose
@@ -17,9 +18,9 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,16 +30,16 @@ from torch import Tensor
 
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import FILE, Emoji
-from maskgen.evaluation.classifier import class_agreement, classifier_frechet, train_classifier
+from maskgen.evaluation.classifier import class_agreement, train_classifier
 from maskgen.pictures import to_uint8
 from maskgen.pipelines.generate import draw
-from maskgen.tasks.pictures import filled, pasted
+from maskgen.tasks.masks import token_mask
+from maskgen.tasks.pictures import Fill, filled, pasted
 
 OUT = Path(__file__).parent / "results" / "inpainting.json"
 MASKS = ("centre", "strokes", "half")
 OURS = "maskgen"
 VARIANTS: dict[str, dict[str, Any]] = {
-    OURS: {},
     "without the class": {"class_labels": None},
     "mean fill before encoding": {"fill": "mean"},
     "grey fill before encoding": {"fill": "grey"},
@@ -92,13 +93,20 @@ def inpaint(pipeline: Any, pixels: Tensor, hidden: Tensor, labels: list[int], **
     return torch.cat(made)
 
 
-def methods(
-    pipeline: Any, chosen: dict[str, dict[str, Any]]
-) -> dict[str, Callable[[Tensor, Tensor, list[int]], Tensor]]:
-    """Method -> (pixels, hidden, labels) -> pixels; ours with the chosen options."""
+Method = Callable[[Tensor, Tensor, list[int]], Tensor]
 
-    def ours(options: dict[str, Any]) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
+
+def ours(pipeline: Any, chosen: dict[str, dict[str, Any]]) -> dict[str, Method]:
+    """Ours with the chosen options."""
+
+    def with_options(options: dict[str, Any]) -> Method:
         return lambda pixels, hidden, labels: inpaint(pipeline, pixels, hidden, labels, **options)
+
+    return {name: with_options(options) for name, options in chosen.items()}
+
+
+def others(pipeline: Any) -> dict[str, Method]:
+    """What ours is compared with."""
 
     def reconstructed(pixels: Tensor, hidden: Tensor, labels: list[int]) -> Tensor:
         with torch.no_grad():
@@ -108,7 +116,6 @@ def methods(
         "mean fill": lambda pixels, hidden, labels: filled(pixels, hidden, fill="mean"),
         "OpenCV, Telea": lambda pixels, hidden, labels: opencv(pixels, hidden, "telea"),
         "OpenCV, Navier-Stokes": lambda pixels, hidden, labels: opencv(pixels, hidden, "navier-stokes"),
-        **{name: ours(options) for name, options in chosen.items()},
         "the tokenizer alone": reconstructed,
     }
 
@@ -141,37 +148,61 @@ def judge(classifier: Any, pixels: Tensor, made: Tensor, hidden: Tensor, categor
     return {
         "class_agreement": class_agreement(classifier, made, categories),
         "feature_distance": float(apart.mean()),
-        "frechet": classifier_frechet(classifier, pixels, made)[1],
         "psnr_known": None if known == 0 else 10 * math.log10(4 / known),  # None: infinite, not one byte differs
         "psnr_hidden": 10 * math.log10(4 / hole),
     }
 
 
-def measure(count: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    torch.manual_seed(0)
-    classifier, facts = train_classifier(Emoji(), steps=600, progress=False)
+def measure(count: int) -> Iterator[dict[str, Any]]:
+    """What is known after every measurement: the classifier, and the entries so far."""
+    classifier, facts = train_classifier(Emoji(), steps=200, progress=False)
     pipeline = MaskedImagePipeline.from_pretrained()
     pipeline.set_progress_bar_config(disable=True)
-    entries = []
-    for data, (pixels, categories, labels) in sets(pipeline, count).items():
-        for kind in MASKS:
-            hidden = holes(kind, len(pixels), pixels.shape[2])
-            chosen = VARIANTS if (data, kind) == ("trained on", "centre") else {OURS: {}}
-            for name, method in methods(pipeline, chosen).items():
-                start = time.process_time()
-                made = method(pixels, hidden, labels)
-                seconds = time.process_time() - start
-                found = judge(classifier, pixels, made, hidden, categories)
-                entry = {"set": data, "mask": kind, "method": name, "pictures": len(pixels)}
-                entry |= {"hidden_share": float(hidden.float().mean()), "cpu_ms": 1000 * seconds / len(pixels)}
-                entries.append(entry | found)
-                progress(str(entries[-1]))
-        entries.append(
-            {"set": data, "mask": "none", "method": "original", "pictures": len(pixels)}
-            | {"class_agreement": class_agreement(classifier, pixels, categories)}
-        )
     scheduler = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
-    return {"classifier": {"name": classifier.name, **facts}, "scheduler": scheduler, "entries": entries}
+    entries: list[dict[str, Any]] = []
+    results = {"classifier": {"name": classifier.name, **facts}, "scheduler": scheduler, "entries": entries}
+    data = sets(pipeline, count)
+    for name, (pixels, categories, _) in data.items():
+        agreement = class_agreement(classifier, pixels, categories)
+        entries.append({"set": name, "mask": "none", "method": "original", "class_agreement": agreement})
+    both = {**others(pipeline), **ours(pipeline, {OURS: {}})}
+    plan = [(kind, name, both) for kind in MASKS for name in data]
+    plan.append(("centre", "trained on", ours(pipeline, VARIANTS)))
+    for kind, name, chosen in plan:
+        pixels, categories, labels = data[name]
+        hidden = holes(kind, len(pixels), pixels.shape[2])
+        for method, make in chosen.items():
+            start = time.process_time()
+            made = make(pixels, hidden, labels)
+            milliseconds = 1000 * (time.process_time() - start) / len(pixels)
+            entry = {"set": name, "mask": kind, "method": method, "pictures": len(pixels)}
+            entry |= {"hidden_share": float(hidden.float().mean()), "cpu_ms": milliseconds}
+            entries.append(entry | judge(classifier, pixels, made, hidden, categories))
+            yield results
+
+
+@torch.no_grad()
+def measure_fills(count: int) -> list[dict[str, Any]]:
+    """Share of the known tokens whose code is that of the whole picture, by fill and mask."""
+    tokenizer, emoji = MaskedImagePipeline.from_pretrained().tokenizer.eval(), Emoji()
+    pixels = torch.stack([emoji[i * len(emoji) // count]["pixels"] for i in range(count)])
+    codes, entries = tokenizer.encode(pixels), []
+    for kind in MASKS:
+        hidden = holes(kind, count, pixels.shape[2])
+        known = ~token_mask(hidden, (codes.shape[1], codes.shape[2]))
+        for fill in get_args(Fill):
+            same = tokenizer.encode(filled(pixels, hidden, fill=fill)) == codes
+            entries.append({"mask": kind, "fill": fill, "pictures": count, "same": float(same[known].float().mean())})
+    return entries
+
+
+def fills_table(results: dict[str, Any]) -> str:
+    """Markdown: a row a mask, a column a fill."""
+    lines = ["| mask | " + " | ".join(get_args(Fill)) + " |", "| --- |" + " ---: |" * len(get_args(Fill))]
+    for kind in MASKS:
+        same = {e["fill"]: e["same"] for e in results["entries"] if e["mask"] == kind}
+        lines.append(f"| {kind} | " + " | ".join(f"{same[fill]:.0%}" for fill in get_args(Fill)) + " |")
+    return "\n".join(lines) + f"\n\n{results['entries'][0]['pictures']} emoji; `{results['command']}`."
 
 
 def table(results: dict[str, Any], mask: str) -> str:
@@ -187,22 +218,20 @@ def table(results: dict[str, Any], mask: str) -> str:
 
     for method in order:
         found = [one(method, data) for data in names]
-        cells = [
-            f"{e['class_agreement']:.0%}; {e['feature_distance']:.2f}; {e['frechet']:.2f}" if e else "-" for e in found
-        ]
+        cells = [f"{e['class_agreement']:.0%}; {e['feature_distance']:.2f}" if e else "-" for e in found]
         e = found[0] or {}
         known = "infinite" if e["psnr_known"] is None else f"{e['psnr_known']:.1f} dB"
         cells += [f"{known}, {e['psnr_hidden']:.1f} dB", f"{e['cpu_ms']:.1f}"]
         lines.append(f"| {f'**{method}**' if method == OURS else method} | {' | '.join(cells)} |")
     whole = [(one("original", data, "none") or {})["class_agreement"] for data in names]
-    lines.append(f"| the originals | {' | '.join(f'{share:.0%}; 0; 0' for share in whole)} | | |")
+    lines.append(f"| the originals | {' | '.join(f'{share:.0%}; 0' for share in whole)} | | |")
     first = one(OURS, names[0]) or {}
     c, m = results["classifier"], results["machine"]
     foot = (
-        f"{first['hidden_share']:.0%} of the pixels hidden, {first['pictures']} pictures a set; class agreement, mean "
-        f"distance to the original in features, Fréchet distance to the originals, all of {c['name']} "
-        f"({c['accuracy']:.0%} on held-out emoji). PSNR and processor time on the first set. "
-        f"{m['cpu']}, {m['threads']} thread(s); torch {results['versions']['torch']}, "
+        f"{first['hidden_share']:.0%} of the pixels hidden, {first['pictures']} pictures a set; class agreement and "
+        f"mean distance to the original in features, both of {c['name']} ({c['accuracy']:.0%} on "
+        f"held-out emoji). "
+        f"PSNR and processor time on the first set. {m['cpu']}, {m['threads']} thread(s); torch {results['versions']['torch']}, "
         f"OpenCV {results['versions']['opencv-python-headless']}; `{results['command']}`."
     )
     return "\n".join(lines) + f"\n\n{foot}"
@@ -211,12 +240,20 @@ def table(results: dict[str, Any], mask: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=160, help="pictures of each set")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--fills", action="store_true")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/inpainting.py", *sys.argv[1:]])}
-    results |= {"machine": machine(), "versions": versions("torch", "opencv-python-headless")}
-    results |= measure(arguments.count, lambda text: print(text, file=sys.stderr, flush=True))
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    facts: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/inpainting.py", *sys.argv[1:]])}
+    facts |= {"machine": machine(), "versions": versions("torch", "opencv-python-headless")}
+    out = arguments.out or OUT.with_stem("inpainting-fills" if arguments.fills else "inpainting")
+    if arguments.fills:
+        facts["entries"] = measure_fills(arguments.count)
+        out.write_text(json.dumps(facts, indent=1) + "\n")
+        print(fills_table(facts))
+        sys.exit()
+    for results in measure(arguments.count):
+        out.write_text(json.dumps(facts | results, indent=1) + "\n")
+        print(results["entries"][-1], file=sys.stderr, flush=True)
     for kind in MASKS:
-        print(table(results, kind) + "\n")
+        print(table(facts | results, kind) + "\n")

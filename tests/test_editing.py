@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_interpolation_goes_from_one_picture_to_the_other(pipeline):
         assert (found == a)[:, a == b].all()  # what both have never changes
     from_b = [(frame == b) & (a != b) for frame in mixed]
     assert ((mixed == a) | (mixed == b)).all()
-    assert all(not (before & ~after).any() for before, after in zip(from_b, from_b[1:]))
+    assert all(not (before & ~after).any() for before, after in pairwise(from_b))
     assert ((drawn != a) & (drawn != b)).any()
     assert drawn.equal(frames(0.5))
 
@@ -341,7 +342,7 @@ def test_masks_of_every_kind(tmp_path):
         (lambda p: p.inpaint(3, mask()), "a picture of type int; give a file"),
         (lambda p: p.inpaint(np.full((8, 8, 3), 7.0), mask()), "values from 7 to 7; floats are in"),
         (lambda p: p.inpaint(np.zeros((8, 8, 3), np.int64), mask()), "int64 numbers; give uint8"),
-        (lambda p: p.inpaint(np.zeros((8, 8, 2), np.uint8), mask()), r"shape \(8, 8, 2\); give an array \(h, w, 1 or 3\)"),
+        (lambda p: p.inpaint(np.zeros((8, 8, 2), np.uint8), mask()), r"shape \(8, 8, 2\); give an array"),
         (lambda p: p.inpaint(picture(), mask(), "bea"), "unknown class 'bea': did you mean 'bee'"),
         (lambda p: p.inpaint(picture(), mask(), 3), "class 3 is outside 0 to 2"),
         (lambda p: p.inpaint(picture(), mask(), [0, 1]), "2 class_labels for 1 pictures"),
@@ -382,8 +383,8 @@ def test_huge_and_broken_pictures_are_refused(pipeline, tmp_path, monkeypatch):
     Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")  # PIL refuses it by itself
     with pytest.raises(ValueError, match=r"bomb.png: .*decompression bomb"):
         pipeline.vary(tmp_path / "bomb.png")
+    Image.new("1", (5000, 4000)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match=r"large.png has 5000x4000 pixels; at most 16777216 \(4096x4096\)"):
-        Image.new("1", (5000, 4000)).save(tmp_path / "large.png")
         pipeline.vary(tmp_path / "large.png")
     monkeypatch.setattr(inputs, "MAX_PIXELS", 50)
     with pytest.raises(ValueError, match="the picture has 8x8 pixels"):
@@ -478,9 +479,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize("task", COMMANDS)
 def test_every_command_writes_what_its_parameters_make_again(pipeline, maskgen, folder, task):
-    done = maskgen(
-        task, *COMMANDS[task], "--model", "model", "--steps", "3", "--seed", "5", "--out", "made/x.png", "--trace", "t.gif"
-    )  # fmt: skip
+    common = ["--model", "model", "--steps", "3", "--seed", "5", "--out", "made/x.png", "--trace", "t.gif"]
+    done = maskgen(task, *COMMANDS[task], *common)
     assert done.code == 0
     names = done.out.split()
     assert names.pop() == "t.gif"
@@ -513,10 +513,10 @@ def test_samples_carry_their_parameters_and_a_trace(maskgen, folder):
 
 def test_pictures_without_parameters_are_told(tmp_path):
     picture().save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="a.png holds no parameters: another program wrote it"):
+    with pytest.raises(ValueError, match=r"a.png holds no parameters: another program wrote it"):
         parameters_of(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(ValueError, match="cannot read the parameters of .*b.png"):
+    with pytest.raises(ValueError, match=r"cannot read the parameters of .*b.png"):
         parameters_of(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"c.jpg cannot hold what made it; give a name that ends in .png"):
         save(picture(), tmp_path / "c.jpg", {"seed": 1})
@@ -543,7 +543,7 @@ outpaint,a.png,,,,,much,
 
 def test_a_batch_does_every_row_it_can_and_tells_of_the_others(pipeline, folder):
     (folder / "t.csv").write_text(TABLE)
-    with pytest.raises(ValueError, match="9 of 12 rows of .*t.csv failed; 3 pictures are in .*results") as told:
+    with pytest.raises(ValueError, match=r"9 of 12 rows of .*t.csv failed; 3 pictures are in .*results") as told:
         batch(pipeline, folder / "t.csv", folder / "results")
     lines = str(told.value).splitlines()[1:]
     for line, (number, message) in zip(

@@ -1,6 +1,7 @@
 """Masks of pixels to masks of tokens, filling, pasting and windows: the pure parts of the tasks."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_windows_cover_and_overlap(grid, overlap):
         covered[place] += 1
     assert (covered > 0).all()
     starts = sorted({place[1].start for place in windows(grid, (4, 4), overlap)})
-    assert all(b - a <= 4 - overlap for a, b in zip(starts, starts[1:]))
+    assert all(b - a <= 4 - overlap for a, b in pairwise(starts))
 
 
 def test_windows_grow_from_what_is_known():
