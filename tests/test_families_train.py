@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskgen.config import configs_folder, load
 from maskgen.data.arrays import NpzArrays
 from maskgen.evaluation.reconstruction_report import reconstruct
 from maskgen.pipelines.store import load_tokenizer
@@ -80,6 +81,57 @@ def test_text_features_that_do_not_fit_the_pictures(data, text, got):
     np.savez("wrong.npz", images=images, text=text)
     with pytest.raises(ValueError, match=r"'text' in wrong.npz must be finite text features, float \(24, .*got " + got):
         NpzArrays("wrong.npz")
+
+
+# Sizes of a tiny run; whatever else a configuration says stays. The networks of losses and teachers need a download.
+SIZES = {
+    "width": 16,
+    "heads": 2,
+    "depth": 1,
+    "blocks": 1,
+    "middle_blocks": 1,
+    "hidden_dim": 16,
+    "codebook_size": 16,
+    "tokens": 6,
+    "text_dim": 5,
+    "text_length": 7,
+    "multipliers": [1, 2],
+    "attention": [1],
+}
+
+
+def shrunk(part):
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "vit":
+        part = {**part, "size": 4 if part["patch"] == 1 else 16, "patch": min(part["patch"], 4)}
+        part |= {"channels": 5} if "channels" in part else {}
+    return {key: SIZES.get(key, shrunk(value)) for key, value in part.items()}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (configs_folder() / "tokenizer").glob("*.yaml")))
+def test_every_configuration_takes_two_steps(name, data):
+    stage = load(f"tokenizer/{name}", [])["stage"]
+    parts = stage["tokenizer"] = shrunk(stage["tokenizer"])
+    if parts["encoder"].get("channels") == 1:
+        for coder in ("encoder", "decoder"):
+            parts[coder]["channels"] = 3
+    if "adversarial" in stage:
+        stage["adversarial"] = {**stage["adversarial"], "start": 0, "warmup": 0, "width": 8, "layers": 1}
+    if "perceptual" in stage:
+        stage["perceptual"] = 0.0
+    if "teacher" in stage:
+        torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 5, 4, 4)), "teacher.pt")
+        stage["teacher"] = {"type": "torchscript", "path": "teacher.pt"}
+    if name == "centroids":
+        stage["points"] = 100
+    folder = run(name, stage, data, Training(**TWO_STEPS), holdout=4)
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert len(lines) == 2
+    assert all(np.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+    if "adversarial" in stage:
+        assert lines[-1]["discriminator/loss"] > 0
+    assert load_tokenizer(folder).config.target == parts.get("target", "pixels")
 
 
 def test_centroids_are_fitted_and_load(data):
