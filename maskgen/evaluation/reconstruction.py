@@ -12,8 +12,8 @@ from torch import Tensor, nn
 SSIM_WINDOW = 11
 
 
-def psnr(made: Float[Tensor, "n c h w"], original: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
-    """Peak signal-to-noise ratio of each picture in dB; pixels in [-1, 1] are clipped, so the peak is 2.
+def psnr(made: Float[Tensor, "n c *t h w"], original: Float[Tensor, "n c *t h w"]) -> Float[Tensor, "n"]:
+    """Peak signal-to-noise ratio of each picture or video in dB; pixels in [-1, 1] are clipped, so the peak is 2.
 
     A perfect copy has 106 dB, not infinity.
     """

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskgen.tokenizer.causal import CausalDecoder, CausalEncoder
 from maskgen.tokenizer.layers import (
     AttentionBlock,
     Downsample,
@@ -159,41 +161,61 @@ def _middle(
 class PatchEncoder(nn.Module):
     """Patches as they are: ``patch x patch`` pixels are one token of ``channels * patch**2`` numbers.
 
+    With `frames` above 1 tokens are cubes of so many frames of a video (VideoMAE, arXiv:2203.12602), and there are as
+    many times more numbers.
+
     Raises:
         ValueError: the quantizer's dim is another.
     """
 
-    def __init__(self, latent_dim: int, channels: int = 3, patch: int = 4):
+    def __init__(self, latent_dim: int, channels: int = 3, patch: int = 4, frames: int = 1):
         super().__init__()
-        if latent_dim != channels * patch**2:
+        numbers = channels * frames * patch**2
+        if latent_dim != numbers:
+            many = f"{frames} frames of " if frames > 1 else ""
             raise ValueError(
-                f"a patch of {patch}x{patch} pixels and {channels} channels has {channels * patch**2} numbers, the "
-                f"quantizer's dim is {latent_dim}; set it to {channels * patch**2}"
+                f"a patch of {many}{patch}x{patch} pixels and {channels} channels has {numbers} numbers, the "
+                f"quantizer's dim is {latent_dim}; set it to {numbers}"
             )
-        self.channels, self.patch, self.downsampling = channels, patch, patch
+        self.channels, self.patch, self.downsampling, self.frames = channels, patch, patch, frames
+        self.takes_videos = frames > 1
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Token grid (h, w) of a picture (H, W).
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Token grid (h, w) of a picture (H, W); of cubes (t, h, w) of a video (T, H, W).
 
         Raises:
-            ValueError: a side is not a positive multiple of the patch.
+            ValueError: a side is not a positive multiple of the patch, or the frames are none of `frames`.
         """
-        return token_grid(size, self.patch)
+        *times, height, width = size
+        if self.takes_videos and (not times or times[0] % self.frames):
+            raise ValueError(f"tokens of {self.frames} frames take videos of a multiple of them, got size {size}")
+        return (*(t // self.frames for t in times), *token_grid((height, width), self.patch))
 
-    def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
-        return F.pixel_unshuffle(pixels, self.patch)
+    def size(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The inverse of :meth:`grid`, of a video."""
+        t, h, w = grid
+        return t * self.frames, h * self.patch, w * self.patch
+
+    def forward(self, pixels: Float[Tensor, "b c *t H W"]) -> Float[Tensor, "b d *t2 h w"]:
+        if not self.takes_videos:
+            return F.pixel_unshuffle(pixels, self.patch)
+        sides = {"r": self.frames, "p": self.patch, "q": self.patch}
+        return rearrange(pixels, "b c (t r) (h p) (w q) -> b (c r p q) t h w", **sides)
 
 
 class PatchDecoder(nn.Module):
     """The inverse of :class:`PatchEncoder`; nothing is learned."""
 
-    def __init__(self, latent_dim: int, channels: int = 3, patch: int = 4):
+    def __init__(self, latent_dim: int, channels: int = 3, patch: int = 4, frames: int = 1):
         super().__init__()
-        self.patch = patch
+        self.patch, self.frames, self.takes_videos = patch, frames, frames > 1
 
-    def forward(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
-        return F.pixel_shuffle(latents, self.patch)
+    def forward(self, latents: Float[Tensor, "b d *t h w"]) -> Float[Tensor, "b c *t2 H W"]:
+        if not self.takes_videos:
+            return F.pixel_shuffle(latents, self.patch)
+        sides = {"r": self.frames, "p": self.patch, "q": self.patch}
+        return rearrange(latents, "b (c r p q) t h w -> b c (t r) (h p) (w q)", **sides)
 
 
-ENCODERS = {"conv": ConvEncoder, "vit": ViTEncoder, "patch": PatchEncoder}
-DECODERS = {"conv": ConvDecoder, "vit": ViTDecoder, "patch": PatchDecoder}
+ENCODERS = {"conv": ConvEncoder, "causal": CausalEncoder, "vit": ViTEncoder, "patch": PatchEncoder}
+DECODERS = {"conv": ConvDecoder, "causal": CausalDecoder, "vit": ViTDecoder, "patch": PatchDecoder}

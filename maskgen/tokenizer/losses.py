@@ -66,3 +66,8 @@ def adaptive_weight(
 def feature_loss(made: Float[Tensor, "b d h w"], wanted: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
     """1 - the mean over tokens of cos(made, wanted): VQ-KD's distillation (BEiT v2, arXiv:2208.06366, section 2.2)."""
     return 1 - F.cosine_similarity(made.float(), wanted.float(), dim=1).mean()
+
+
+def frames_of(pixels: Float[Tensor, "b c *t H W"]) -> Float[Tensor, "n c H W"]:
+    """The frames of videos (b, c, t, H, W), video by video; pictures as they are."""
+    return pixels.transpose(1, 2).flatten(0, 1) if pixels.ndim == 5 else pixels

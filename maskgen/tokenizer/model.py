@@ -24,7 +24,7 @@ QUANTIZER = Part(QUANTIZERS, default="vq")
 class TokenizerOutput:
     """What training asks of a tokenizer.
 
-    pixels: float (b, c, H, W), the reconstruction; of a tokenizer of features, float (b, D, h, w).
+    pixels: float (b, c, H, W) or (b, c, t, H, W), the reconstruction; of a tokenizer of features, float (b, D, h, w).
     codes: as :meth:`Tokenizer.encode` gives them.
     loss: scalar, the quantizer's; terms: its parts by name, for the metrics.
     """
@@ -40,6 +40,9 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     Codes are int64 (b, *grid), where the grid is (h, w), or (n,) for 1-D tokens. A quantizer with several codes a place
     gives (b, *grid, levels); without a quantizer tokens are float (b, *grid, d) and `codebook_size` is 0.
+
+    Videos are pixels (b, c, t, H, W) with a grid (t, ...). A tokenizer of pictures codes them frame by frame; one of
+    videos (``causal``) shortens time and takes a picture, of grid (h, w), as a video of one frame.
 
     Args:
         encoder, quantizer, decoder: parts as mappings (see :mod:`maskgen.parts`); stored in ``config.json``.
@@ -61,6 +64,9 @@ class Tokenizer(ModelMixin, ConfigMixin):
         self.quantizer = build(QUANTIZER, quantizer)
         self.encoder = build(ENCODER, encoder, latent_dim=getattr(self.quantizer, "latent_dim", self.quantizer.dim))
         self.decoder = build(DECODER, decoder, latent_dim=self.quantizer.dim)
+        self.by_frame = not getattr(self.encoder, "takes_videos", False)
+        if self.by_frame == getattr(self.decoder, "takes_videos", False):
+            raise ValueError("of encoder and decoder one takes videos and the other frames; give both the same type")
 
     def __getattr__(self, name: str) -> Any:
         """Sub-modules before config entries of the same name (ModelMixin's own order is the other way round)."""
@@ -91,21 +97,31 @@ class Tokenizer(ModelMixin, ConfigMixin):
         weights = [*self.encoder.parameters(), *self.decoder.parameters()]
         return weights[0].dtype if weights else torch.float32
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """The token grid of a picture of `size` (H, W).
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The token grid of a picture of `size` (H, W), or of a video of (T, H, W).
 
         Raises:
             ValueError: a size that the encoder cannot take.
         """
+        if self.by_frame:
+            return (*size[:-2], *self.encoder.grid(size[-2:]))
         return self.encoder.grid(size)
 
-    def size(self, grid: tuple[int, ...]) -> tuple[int, int]:
-        """The size (H, W) of the picture that a token grid stands for."""
-        if len(grid) == 1:
-            return self.encoder.size
-        return grid[0] * self.encoder.downsampling, grid[1] * self.encoder.downsampling
+    def size(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The size (H, W) of the picture, or (T, H, W) of the video, that a token grid stands for."""
+        if not self.by_frame:
+            return self.encoder.size(grid)
+        frames, place = grid[: -self.axes], grid[-self.axes :]
+        if self.axes == 1:
+            return (*frames, *self.encoder.size)
+        return (*frames, *(n * self.encoder.downsampling for n in place))
 
-    def encode(self, pixels: Float[Tensor, "b c H W"]) -> Shaped[Tensor, "b *grid"]:
+    @property
+    def axes(self) -> int:
+        """Axes of a picture's token grid: 2, or 1 where tokens have no place."""
+        return 1 if getattr(self.encoder, "tokens", 0) else 2
+
+    def encode(self, pixels: Float[Tensor, "b c *t H W"]) -> Shaped[Tensor, "b *grid"]:
         """Pixels in [-1, 1] to codes.
 
         Raises:
@@ -114,7 +130,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         self._check(pixels)
         if not pixels.isfinite().all():
             raise ValueError("pixels hold NaN or infinity; give finite values in [-1, 1]")
-        return self.quantize(self.encoder(pixels)).codes
+        return self.quantize(self._encoded(pixels)).codes
 
     def quantize(self, latents: Float[Tensor, "b d *grid"]) -> Quantized:
         """What the quantizer makes of the encoder's latents, in float32 whatever autocast says."""
@@ -131,8 +147,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
         return self.quantizer.embed(codes)
 
     def decode(
-        self, codes: Shaped[Tensor, "b *grid"], text: Float[Tensor, "b t e"] | None = None
-    ) -> Float[Tensor, "b c H W"]:
+        self, codes: Shaped[Tensor, "b *grid"], text: Float[Tensor, "b n e"] | None = None
+    ) -> Float[Tensor, "b c *t H W"]:
         """Codes to pixels, about [-1, 1] (not clipped).
 
         Args:
@@ -143,24 +159,37 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """
         return self._decoded(self.embed(codes).to(self.dtype), text)
 
-    def forward(self, pixels: Float[Tensor, "b c H W"], text: Float[Tensor, "b t e"] | None = None) -> TokenizerOutput:
+    def forward(
+        self, pixels: Float[Tensor, "b c *t H W"], text: Float[Tensor, "b n e"] | None = None
+    ) -> TokenizerOutput:
         """Reconstruct pixels, with gradients.
 
         Raises:
             ValueError: wrong number of channels, or a size that the tokenizer cannot take.
         """
         self._check(pixels)
-        quantized = self.quantize(self.encoder(pixels))
+        quantized = self.quantize(self._encoded(pixels))
         made = self._decoded(quantized.latents.to(self.dtype), text)
         return TokenizerOutput(made, quantized.codes, quantized.loss, quantized.terms)
 
-    def _decoded(self, latents: Tensor, text: Tensor | None) -> Tensor:
-        return self.decoder(latents) if text is None else self.decoder(latents, text)
+    def _encoded(self, pixels: Tensor) -> Float[Tensor, "b d *grid"]:
+        if pixels.ndim == 4 or not self.by_frame:
+            return self.encoder(pixels)
+        latents = self.encoder(pixels.transpose(1, 2).flatten(0, 1))
+        return latents.unflatten(0, (len(pixels), -1)).transpose(1, 2)
+
+    def _decoded(self, latents: Tensor, text: Tensor | None) -> Float[Tensor, "b c *size"]:
+        if latents.ndim == 2 + self.axes or not self.by_frame:
+            return self.decoder(latents) if text is None else self.decoder(latents, text)
+        frames = latents.transpose(1, 2)
+        text = None if text is None else text.repeat_interleave(frames.shape[1], 0)
+        made = self._decoded(frames.flatten(0, 1), text)
+        return made.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
     def _check(self, pixels: Tensor) -> None:
         if pixels.shape[1] != self.channels:
             raise ValueError(f"pixels have {pixels.shape[1]} channels; this tokenizer takes {self.channels}")
-        self.grid((pixels.shape[2], pixels.shape[3]))
+        self.grid(tuple(pixels.shape[2:]))
 
     def _check_codes(self, codes: Tensor) -> None:
         if self.codebook_size == 0:

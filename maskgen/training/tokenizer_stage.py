@@ -16,7 +16,7 @@ from maskgen.evaluation.reconstruction import measure, spread_items, text_of
 from maskgen.parts import Part, build
 from maskgen.pictures import side_by_side
 from maskgen.pipelines.store import save_tokenizer
-from maskgen.tokenizer.losses import adaptive_weight
+from maskgen.tokenizer.losses import adaptive_weight, frames_of
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.adversary import Adversary
 from maskgen.training.batches import MapDataset
@@ -33,7 +33,10 @@ class TokenizerStage:
         tokenizer: its parts.
         l1, l2: weights of the mean absolute and the mean squared error.
         perceptual: weight of `perceptual_network`'s distance; at 0 no such network is made.
-        adversarial: the discriminator and its term; None trains none.
+        adversarial: the discriminator and its term; None trains none. Of a video it and the perceptual network see the
+            frames.
+        stills: share of the steps in which a video is shown as so many pictures, one a frame: joint training on both
+            (MAGVIT-v2, arXiv:2310.05737, section 3.2). Only a tokenizer of videos can tell them apart.
         dataset: the training pictures (given by the run).
         holdout: pictures kept out of training, for the metrics (given by the run); None keeps none.
     """
@@ -48,7 +51,10 @@ class TokenizerStage:
         perceptual: float = 0.0,
         perceptual_network: Annotated[Any, PERCEPTUAL] = "lpips",
         adversarial: Annotated[Any, ADVERSARY] | None = None,
+        stills: float = 0.0,
     ):
+        if not 0 <= stills <= 1:
+            raise ValueError(f"stage.stills {stills} is a share of the steps, from 0 to 1")
         model, first = build_tokenizer(tokenizer, dataset)
         if model.config.target != "pixels":
             raise ValueError(
@@ -61,25 +67,27 @@ class TokenizerStage:
                 "centroids; patches as they are need no run: maskgen.tokenizer.model.Tokenizer makes them"
             )
         self.modules: dict[str, nn.Module] = {"model": model}
-        self.adversary = build(ADVERSARY, adversarial, channels=model.channels, size=tuple(first.shape[1:]))
+        self.adversary = build(ADVERSARY, adversarial, channels=model.channels, size=tuple(first.shape[-2:]))
         if self.adversary is not None:
             self.modules["discriminator"] = self.adversary.discriminator
         self.perceptual_network = build(PERCEPTUAL, perceptual_network) if perceptual > 0 else None
         self.l1, self.l2, self.perceptual = l1, l2, perceptual
-        self.dataset, self.holdout = dataset, holdout
+        self.dataset, self.holdout, self.stills = dataset, holdout, stills
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """One pass of the autoencoder serves both its own step and the discriminator's."""
-        pixels = batch["pixels"]
+        if self.stills and batch["pixels"].ndim == 5 and float(torch.rand(())) < self.stills:
+            batch = {**batch, "pixels": frames_of(batch["pixels"])}
         output = forward(self.modules["model"], batch)
+        pixels, made = frames_of(batch["pixels"]), frames_of(output.pixels)
         quantizer = {"quantizer": output.loss, **output.terms}
         if self.adversary is None or step < self.adversary.start:
-            fit, terms = self._fit(output.pixels, pixels)
+            fit, terms = self._fit(made, pixels)
             yield "model", {"loss": fit + output.loss, **quantizer, **terms}
             return
-        surrogate, terms = self._adversarial(output.pixels, pixels, step)
+        surrogate, terms = self._adversarial(made, pixels, step)
         yield "model", {"loss": surrogate + output.loss, **quantizer, **terms}
-        yield "discriminator", self.adversary.terms(self.modules["discriminator"], pixels, output.pixels, step)
+        yield "discriminator", self.adversary.terms(self.modules["discriminator"], pixels, made, step)
 
     def _fit(self, made: Tensor, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction and perceptual terms, weighted and summed; and each alone. In float32 whatever autocast says:
@@ -121,10 +129,12 @@ class TokenizerStage:
 
     @torch.no_grad()
     def picture(self, model: nn.Module) -> Image.Image:
-        """Pictures above their reconstructions."""
-        batch = next(spread_items(self.holdout or self.dataset, 32))
+        """Pictures, or videos' frames, above their reconstructions."""
+        count = 32 if self.dataset[0]["pixels"].ndim == 3 else 4
+        batch = next(spread_items(self.holdout or self.dataset, count))
         there = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
-        return side_by_side(batch["pixels"], forward(model, there).pixels.cpu(), columns=16)
+        made = frames_of(forward(model, there).pixels.cpu())
+        return side_by_side(frames_of(batch["pixels"])[:64], made[:64], columns=16)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_tokenizer(model, folder)
