@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskgen.transformer.attention import Backend, Ragged, attend
 from maskgen.transformer.positions import rotate
 from maskgen.transformer.relative import of_queries
+from maskgen.transformer.windows import Windows
 
 Norm = Literal["layer", "rms"]
 
@@ -64,9 +65,13 @@ class SelfAttention(nn.Module):
         past: Past | None = None,
         causal: bool = False,
         bias: Float[Tensor, "#b h n n"] | None = None,
+        windows: Windows | None = None,
     ) -> Float[Tensor, "b k w"]:
         """All tokens attend, or only those at `queries`, to all tokens of their row and of its `past`, or (`causal`) to
-        themselves and those before them."""
+        themselves and those before them, or to those of their window (of rows of one length, without a bias)."""
+        if windows is not None:  # of the queries asked for each window has another number
+            made = windows.attend(*self.projected(x, table), self.backend).flatten(2)
+            return self.out(made if queries is None else take(made, queries))
         q, k, v = self.projected(x, table, queries, past)
         if bias is not None and queries is not None:
             bias = of_queries(bias, queries)
@@ -156,11 +161,12 @@ class Block(nn.Module):
         past: Past | None = None,
         causal: bool = False,
         bias: Float[Tensor, "#b h n n"] | None = None,
+        windows: Windows | None = None,
     ) -> Float[Tensor, "b k w"]:
         """The block at all tokens, or only at `queries` (every token still is a key)."""
         parts = None if modulation is None else modulation[:, :, None].unbind(1)
         h = self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
-        h = self.dropout(self.attention(h, table, queries, keys, past, causal, bias))
+        h = self.dropout(self.attention(h, table, queries, keys, past, causal, bias, windows))
         x = x if queries is None else take(x, queries)
         x = x + h if parts is None else torch.addcmul(x, h, parts[2])
         h = self.norm2(x) if parts is None else modulate(self.norm2(x), parts[3], parts[4])

@@ -17,7 +17,10 @@ from maskgen.transformer.groups import BitEmbedding, CodeEmbedding
 from maskgen.transformer.heads import LayerMix, Projector
 from maskgen.transformer.layers import Block, Norm, make_norm, modulate, take
 from maskgen.transformer.positions import rotary, sine_cosine, stretched
-from maskgen.transformer.relative import RelativeBias, biases, of_queries
+from maskgen.transformer.relative import RelativeBias, biases, kept_pairs, of_queries
+from maskgen.transformer.windows import Windows
+
+Positions = Literal["learned", "learned_sum", "sincos", "none"]
 
 
 @dataclass
@@ -58,11 +61,18 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         mlp: ``swiglu`` or ``gelu``.
         norm: ``layer`` or ``rms``; query-key normalisation uses the same.
         qk_norm: normalise queries and keys a head (arXiv:2302.05442).
-        positions: added to the tokens: ``learned`` (resized to other grids), ``sincos``, or ``none``. On a blank canvas
-            all tokens are alike, so without these no model can tell one place from another.
+        positions: added to the tokens: ``learned`` (resized to other grids), ``learned_sum`` of a vector for the first
+            axis and one for the others (time and space: MaskViT), ``sincos``, or ``none``. On a blank canvas all tokens
+            are alike, so without these no model can tell one place from another.
         rope: also rotate queries and keys by their place, axis by axis: distances, for any grid.
         relative_bias: learned biases of the (encoder's) attention scores by the offset of query and key (BEiT,
             arXiv:2106.08254): one ``shared`` by all blocks, or each ``block`` its own; resized to other grids.
+        windows: attention of block i is within windows ``windows[i % len(windows)]``, a side for each axis of the grid,
+            0 for the whole axis; none is full attention. ``[[1, 0, 0], [0, 4, 4]]`` alternates single frames and columns
+            of 4 x 4 through all frames (MaskViT, arXiv:2206.11894, section 3.2), ``[[1, 0, 0], [0, 1, 1]]`` is
+            factorised space and time. Prefix tokens see all and are seen by all. A decoder's attention is full.
+        action_dim: numbers of an action; above 0 each frame (first axis of the grid) has one, which is embedded and
+            added to its tokens.
         embedding_norm: a LayerNorm on tokens and positions together, before the blocks (BERT, MAGE).
         condition: ``adaln`` (adaLN-zero, each block its own modulation), ``adaln_shared`` (one modulation for all
             blocks plus a learned offset a block, PixArt-alpha, arXiv:2310.00426) or ``in_context`` (a class token).
@@ -103,7 +113,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         mlp: Literal["swiglu", "gelu"] = "swiglu",
         norm: Norm = "layer",
         qk_norm: bool = True,
-        positions: Literal["learned", "sincos", "none"] = "learned",
+        positions: Positions = "learned",
         rope: bool = True,
         condition: Literal["adaln", "adaln_shared", "in_context"] = "adaln",
         class_dropout: float = 0.1,
@@ -129,6 +139,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         branch_predictions: int = 0,
         relative_bias: Literal["none", "shared", "block"] = "none",
         embedding_norm: bool = False,
+        windows: list[list[int]] = [],  # noqa: B006
+        action_dim: int = 0,
     ):
         super().__init__()
         decoder_width, decoder_heads = decoder_width or width, decoder_heads or heads
@@ -159,8 +171,11 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if not self.grouped:
             self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_tokens = nn.Parameter(torch.zeros(registers, width))
-        if positions == "learned":
-            self.position_embedding = nn.Parameter(torch.zeros(width, *self.grid))
+        add_positions(self, width, self.grid)
+        if action_dim:
+            self.action_embedding = nn.Linear(action_dim, width)
+        for window in windows:
+            Windows.of(self.grid, window)  # refuses what does not tile
         self.embedded = nn.LayerNorm(width, eps=1e-6) if embedding_norm else nn.Identity()
         all_tables = depth + (branch_depth if branch_type == "class_bottleneck" else 0)
         tables = {"none": 0, "shared": 1, "block": all_tables}[relative_bias]
@@ -246,7 +261,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             elif isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
         for name, parameter in self.named_parameters():
-            if name.split(".")[-1] in ("mask_token", "register_tokens", "position_embedding"):
+            if name.split(".")[-1] in ("mask_token", "register_tokens", "position_embedding", "first_embedding"):
                 nn.init.trunc_normal_(parameter, std=0.02)
         decoders = [module for module in self.children() if isinstance(module, Decoder)]
         for blocks in (self.blocks, *(decoder.blocks for decoder in decoders)):
@@ -274,6 +289,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         conditions: Float[Tensor, "b c w"] | None = None,
         kept: Sequence[int] | None = None,
         attention: bool = False,
+        actions: Float[Tensor, "b t a"] | None = None,
     ) -> TransformerOutput:
         """Predict tokens.
 
@@ -291,15 +307,18 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             kept: where rows keep different numbers of tokens, how many each; each row's stand at the front of `keep`,
                 which is padded with any positions.
             attention: also give the class token's attention in the (encoder's) last block.
+            actions: one a frame, where the model reads them.
 
         Raises:
-            ValueError: labels given to an unconditional model.
+            ValueError: labels given to an unconditional model; actions missing, of another shape, or not read.
         """
         grid = tuple(masked.shape[1:-1] if self.groups > 1 else masked.shape[1:])
         places, group = (None, None) if predict_at is None else self._places(predict_at, masked)
         ragged = None if kept is None else Ragged.of(kept, masked.device)
-        x, table = placed(self, self._embed(tokens, masked), grid, self.prefix)
-        x, scores = self.embedded(x), self._scores(grid, keep)
+        x, table = placed(self, self._acted(self._embed(tokens, masked), actions, grid), grid, self.prefix)
+        windows = self._windows(grid)
+        x, scores = self.embedded(x), self._scores(grid, keep, windows)
+        windows = [None if bias is not None else window for window, bias in zip(windows, scores)]
         if conditions is None:
             conditions = self.conditions(labels, len(x))
         if keep is not None:
@@ -312,12 +331,13 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         *modulations, last = self._modulations(conditions)
 
         made, n = [x], self.prefix
-        for block, modulation, bias in zip(self.blocks[:-1], modulations, scores):
-            made.append(block(made[-1], modulation, table, None, rows, bias=bias))
+        for block, modulation, bias, window in zip(self.blocks[:-1], modulations, scores, windows):
+            made.append(block(made[-1], modulation, table, None, rows, bias=bias, windows=window))
         last_bias = scores[len(self.blocks) - 1]
         looked = self._attention_of_class(made[-1], table, rows, last_bias) if attention else None
         at = queries if self.decoder is None and self._last_alone else None
-        x = self.blocks[-1](made[-1], modulations[len(made) - 1], table, at, rows, bias=last_bias)
+        last_window = windows[len(self.blocks) - 1]
+        x = self.blocks[-1](made[-1], modulations[len(made) - 1], table, at, rows, bias=last_bias, windows=last_window)
         made.append(x)
 
         def asked(x: Tensor) -> Tensor:
@@ -362,7 +382,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         x: Tensor,
         table: Tensor | None,
         rows: Ragged | None,
-        scores: list[Tensor] | list[None],
+        scores: list[Tensor | None],
         asked: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Early tokens and the last class token through a few more blocks to the target."""
@@ -372,12 +392,43 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             return self.branch_head(self.branch_norm(asked(x)))
         return self.head(self.final_norm(asked(x)))
 
+    def _windows(self, grid: tuple[int, ...]) -> list[Windows | None]:
+        """Of each block, None where it sees all."""
+        each = [Windows.of(grid, window, self.prefix) for window in self.config.windows] or [None]
+        return [each[i % len(each)] for i in range(len(self.blocks))]
+
     def _scores(
-        self, grid: tuple[int, ...], keep: Int[Tensor, "b m"] | None = None
-    ) -> list[Float[Tensor, "b h n n"]] | list[None]:
-        """The relative bias of each block, the bottleneck's last."""
+        self, grid: tuple[int, ...], keep: Int[Tensor, "b m"] | None, windows: list[Windows | None]
+    ) -> list[Tensor | None]:
+        """What the scores of each block gain, the bottleneck's last: its relative bias; and -inf outside its window
+        where it cannot be cut into windows, having such a bias or only the tokens at `keep`."""
         more = self.config.branch_depth if self.config.branch_type == "class_bottleneck" else 0
-        return biases(self.relative, len(self.blocks) + more, grid, self.prefix, keep)
+        relative = biases(self.relative, len(self.blocks) + more, grid, self.prefix, keep)
+        if keep is None and not self.relative:
+            return list(relative)
+        bars: dict[Windows, Tensor] = {}
+        for window in {w for w in windows if w is not None}:
+            barred = window.barred(self.register_tokens.device)[None]
+            barred = barred if keep is None else kept_pairs(barred[0], keep, self.prefix)
+            bars[window] = torch.zeros_like(barred, dtype=self.register_tokens.dtype).masked_fill(barred, -torch.inf)
+        scores: list[Tensor | None] = []
+        for bias, window in zip(relative, [*windows, *[None] * more]):
+            bar = None if window is None else bars[window][:, None].expand(-1, self.heads, -1, -1)
+            scores.append(bias if bar is None else bar if bias is None else bias + bar)
+        return scores
+
+    def _acted(
+        self, x: Float[Tensor, "b n w"], actions: Float[Tensor, "b t a"] | None, grid: tuple[int, ...]
+    ) -> Float[Tensor, "b n w"]:
+        """With each frame's action."""
+        wanted = (len(x), grid[0], self.config.action_dim) if self.config.action_dim else None
+        if wanted != (None if actions is None else tuple(actions.shape)):
+            given = "none" if actions is None else f"{tuple(actions.shape)}"
+            raise ValueError(f"this transformer reads actions {wanted or 'of no frame: action_dim is 0'}; got {given}")
+        if actions is None:
+            return x
+        each = self.action_embedding(actions.to(self.action_embedding.weight.dtype)).to(x.dtype)
+        return x + each.repeat_interleave(x.shape[1] // grid[0], 1)
 
     def _attention_of_class(
         self, x: Tensor, table: Tensor | None, rows: Ragged | None, bias: Tensor | None
@@ -432,11 +483,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     def _walk(self, tokens: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """What the first block sees, what each makes; the rotary table, and the last block's relative bias."""
         grid = tuple(tokens.shape[1:-1] if self.groups > 1 or not self.codebook_size else tokens.shape[1:])
-        x, table = placed(self, self._embed(tokens), grid, self.prefix)
-        conditions, scores = self.conditions(labels, len(x)), self._scores(grid)
+        x, table = placed(self, self._acted(self._embed(tokens), None, grid), grid, self.prefix)
+        windows = self._windows(grid)
+        conditions, scores = self.conditions(labels, len(x)), self._scores(grid, None, windows)
         made = [self._with_prefix(self.embedded(x), conditions)]
-        for block, modulation, bias in zip(self.blocks, self._modulations(conditions), scores):
-            made.append(block(made[-1], modulation, table, bias=bias))
+        for block, modulation, bias, window in zip(self.blocks, self._modulations(conditions), scores, windows):
+            made.append(block(made[-1], modulation, table, bias=bias, windows=None if bias is not None else window))
         if self.decoder is not None:
             made[-1] = self.encoder_norm(made[-1])
         return made, table, scores[len(self.blocks) - 1]
@@ -518,7 +570,7 @@ class Decoder(nn.Module):
         heads: int,
         blocks: list[Block],
         grid: tuple[int, ...],
-        positions: Literal["learned", "sincos", "none"],
+        positions: Positions,
         rope: bool,
         pad: Literal["mask_token", "class_token"],
     ):
@@ -527,8 +579,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(encoder_width, width)
         if pad == "mask_token":
             self.mask_token = nn.Parameter(torch.zeros(width))
-        if positions == "learned":
-            self.position_embedding = nn.Parameter(torch.zeros(width, *grid))
+        add_positions(self, width, grid)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(
@@ -569,9 +620,23 @@ def placed(
     """`x` with the module's position embeddings, and its rotary table (1, prefix + n, head width), if it has one."""
     if module.positions == "learned":
         x = x + stretched(module.position_embedding, grid)
+    elif module.positions == "learned_sum":
+        first, others = stretched(module.first_embedding, grid[:1]), stretched(module.position_embedding, grid[1:])
+        x = x + (first[:, None] + others).flatten(0, 1)
     elif module.positions == "sincos":
         x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
     return x, rotary(grid, prefix, x.shape[-1] // module.heads, x.device)[None] if module.rope else None
+
+
+def add_positions(module: MaskTransformer | Decoder, width: int, grid: tuple[int, ...]) -> None:
+    """The tables that :func:`placed` reads."""
+    if module.positions == "learned":
+        module.position_embedding = nn.Parameter(torch.zeros(width, *grid))
+    elif module.positions == "learned_sum":
+        if len(grid) < 2:
+            raise ValueError(f"positions: learned_sum needs a grid of 2 axes or more, got {grid}; set learned")
+        module.first_embedding = nn.Parameter(torch.zeros(width, grid[0]))
+        module.position_embedding = nn.Parameter(torch.zeros(width, *grid[1:]))
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}

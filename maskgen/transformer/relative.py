@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from maskgen.transformer.positions import coordinates, stretched
@@ -30,6 +30,13 @@ def offsets(grid: tuple[int, ...], prefix: int, device: torch.device | None = No
     return index
 
 
+def kept_pairs(pairs: Shaped[Tensor, "n n"], keep: Int[Tensor, "b m"], prefix: int) -> Shaped[Tensor, "b k k"]:
+    """Of values of all pairs of tokens those among the prefix and the places that each row keeps."""
+    front = torch.arange(prefix, device=keep.device).expand(len(keep), -1)
+    there = torch.cat([front, keep + prefix], 1)
+    return pairs[there[:, :, None], there[:, None]]
+
+
 class RelativeBias(nn.Module):
     """What the scores of each head gain by the offset of its two tokens (Swin, arXiv:2103.14030, section 3.2, eq. 4;
     with a class token: BEiT, arXiv:2106.08254).
@@ -50,9 +57,7 @@ class RelativeBias(nn.Module):
         """The bias of all prefix and grid tokens (b is 1), or of the prefix and the places that each row keeps."""
         index = offsets(grid, prefix, self.table.device)[None]
         if keep is not None:
-            front = torch.arange(prefix, device=keep.device).expand(len(keep), -1)
-            there = torch.cat([front, keep + prefix], 1)
-            index = index[0][there[:, :, None], there[:, None]]
+            index = kept_pairs(index[0], keep, prefix)
         return self._table_for(grid)[index].permute(0, 3, 1, 2).contiguous()
 
     def _table_for(self, grid: tuple[int, ...]) -> Float[Tensor, "e h"]:
