@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # diffusers loads a third-party component only if its module holds the name of the component's base class.
 _PUBLIC = {
     "MaskedImagePipeline": "maskgen.pipelines.image",
+    "MaskedVideoPipeline": "maskgen.pipelines.video",
     "MaskScheduler": "maskgen.decoding.scheduler",
     "MaskTransformer": "maskgen.transformer.model",
     "Tokenizer": "maskgen.tokenizer.model",

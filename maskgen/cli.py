@@ -203,6 +203,30 @@ def join(
     _perform("join", {**settings, **more}, model, seed, out, trace, device)
 
 
+@app.command("predict-video")
+def predict_video(
+    model: Annotated[str, typer.Argument(help="run, pipeline folder or Hub name")],
+    video: Annotated[Path, typer.Argument(help="the file to go on from")],
+    frames: Annotated[int, typer.Option(min=1, help="to predict, beyond the trained length too")] = 16,
+    context: Annotated[int | None, typer.Option(min=1, help="last frames to see; what the model holds if none")] = None,
+    count: Count = 1,
+    class_name: Class = None,
+    actions: Annotated[Path | None, typer.Option(help=".npy of (context + frames, a), for a model of actions")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help=".mp4, .gif, or .png for a strip of frames")] = Path("predicted.mp4"),
+    fps: Annotated[int, typer.Option(min=1, help="frames a second of the file")] = 10,
+    device: Device = "auto",
+) -> None:
+    """Predict the frames that follow a video."""
+    from maskgen.pipelines.video_jobs import predict_video as run
+
+    made = run(model, video, frames, context, count, class_name, actions, steps, guidance, seed, out, fps, device)
+    for path in made:
+        print(path)
+
+
 @app.command()
 def batch(
     table: Annotated[Path, typer.Argument(help="CSV: image, mask or box, class, seed, task, ...; see docs/editing.md")],

@@ -392,18 +392,18 @@ def test_views_are_of_their_sizes_and_repeat_with_the_seed():
     views = Views(count=2, small=3, small_size=12)
     found = views.item(picture, torch.Generator().manual_seed(0))
     assert {name: tuple(x.shape) for name, x in found.items()} == {
-        "pixels": (2, 3, 20, 20),
+        "views": (2, 3, 20, 20),
         "small_pixels": (3, 3, 12, 12),
     }
     assert all(x.min() >= -1 and x.max() <= 1 for x in found.values())
     again = views.item(picture, torch.Generator().manual_seed(0))
     assert all(torch.equal(found[name], again[name]) for name in found)
-    assert not torch.equal(found["pixels"][0], found["pixels"][1])
+    assert not torch.equal(found["views"][0], found["views"][1])
     ramp = torch.linspace(-1, 1, 20).expand(3, 20, 20)  # without a flip a crop of it still rises
     for seed in range(20):
-        plain = Views(count=1, flip=0.0, colour=0.0).item(ramp, torch.Generator().manual_seed(seed))["pixels"][0]
+        plain = Views(count=1, flip=0.0, colour=0.0).item(ramp, torch.Generator().manual_seed(seed))["views"][0]
         assert (plain.diff(dim=-1) > 0).all()
-        mirrored = Views(count=1, flip=1.0, colour=0.0).item(ramp, torch.Generator().manual_seed(seed))["pixels"][0]
+        mirrored = Views(count=1, flip=1.0, colour=0.0).item(ramp, torch.Generator().manual_seed(seed))["views"][0]
         torch.testing.assert_close(mirrored, plain.flip(-1))
     assert Views(small=1, small_size=8).item(torch.rand(1, 20, 20), torch.Generator())["small_pixels"].shape == (
         1,

@@ -1,8 +1,19 @@
 """A transformer of videos: actions beside frames, positions of time and space, masks of the future."""
 
+import numpy as np
 import pytest
 import torch
 
+from maskgen import MaskedVideoPipeline, MaskScheduler, Tokenizer
+from maskgen.config import configs_folder, load
+from maskgen.data.augment import Augmentation
+from maskgen.mim.core import Learner, MaskedModeling
+from maskgen.parts import build
+from maskgen.pipelines.store import save_tokenizer
+from maskgen.training.generator_stage import GeneratorStage
+from maskgen.training.loop import Training, train
+from maskgen.training.metrics import read_metrics
+from maskgen.training.run import STAGE
 from maskgen.transformer.model import MaskTransformer
 
 GRID = (3, 2, 4)
@@ -60,3 +71,148 @@ def test_positions_are_the_sum_of_time_and_space():
     torch.testing.assert_close(network(codes, masked).predictions, whole(codes, masked).predictions)
     with pytest.raises(ValueError, match="needs a grid of 2 axes or more"):
         model(grid=(6,), positions="learned_sum")
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+class Squares:
+    """A square that goes right or left by a pixel a frame, as its action says, around the edges."""
+
+    def __init__(self, count=16, frames=4, size=8, channels=1, side=2):
+        self.class_names, self.labels = ["square"], [0] * count
+        self.shape, self.side = (channels, frames, size, size), side
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        noise = torch.Generator().manual_seed(index)
+        _, frames, size, _ = self.shape
+        steps = torch.randint(2, (frames,), generator=noise) * 2 - 1
+        x, y = torch.randint(size, (2,), generator=noise).tolist()
+        pixels = -torch.ones(self.shape)
+        for t in range(frames):
+            rows, columns = ((torch.arange(self.side) + at) % size for at in (y, x))
+            pixels[:, t, rows[:, None], columns] = 1
+            x += int(steps[t])
+        return {"pixels": pixels, "actions": steps[:, None].float(), "label": 0}
+
+
+SIZES = {
+    "width": 16,
+    "heads": 2,
+    "depth": 2,
+    "blocks": 1,
+    "middle_blocks": 1,
+    "multipliers": [1, 2],
+    "temporal": 1,
+    "patch": 2,
+    "codebook_size": 16,
+    "bits": 4,
+    "dim": 4,
+    "windows": [[1, 0, 0], [0, 1, 1]],
+    "context": 1,
+    "decoder_depth": 1,
+    "decoder_width": 16,
+    "decoder_heads": 2,
+}
+COARSE = {"width": 8, "multipliers": [1, 2], "blocks": 1, "patch": 2}
+
+
+def shrunk(part):
+    if not isinstance(part, dict):
+        return part
+    return {key: SIZES.get(key, shrunk(value)) for key, value in part.items()}
+
+
+def trained(stage, data, folder):
+    built = build(STAGE, stage, dataset=data, holdout=data)
+    train(built, data, Training(steps=2, batch_size=4, log_every=1, precision="fp32"), folder, Augmentation())
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert len(lines) == 2
+    assert all(np.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (configs_folder() / "video").glob("*.yaml")))
+def test_every_configuration_takes_two_steps(name, tmp_path):
+    config = load(f"video/{name}", [])
+    stage, channels = shrunk(config["stage"]), config["data"].get("channels", 3)
+    if stage["type"] == "tokenizer":
+        stage["perceptual"] = 0.0
+        if "adversarial" in stage:
+            stage["adversarial"] = {"start": 0, "width": 8, "layers": 1}
+    elif stage["type"] == "generator":
+        coder = {**COARSE, "channels": channels}
+        stage["tokenizer"] = str(tmp_path / "tokenizer")
+        save_tokenizer(Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder), tmp_path / "tokenizer")
+        stage["scheduler"]["num_inference_steps"] = 2
+    frames = 5 if name == "causal_tokenizer" else min(config["data"]["frames"], 4)
+    folder = trained(stage, Squares(4, frames, channels=channels), tmp_path / "run")
+    if stage["type"] == "generator":
+        assert MaskedVideoPipeline.from_pretrained(folder).size == (4, 8, 8)
+
+
+def binary_tokenizer():
+    """A pixel is a code: -1 is 0, and 1 is 1."""
+    part = {"type": "patch", "patch": 1, "channels": 1}
+    tokenizer = Tokenizer(part, {"codebook_size": 2, "dim": 1}, part).eval()
+    tokenizer.quantizer.codebook.data.copy_(torch.tensor([[-1.0], [1.0]]))
+    return tokenizer
+
+
+def test_actions_reach_the_model_in_training_and_the_future_alone_is_hidden(tmp_path):
+    save_tokenizer(binary_tokenizer(), tmp_path / "tokenizer")
+    masking = {"ratio": {"type": "uniform", "low": 0.5}, "sampler": {"type": "frames", "context": 2}}
+    model = {"width": 16, "depth": 1, "heads": 2}
+    settings = {"model": model, "masking": masking, "conditional": False}
+    data = Squares(frames=4, size=4)
+    stage = GeneratorStage(str(tmp_path / "tokenizer"), data, actions=True, **settings)
+    seen = []
+    network = stage.modules["model"].network
+    network.register_forward_pre_hook(
+        lambda module, args, options: seen.append((args[1], options["actions"])), with_kwargs=True
+    )
+    batch = torch.utils.data.default_collate([data[i] for i in range(8)])
+    ((_, terms),) = stage.losses(batch, 0)
+    ((masked, actions),) = seen
+    assert torch.equal(actions, batch["actions"])
+    assert not masked[:, :2].any()
+    share = masked[:, 2:].float().flatten(1).mean(1)
+    assert ((share >= 0.5) & (share <= 1)).all()
+    assert terms["mask_ratio"] == pytest.approx(float(share.mean()) / 2)
+    with pytest.raises(ValueError, match="the data has no actions"):
+        next(iter(stage.losses({"pixels": batch["pixels"]}, 0)))
+
+
+def test_a_small_model_predicts_better_than_copying_and_reads_its_actions():
+    """MaskViT's recipe: where the square goes only the actions say."""
+    data, tokenizer = Squares(256, 4, 5), binary_tokenizer()
+    everything = torch.utils.data.default_collate([data[i] for i in range(256)])
+    codes = tokenizer.encode(everything["pixels"])
+    torch.manual_seed(0)
+    network = MaskTransformer(2, (4, 5, 5), width=32, depth=2, heads=2, windows=[[1, 0, 0], [0, 1, 0]], action_dim=1)
+    sampler = {"type": "frames", "context": 1}
+    core = MaskedModeling(
+        {"type": "uniform", "low": 0.5}, sampler, objective={"type": "cross_entropy", "label_smoothing": 0.0}
+    )
+    learner = Learner(network, core)
+    optimizer, noise = torch.optim.Adam(learner.parameters(), 4e-3), torch.Generator().manual_seed(0)
+    for _ in range(120):
+        rows = torch.randint(224, (32,), generator=noise)
+        loss = learner(codes[rows], actions=everything["actions"][rows], generator=noise)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pipeline = MaskedVideoPipeline(tokenizer, network.eval(), MaskScheduler(num_inference_steps=6, temperature=0.0))
+    pipeline.set_progress_bar_config(disable=True)
+    known, truth, actions = (everything[k][224:] for k in ("pixels", "pixels", "actions"))
+
+    def error(actions):
+        made = pipeline.predict(known[:, :, :1], 3, actions=actions, generator=torch.Generator(), output_type="pt")
+        return float((made.frames.transpose(1, 2) * 2 - 1 - truth)[:, :, 1:].square().mean())
+
+    copied = float((known[:, :, :1] - truth)[:, :, 1:].square().mean())
+    assert error(actions) < 0.5 * copied
+    assert error(-actions) > 1.5 * error(actions)

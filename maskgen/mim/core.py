@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -218,9 +219,15 @@ class Learner(nn.Module):
         super().__init__()
         self.network, self.masking = network, masking
 
-    def forward(self, tokens: Tensor, condition: Tensor | None = None, **options: Any) -> dict[str, Tensor]:
-        """:meth:`MaskedModeling.losses` of the network."""
-        return self.masking.losses(self.network, tokens, condition, **options)
+    def forward(
+        self, tokens: Tensor, condition: Tensor | None = None, actions: Tensor | None = None, **options: Any
+    ) -> dict[str, Tensor]:
+        """:meth:`MaskedModeling.losses` of the network, which reads the `actions` too."""
+        return self.masking.losses(self.acting(actions), tokens, condition, **options)
+
+    def acting(self, actions: Tensor | None) -> Callable[..., Any]:
+        """The network with these actions, one a frame."""
+        return self.network if actions is None else partial(self.network, actions=actions)
 
 
 def grid_of(tokens: Tensor) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from maskgen.parts import nearest
 from maskgen.pictures import to_pil
 from maskgen.pipelines import editing
 from maskgen.pipelines.predictor import Predictor
+from maskgen.pipelines.store import pipeline_folder
 from maskgen.pipelines.tokens import Places
 from maskgen.pipelines.trace import Tracer, Watch
 from maskgen.tasks.windows import Place, complete_by_windows
@@ -81,11 +82,7 @@ class MaskedImagePipeline(DiffusionPipeline):
             OSError: nothing there.
         """
         path = bundled_pipeline() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        local = str(path).count("/") != 1 or Path(path).parent.is_dir()  # a Hub name is owner/name
-        if local and not Path(path).exists():
-            raise FileNotFoundError(f"no run or pipeline at {path}; `maskgen train` makes one (Hub names: owner/name)")
-        run = Path(path) / "pipeline"
-        return super().from_pretrained(str(run if run.is_dir() else path), **kwargs)
+        return super().from_pretrained(str(pipeline_folder(path)), **kwargs)
 
     @property
     def class_names(self) -> list[str]:
@@ -160,14 +157,16 @@ class MaskedImagePipeline(DiffusionPipeline):
         generator: Generators = None,
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         trace: Tracer | None = None,
-        overlap: int | None = None,
+        overlap: int | tuple[int, ...] | None = None,
+        actions: Tensor | None = None,
     ) -> Tensor:
         """Complete the tokens of `canvas` where `mask` (n, *grid) is True: what every task comes to.
 
         The canvas is as the tokenizer has it: codes (n, *grid) or (n, *grid, levels), or vectors (n, *grid, d).
         One larger than the trained grid is completed by windows of that size which share at least `overlap` tokens
         (half a window where None), each in `num_inference_steps` steps. `callback` gets ``(step, tokens, mask)`` of a
-        window, `trace` the whole canvas (see :class:`maskgen.pipelines.trace.Watch`).
+        window, `trace` the whole canvas (see :class:`maskgen.pipelines.trace.Watch`). `actions` (n, t, a) stand beside
+        the frames of a video, the first axis of its grid.
 
         Raises:
             ValueError: guidance of continuous tokens: the predictions are no logits that it could mix.
@@ -183,6 +182,7 @@ class MaskedImagePipeline(DiffusionPipeline):
 
         def window(tokens: Tensor, hidden: Tensor, place: Place) -> Tensor:
             like, mask = tokens, hidden
+            acts = None if actions is None else actions[:, place[0]]
             with self.progress_bar(total=steps) as bar:
 
                 def advance(step: int, tokens: Tensor, hidden: Tensor) -> None:
@@ -195,7 +195,7 @@ class MaskedImagePipeline(DiffusionPipeline):
                         watch.after(done, place)
 
                 made = self.scheduler.decode(
-                    Predictor(self.transformer.eval(), labels, places.shape),
+                    Predictor(self.transformer.eval(), labels, places.shape, acts),
                     places.flat(like),
                     places.hidden(mask),
                     num_inference_steps,

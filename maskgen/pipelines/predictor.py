@@ -23,10 +23,17 @@ class Predictor:
         transformer: the model.
         labels: a class a row, or None for an unconditional model (guidance then has no meaning).
         grid: of the tokens.
+        actions: float (rows, t, a), of a model that reads them.
     """
 
-    def __init__(self, transformer: MaskTransformer, labels: list[int] | None, grid: tuple[int, ...]):
-        self.transformer, self.grid = transformer, grid
+    def __init__(
+        self,
+        transformer: MaskTransformer,
+        labels: list[int] | None,
+        grid: tuple[int, ...],
+        actions: Tensor | None = None,
+    ):
+        self.transformer, self.grid, self.actions = transformer, grid, actions
         self.conditional = labels is not None
         self.conditions: Tensor | None = None
         if labels is not None:
@@ -38,7 +45,7 @@ class Predictor:
 
     def __call__(self, step: Step) -> Tensor:
         guided = self.conditional and step.guidance_scale != 1
-        logits = self._blank(step, guided) if step.blank else self._logits(step, guided)
+        logits = self._blank(step, guided) if step.blank and self.actions is None else self._logits(step, guided)
         if not guided:
             return logits
         c, u = logits.chunk(2)
@@ -66,9 +73,17 @@ class Predictor:
         copies = 2 if guided else 1
         tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
         conditions = None if self.conditions is None else self.conditions[: len(tokens)]
-        return self._network(tokens, hidden, conditions, positions)
+        actions = None if self.actions is None else torch.cat([self.actions] * copies)
+        return self._network(tokens, hidden, conditions, positions, actions)
 
-    def _network(self, tokens: Tensor, hidden: Tensor, conditions: Tensor | None, positions: Tensor | None) -> Tensor:
+    def _network(
+        self,
+        tokens: Tensor,
+        hidden: Tensor,
+        conditions: Tensor | None,
+        positions: Tensor | None,
+        actions: Tensor | None = None,
+    ) -> Tensor:
         """Logits; on a processor a few rows at a time, so that what they make stays in its caches."""
 
         def some(rows: slice) -> Tensor:
@@ -77,6 +92,7 @@ class Predictor:
                 hidden[rows].unflatten(1, self.grid),
                 predict_at=None if positions is None else positions[rows],
                 conditions=None if conditions is None else conditions[rows],
+                actions=None if actions is None else actions[rows],
             ).predictions
 
         size = tokens.shape[1] * self.transformer.config.width

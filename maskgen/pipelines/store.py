@@ -46,6 +46,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     )
 
 
+def pipeline_folder(name: str | Path) -> Path | str:
+    """The folder of a pipeline, that in a run, or a Hub name (owner/name) as it is.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    local = str(name).count("/") != 1 or Path(name).parent.is_dir()
+    if local and not Path(name).exists():
+        raise FileNotFoundError(f"no run or pipeline at {name}; `maskgen train` makes one (Hub names: owner/name)")
+    run = Path(name) / "pipeline"
+    return run if run.is_dir() else name
+
+
 def fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits of the weights, so that token caches and transformers know their tokenizer."""
     digest = hashlib.sha256()

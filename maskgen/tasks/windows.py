@@ -13,17 +13,19 @@ from maskgen.tokenizer.tiling import spans
 Place = tuple[slice, ...]
 
 
-def windows(grid: tuple[int, ...], window: tuple[int, ...], overlap: int) -> list[Place]:
-    """Windows that cover `grid`, neighbours sharing at least `overlap` tokens along each axis.
+def windows(grid: tuple[int, ...], window: tuple[int, ...], overlap: int | tuple[int, ...]) -> list[Place]:
+    """Windows that cover `grid`, neighbours sharing at least `overlap` tokens along each axis, or along its own.
 
     Raises:
         ValueError: the grid is smaller than the window, or the overlap as large as it.
     """
     if len(grid) != len(window) or any(n < w for n, w in zip(grid, window)):
         raise ValueError(f"a canvas of {grid} tokens is smaller than the trained grid of {window}")
-    if not 0 <= overlap < min(window):
-        raise ValueError(f"overlap {overlap} must be at least 0 and below the {min(window)} tokens of a window")
-    axes = [spans(n, w, overlap) for n, w in zip(grid, window)]
+    shares = (overlap,) * len(window) if isinstance(overlap, int) else overlap
+    for share, side in zip(shares, window):
+        if not 0 <= share < side:
+            raise ValueError(f"overlap {share} must be at least 0 and below the {side} tokens of a window")
+    axes = [spans(n, w, share) for n, w, share in zip(grid, window, shares)]
     return [tuple(slice(s.start, s.stop) for s in place) for place in product(*axes)]
 
 
@@ -32,7 +34,7 @@ def complete_by_windows(
     canvas: Shaped[Tensor, "b *tokens"],
     mask: Bool[Tensor, "b *grid"],
     window: tuple[int, ...],
-    overlap: int,
+    overlap: int | tuple[int, ...],
 ) -> Shaped[Tensor, "b *tokens"]:
     """Complete the window with the fewest hidden tokens first; what it got is known to the next.
 

@@ -117,6 +117,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
         return (*frames, *(n * self.encoder.downsampling for n in place))
 
     @property
+    def temporal_downsampling(self) -> int:
+        """Frames of a token behind the first; 1 where frames are coded one by one."""
+        return getattr(self.encoder, "temporal_downsampling", 1)
+
+    @property
     def axes(self) -> int:
         """Axes of a picture's token grid: 2, or 1 where tokens have no place."""
         return 1 if getattr(self.encoder, "tokens", 0) else 2

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,10 +17,13 @@ from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint, load_tokenizer, replace_folder
+from maskgen.pipelines.video import MaskedVideoPipeline
+from maskgen.tasks.videos import actions_of_tokens
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
 from maskgen.training.masked import Masking, Model, build_masking, by_view, learner, setting
 from maskgen.transformer.groups import group_size, split_codes
+from maskgen.videos import strip
 
 SCHEDULER = Part({"mask_scheduler": MaskScheduler}, default="mask_scheduler")
 
@@ -29,7 +32,8 @@ class GeneratorStage:
     """Masked-token modeling on codes or continuous tokens, from a token cache or from pictures encoded as they come.
 
     With ``model.groups`` codes are cut into groups of bits, hidden and predicted each by itself (MaskBit); a tokenizer
-    of several codes a place needs as many groups.
+    of several codes a place needs as many groups. Of videos the grid is (t, h, w): masking.sampler ``frames`` learns to
+    predict what follows its `context` (MaskViT, arXiv:2206.11894, section 3.2).
 
     Args:
         dataset: the training set (given by the run); its items have ``codes`` or ``pixels``.
@@ -39,6 +43,7 @@ class GeneratorStage:
         masking: the MIM core.
         scheduler: how the pictures of this run are decoded; saved with the pipeline.
         conditional: condition on the data's classes.
+        actions: condition on the actions beside the data's frames.
         samples_per_class: columns of the picture grid; `sample_classes` at most are its rows.
     """
 
@@ -51,6 +56,7 @@ class GeneratorStage:
         masking: Masking = {},  # noqa: B006
         scheduler: Annotated[Any, SCHEDULER] = {},  # noqa: B006
         conditional: bool = True,
+        actions: bool = False,
         samples_per_class: int = 8,
         sample_classes: int = 16,
     ):
@@ -58,10 +64,12 @@ class GeneratorStage:
         self.groups = setting(model, "groups")
         _check_tokenizer(self.tokenizer, self.groups)
         self.class_names = list(dataset.class_names) if conditional else None
-        self.conditional, self.holdout, self.progress = conditional, holdout, 0.0
+        self.conditional, self.actions, self.progress = conditional, actions, 0.0
+        self.dataset, self.holdout = dataset, holdout
         self.columns, self.rows = samples_per_class, sample_classes
         _check_cache(dataset, self.tokenizer)
-        tokens = self._tokens({k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)})
+        first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
+        tokens, acts = self._tokens(first), self._actions(first)
         core = build_masking(masking, model)
         size, grid = _codes_of_a_group(self.tokenizer, self.groups), grid_of(tokens)
         learned = learner(
@@ -73,17 +81,18 @@ class GeneratorStage:
             grid=grid[:-1] if self.groups > 1 else grid,
             num_classes=len(dataset.class_names) if conditional else None,
             token_dim=0 if size else tokens.shape[-1],
+            action_dim=0 if acts is None else acts.shape[-1],
         )
         self.modules: dict[str, nn.Module] = {"model": learned}
         self.scheduler = build(SCHEDULER, scheduler)
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         views = 1
-        if "pixels" in batch:
+        if "codes" not in batch:
             pixels, views, _ = by_view(batch)
             batch = {**batch, "pixels": pixels}
         labels = batch["label"].repeat(views) if self.conditional else None
-        options = {"progress": self.progress, "views": views, "groups": self.groups}
+        options = {"progress": self.progress, "views": views, "groups": self.groups, "actions": self._actions(batch)}
         yield "model", self.modules["model"](self._tokens(batch), labels, **options)
 
     @torch.no_grad()
@@ -99,6 +108,18 @@ class GeneratorStage:
             tokens = split_codes(tokens, _codes_of_a_group(self.tokenizer, self.groups), self.groups)
         return tokens
 
+    def _actions(self, batch: dict[str, Any]) -> Float[Tensor, "b t a"] | None:
+        """Those of each token's frames.
+
+        Raises:
+            ValueError: the data has none.
+        """
+        if not self.actions:
+            return None
+        if "actions" not in batch:
+            raise ValueError("stage.actions is true and the data has no actions beside its frames; set it to false")
+        return actions_of_tokens(batch["actions"].float(), self.tokenizer.temporal_downsampling)
+
     @torch.no_grad()
     def evaluate(self, model: Learner) -> dict[str, float]:
         """Loss and accuracy on the held-out pictures, with the same masks every time; nothing without a holdout."""
@@ -108,18 +129,22 @@ class GeneratorStage:
         device = next(model.parameters()).device
         batch = torch.utils.data.default_collate(items)
         labels = batch["label"].to(device) if self.conditional else None
-        tokens = self._tokens({k: v.to(device) for k, v in batch.items()})
+        there = {k: v.to(device) for k, v in batch.items()}
+        tokens, network = self._tokens(there), model.acting(self._actions(there))
         generator = torch.Generator().manual_seed(0)
-        terms = model.masking.main_losses(model.network, tokens, labels, generator, self.groups)
+        terms = model.masking.main_losses(network, tokens, labels, generator, self.groups)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
-    def pipeline(self, model: Learner) -> MaskedImagePipeline:
-        pipeline: Any = MaskedImagePipeline(self.tokenizer, model.network, self.scheduler, self.class_names)  # type: ignore[arg-type]
+    def pipeline(self, model: Learner) -> MaskedImagePipeline | MaskedVideoPipeline:
+        kind: Any = MaskedVideoPipeline if self._of_videos(model) else MaskedImagePipeline
+        pipeline: Any = kind(self.tokenizer, model.network, self.scheduler, self.class_names)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def picture(self, model: Learner) -> Image.Image:
-        """A row of samples a class."""
+        """A row of samples a class; of videos, clips above what follows their first frames by the model."""
+        if self._of_videos(model):
+            return self._predictions(model)
         generator = torch.Generator().manual_seed(0)
         rows = list(range(min(len(self.class_names), self.rows))) if self.class_names else None
         count = self.columns if rows else self.columns * 4
@@ -127,6 +152,30 @@ class GeneratorStage:
         pixels = pipeline(rows, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
         names = None if rows is None or self.class_names is None else [self.class_names[i] for i in rows]
         return picture_grid(pixels.cpu(), self.columns, row_names=names)
+
+    def _of_videos(self, model: Learner) -> bool:
+        grid: Any = model.network.grid
+        return len(grid) == 3
+
+    def _predictions(self, model: Learner, count: int = 4) -> Image.Image:
+        data, pipeline = self.holdout or self.dataset, self.pipeline(model)
+        context = getattr(model.masking.sampler, "context", 1) or 1
+        given, rows = 1 + (context - 1) * self.tokenizer.temporal_downsampling, {}
+        for i in range(min(count, len(data))):
+            item = {k: v[None] for k, v in data[i].items() if isinstance(v, Tensor)}
+            clip = item["pixels"] if "pixels" in item else self.tokenizer.decode(self._tokens(item)).clamp(-1, 1)
+            options = {"actions": item["actions"]} if self.actions else {}
+            label = int(data[i]["label"]) if self.conditional else None
+            made: Any = pipeline.predict(  # type: ignore[union-attr]
+                clip[:, :, :given],
+                clip.shape[2] - given,
+                class_labels=label,
+                generator=torch.Generator().manual_seed(0),
+                output_type="pt",
+                **options,
+            )
+            rows |= {f"clip {i + 1}": clip[0], f"clip {i + 1} from {given}": made.frames[0].transpose(0, 1) * 2 - 1}
+        return strip(rows)
 
     def export(self, model: Learner, folder: Path) -> None:
         replace_folder(folder, lambda part: self.pipeline(model).save_pretrained(part))

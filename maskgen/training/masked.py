@@ -13,7 +13,7 @@ from maskgen.mim.targets import CentredSoftmax
 from maskgen.parts import Part, build, split
 from maskgen.transformer.model import TRANSFORMERS, MaskTransformer
 
-GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions")
+GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions", "action_dim")
 MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
 MASKING = Part({"masked_modeling": MaskedModeling}, given=("width",), default="masked_modeling")
 
@@ -54,9 +54,10 @@ def learner(model: Any, masking: MaskedModeling, wanted: Tensor | None, codes: i
 
 
 def by_view(batch: dict[str, Any]) -> tuple[Tensor, int, Tensor | None]:
-    """Pixels (views * b, c, h, w), view by view; how many views; and small views' pixels, or None."""
-    pixels = batch["pixels"]
-    small = batch.get("small_pixels")
-    views = pixels.shape[1] if pixels.ndim == 5 else 1
-    flat = pixels.transpose(0, 1).flatten(0, 1) if pixels.ndim == 5 else pixels
-    return flat, views, None if small is None else small.transpose(0, 1).flatten(0, 1)
+    """Pictures (views * b, c, h, w), view by view, or videos (b, c, t, h, w); how many views; and small views' pixels,
+    or None."""
+    if "views" not in batch:
+        return batch["pixels"], 1, None
+    views, small = batch["views"], batch.get("small_pixels")
+    by_row = None if small is None else small.transpose(0, 1).flatten(0, 1)
+    return views.transpose(0, 1).flatten(0, 1), views.shape[1], by_row

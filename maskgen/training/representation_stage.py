@@ -17,16 +17,17 @@ from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
 from maskgen.pipelines.backbone import save_backbone
 from maskgen.pipelines.store import load_tokenizer
+from maskgen.tokenizer.losses import frames_of
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
 from maskgen.training.masked import Masking, Model, build_masking, by_view, learner
 from maskgen.training.teachers import TEACHER, EMATeacher
 
 
-def patches(patch: int = 4, channels: int = 3) -> Tokenizer:
-    """Patches as they are."""
-    part = {"type": "patch", "patch": patch, "channels": channels}
-    return Tokenizer(part, {"type": "none", "dim": channels * patch**2}, part)
+def patches(patch: int = 4, channels: int = 3, frames: int = 1) -> Tokenizer:
+    """Patches as they are; of videos cubes of so many frames (2 in VideoMAE)."""
+    part = {"type": "patch", "patch": patch, "channels": channels, "frames": frames}
+    return Tokenizer(part, {"type": "none", "dim": channels * frames * patch**2}, part)
 
 
 TOKENS = Part({"patches": patches, "codes": load_tokenizer}, default="patches")
@@ -129,19 +130,22 @@ class RepresentationStage:
 
     @torch.no_grad()
     def picture(self, model: Learner) -> Image.Image:
-        """Pictures, what is left of them, and, where the target is pixels, the predictions pasted into that.
+        """Pictures or videos' frames, what is left of them, and, where the target is pixels, the predictions pasted
+        into that.
 
         Normalised predictions take mean and contrast from the visible patches: no hidden pixel reaches the picture.
         """
-        pixels = next(spread(self.holdout or self.dataset, 16))
+        pixels = next(spread(self.holdout or self.dataset, 16 if self.dataset[0]["pixels"].ndim == 3 else 2))
         device = next(model.parameters()).device
         tokens, sources = self._sources(pixels.to(device))
-        core, grid = model.masking, tuple(self.tokenizer.grid((pixels.shape[2], pixels.shape[3])))
+        core, size = model.masking, tuple(pixels.shape[2:])
+        grid = tuple(self.tokenizer.grid(size))
         plan = core.plan(len(pixels), grid, torch.Generator().manual_seed(0), **sources)
-        side = pixels.shape[2] // grid[0] if len(grid) == 2 else 1
-        cover = plan.hidden.repeat_interleave(side, 1).repeat_interleave(side, 2) if len(grid) == 2 else None
         rows, names = [pixels], ["picture"]
-        if cover is not None:
+        if len(grid) == len(size):
+            cover = plan.hidden
+            for axis, (pixels_long, tokens_long) in enumerate(zip(size, grid), 1):
+                cover = cover.repeat_interleave(pixels_long // tokens_long, axis)
             rows.append(torch.where(cover[:, None], 0.0, pixels))
             names.append("seen")
         if isinstance(core.target, Pixels):
@@ -150,7 +154,8 @@ class RepresentationStage:
                 predictions = output.predictions.float().cpu()
                 rows.append(core.target.picture(predictions, pixels, plan.hidden.flatten(1)))
                 names.append("predicted")
-        return picture_grid(torch.cat(rows), len(pixels), row_names=names)
+        frames = [frames_of(row) for row in rows]
+        return picture_grid(torch.cat(frames), len(frames[0]), row_names=names)
 
     def export(self, model: Learner, folder: Path) -> None:
         save_backbone(self.tokenizer, model.network, folder)

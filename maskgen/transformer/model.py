@@ -68,8 +68,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         relative_bias: learned biases of the (encoder's) attention scores by the offset of query and key (BEiT,
             arXiv:2106.08254): one ``shared`` by all blocks, or each ``block`` its own; resized to other grids.
         windows: attention of block i is within windows ``windows[i % len(windows)]``, a side for each axis of the grid,
-            0 for the whole axis; none is full attention. ``[[1, 0, 0], [0, 4, 4]]`` alternates single frames and columns
-            of 4 x 4 through all frames (MaskViT, arXiv:2206.11894, section 3.2), ``[[1, 0, 0], [0, 1, 1]]`` is
+            0 for the whole axis; none is full attention. ``[[1, 0, 0], [0, 4, 4]]`` alternates frames and columns of 4
+            x 4 tokens through all frames (MaskViT, arXiv:2206.11894, section 3.2), ``[[1, 0, 0], [0, 1, 1]]`` is
             factorised space and time. Prefix tokens see all and are seen by all. A decoder's attention is full.
         action_dim: numbers of an action; above 0 each frame (first axis of the grid) has one, which is embedded and
             added to its tokens.

@@ -1,0 +1,44 @@
+"""A video with a hole in space and time: which tokens are hidden, what the tokenizer is shown; actions by token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maskgen.tasks.pictures import filled
+
+
+def video_token_mask(
+    hidden: Bool[Tensor, "b T H W"], grid: tuple[int, int, int], factor: int = 1
+) -> Bool[Tensor, "b t h w"]:
+    """A token is hidden if any of its pixels is, as :func:`maskgen.tasks.masks.token_mask` has it for pictures.
+
+    Args:
+        hidden: True = to be drawn anew.
+        grid: (t, h, w) of the tokens.
+        factor: frames of a token behind the first, whose token is the first frame's alone (causal tokenizers).
+    """
+    first = hidden[:, :1].expand(-1, factor - 1, -1, -1)
+    return F.adaptive_max_pool3d(torch.cat([first, hidden], 1).float(), grid) > 0
+
+
+def held(pixels: Float[Tensor, "b c T H W"], hidden: Bool[Tensor, "b T H W"]) -> Float[Tensor, "b c T H W"]:
+    """The video as the tokenizer may see it: nothing of the hidden pixels is left in it.
+
+    A hole in a frame takes the colours around it (:func:`maskgen.tasks.pictures.filled`); a frame that is hidden whole
+    is the nearest one that is not, the earlier of two (MAGVIT, arXiv:2212.05199, repeats the edge's frame); it is grey
+    where there is none.
+    """
+    b, t = hidden.shape[:2]
+    frames = filled(pixels.transpose(1, 2).flatten(0, 1), hidden.flatten(0, 1)).unflatten(0, (b, t))
+    blind = hidden.flatten(2).all(-1)
+    apart = (torch.arange(t)[:, None] - torch.arange(t)).abs().to(hidden.device)
+    nearest = apart.expand(b, -1, -1).masked_fill(blind[:, None], t).argmin(-1)
+    return frames[torch.arange(b, device=hidden.device)[:, None], nearest].transpose(1, 2)
+
+
+def actions_of_tokens(actions: Float[Tensor, "b T a"], factor: int = 1) -> Float[Tensor, "b t fa"]:
+    """The actions of a token's frames side by side; before the first frame, whose token is its own, stand zeros."""
+    return F.pad(actions, (0, 0, factor - 1, 0)).unflatten(1, (-1, factor)).flatten(2)

@@ -1,0 +1,294 @@
+"""Every task on videos: what is known stays, what is hidden is never seen, and windows slide."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen.pipelines.video_jobs import predict_video, read_clip
+from maskgen.tasks.planning import cross_entropy_plan
+from maskgen.tasks.videos import actions_of_tokens, held, video_token_mask
+
+CONV = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
+CAUSAL = {"type": "causal", "channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1, "temporal": 1}
+VQ = {"codebook_size": 16, "dim": 4}
+
+
+def make(coder=CONV, grid=(4, 3, 4), factor=1, **options):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(coder, {**VQ}, coder).eval()
+    settings = {"width": 16, "depth": 2, "heads": 2, "windows": [[1, 0, 0], [0, 1, 2]], **options}
+    transformer = MaskTransformer(16, grid, **settings).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pipeline = MaskedVideoPipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=3))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return make()
+
+
+def video(frames=2, batch=1, height=6, width=8):
+    return torch.rand(batch, 1, frames, height, width, generator=torch.Generator().manual_seed(frames)) * 2 - 1
+
+
+def seeded(n=0):
+    return torch.Generator().manual_seed(n)
+
+
+def frames_of(result):
+    return result.frames.transpose(1, 2) * 2 - 1
+
+
+@pytest.mark.parametrize("given", [1, 2, 3])
+@pytest.mark.parametrize("more", [1, 2, 9])
+def test_any_number_of_frames_in_and_out(pipeline, given, more):
+    known = video(given)
+    made = frames_of(pipeline.predict(known, more, output_type="pt", generator=seeded()))
+    assert made.shape == (1, 1, given + more, 6, 8)
+    torch.testing.assert_close(made[:, :, :given], known)
+
+
+def test_prediction_within_the_trained_length_is_completion_of_the_future(pipeline):
+    known = video(2)
+    codes = pipeline.predict(known, 2, output_type="codes", generator=seeded()).frames
+    canvas = torch.cat([pipeline.tokenizer.encode(known), torch.zeros(1, 2, 3, 4, dtype=torch.long)], 1)
+    mask = torch.zeros_like(canvas, dtype=torch.bool)
+    mask[:, 2:] = True
+    assert torch.equal(codes, pipeline.complete(canvas, mask, generator=seeded()))
+    assert torch.equal(codes[:, :2], canvas[:, :2])
+
+
+def test_a_window_slides_with_as_many_known_frames_as_were_given(pipeline, monkeypatch):
+    seen = []
+
+    def complete(canvas, mask, *args, **options):
+        seen.append((canvas.shape[1], options["overlap"]))
+        return canvas
+
+    monkeypatch.setattr(pipeline, "complete", complete)
+    pipeline.predict(video(2), 6, output_type="codes")
+    pipeline.predict(video(9), 1, output_type="codes")
+    assert seen == [(8, (2, 1, 2)), (10, (3, 1, 2))]
+
+
+def test_hidden_pixels_are_never_seen(pipeline):
+    whole, mask = video(4), torch.zeros(4, 6, 8, dtype=torch.bool)
+    mask[1, 2:5, 3:] = True
+    mask[3] = True
+    other = torch.where(mask, -whole, whole)
+    a, b = (pipeline.inpaint(x, mask, output_type="pt", generator=seeded()).frames for x in (whole, other))
+    assert torch.equal(a, b)
+    torch.testing.assert_close(
+        frames_of(type("R", (), {"frames": a}))[:, :, ~mask.any(-1).any(-1)][:, :, 0], whole[:, :, 0]
+    )
+
+
+def test_inpainting_keeps_known_pixels_and_known_tokens(pipeline):
+    whole, mask = video(4, batch=2), torch.zeros(2, 4, 6, 8, dtype=torch.bool)
+    mask[:, 1:3, :2, :2] = True
+    made = frames_of(pipeline.inpaint(whole, mask, output_type="pt", generator=seeded()))
+    known = ~mask[:, None]
+    torch.testing.assert_close(made[known], whole[known])
+    assert (made != whole)[mask[:, None]].any()
+    codes = pipeline.inpaint(whole, mask, output_type="codes", generator=seeded()).frames
+    same = pipeline.tokenizer.encode(held(whole, mask))
+    assert torch.equal(codes[:, :, 1:], same[:, :, 1:])
+
+
+def test_interpolation_keeps_both_ends(pipeline):
+    first, last = video(1), video(2)
+    made = frames_of(pipeline.interpolate(first, last, 3, output_type="pt", generator=seeded()))
+    assert made.shape[2] == 6
+    torch.testing.assert_close(made[:, :, :1], first)
+    torch.testing.assert_close(made[:, :, 4:], last)
+
+
+def test_outpainting_in_space_and_time(pipeline):
+    known = video(2)
+    made = frames_of(
+        pipeline.outpaint(known, left=3, bottom=2, before=1, after=3, output_type="pt", generator=seeded())
+    )
+    assert made.shape == (1, 1, 6, 8, 11)
+    torch.testing.assert_close(made[:, :, 1:3, :6, 3:], known)
+
+
+def test_generation_seeds_and_outputs(pipeline):
+    a, b, c = (pipeline(generator=seeded(n), output_type="pt").frames for n in (0, 0, 1))
+    assert a.shape == (1, 4, 1, 6, 8)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    as_array = pipeline(generator=seeded(), output_type="np").frames
+    np.testing.assert_allclose(as_array, a.permute(0, 1, 3, 4, 2).numpy())
+    (pictures,) = pipeline(generator=seeded(), output_type="pil", return_dict=False)[0]
+    assert [p.size for p in pictures] == [(8, 6)] * 4
+    assert pipeline(generator=seeded(), output_type="codes", num_frames=7).frames.shape == (1, 7, 3, 4)
+
+
+def test_a_result_depends_on_its_own_generator_alone(pipeline):
+    known = video(2, batch=2)
+    both = pipeline.predict(known, 2, output_type="codes", generator=[seeded(5), seeded(6)]).frames
+    alone = pipeline.predict(known[1:], 2, output_type="codes", generator=[seeded(6)]).frames
+    assert torch.equal(both[1:], alone)
+    several = pipeline.predict(known, 2, output_type="codes", num_videos_per_prompt=2, generator=seeded()).frames
+    assert torch.equal(several[0, :2], several[1, :2])
+    assert not torch.equal(several[0], several[1])
+
+
+def test_classes():
+    pipeline = make(num_classes=3)
+    made = [pipeline(label, generator=seeded(), output_type="codes").frames for label in ([0, 1], [0, 2])]
+    assert made[0].shape == (2, 4, 3, 4)
+    assert torch.equal(made[0][0], made[1][0])
+    assert not torch.equal(made[0][1], made[1][1])
+    assert pipeline.predict(video(1, batch=2), 2, class_labels=1, output_type="pt").frames.shape == (2, 3, 1, 6, 8)
+    with pytest.raises(ValueError, match="3 class labels for 2 videos"):
+        pipeline.predict(video(1, batch=2), 2, class_labels=[0, 1, 2])
+
+
+def test_actions_reach_their_frames_in_every_window(monkeypatch):
+    pipeline = make(action_dim=2)
+    actions = torch.arange(12.0).view(6, 2)
+    seen = []
+    original = pipeline.transformer.forward
+
+    def forward(*args, **options):
+        seen.append(options["actions"].clone())
+        return original(*args, **options)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", forward)
+    pipeline.predict(video(2), 4, actions=actions, output_type="codes", generator=seeded())
+    assert torch.equal(seen[0], actions[None, :4])
+    assert torch.equal(seen[-1], actions[None, 2:])
+
+
+def test_actions_change_what_is_predicted_row_by_row():
+    pipeline = make(action_dim=2)
+    candidates = torch.randn(5, 4, 2, generator=seeded())
+    same = [seeded(1) for _ in range(5)]
+    many = video(2).expand(5, -1, -1, -1, -1)
+    codes = pipeline.predict(many, 2, actions=candidates, generator=same, output_type="codes").frames
+    alone = pipeline.predict(video(2), 2, actions=candidates[3], generator=seeded(1), output_type="codes").frames
+    assert torch.equal(codes[3:4], alone)
+    assert len({tuple(row.flatten().tolist()) for row in codes}) > 1
+    with pytest.raises(ValueError, match=r"actions \(3, 2\) for 1 videos of 4 frames"):
+        pipeline.predict(video(2), 2, actions=torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="reads actions"):
+        pipeline.predict(video(2), 2)
+
+
+@pytest.mark.parametrize(("given", "more"), [(1, 2), (3, 2), (2, 3), (5, 9), (1, 11)])
+def test_a_causal_tokenizer_goes_on_from_decoded_frames(given, more):
+    pipeline = make(CAUSAL, grid=(3, 3, 4), action_dim=4)
+    assert pipeline.size == (5, 6, 8)
+    known, actions = video(given), torch.randn(given + more, 2)
+    made = frames_of(pipeline.predict(known, more, actions=actions, output_type="pt", generator=seeded()))
+    assert made.shape == (1, 1, given + more, 6, 8)
+    torch.testing.assert_close(made[:, :, :given], known)
+    with pytest.raises(ValueError, match="no window can slide over its tokens"):
+        pipeline.outpaint(video(4), before=8, actions=torch.zeros(12, 2))
+
+
+def test_save_and_load(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    again = MaskedVideoPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    a, b = (p(generator=seeded(), output_type="codes").frames for p in (pipeline, again))
+    assert torch.equal(a, b)
+    assert again.transformer.config.windows == [[1, 0, 0], [0, 1, 2]]
+    with pytest.raises(FileNotFoundError, match="no run or pipeline at"):
+        MaskedVideoPipeline.from_pretrained(tmp_path / "nothing")
+
+
+def test_files_to_files(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    frames = [Image.fromarray(np.full((12, 16, 3), 20 * i, np.uint8)) for i in range(5)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
+    settings = {"frames": 4, "context": 2, "steps": 2}
+    paths = predict_video(tmp_path / "model", tmp_path / "clip.gif", count=2, out=tmp_path / "out.gif", **settings)
+    assert [path.name for path in paths] == ["out_000.gif", "out_001.gif"]
+    assert all(path.stat().st_size > 0 for path in paths)
+    (sheet,) = predict_video(tmp_path / "model", tmp_path / "clip.gif", out=tmp_path / "out.png", **settings)
+    assert Image.open(sheet).width > 6 * 8
+    clip = read_clip(tmp_path / "clip.gif", (6, 8), 1)
+    assert clip.shape == (1, 5, 6, 8)
+    torch.testing.assert_close(clip[0, :, 0, 0], torch.arange(5) * 20 / 127.5 - 1, atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="has 5 frames; give 1 to 5"):
+        predict_video(tmp_path / "model", tmp_path / "clip.gif", 4, context=6)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="cannot read a video from .*broken.mp4"):
+        predict_video(tmp_path / "model", tmp_path / "broken.mp4", 4)
+
+
+BAD = [
+    (lambda p: p.predict(video(2)[0, 0], 1), r"float tensors \(c, t, H, W\)"),
+    (lambda p: p.predict(video(2) * 200, 1), r"outside \[-1, 1\]"),
+    (lambda p: p.predict(video(2, height=4), 1), "6x8 pixels"),
+    (lambda p: p.predict(video(2).expand(1, 3, 2, 6, 8), 1), "takes 1 channels"),
+    (lambda p: p.predict(video(2)[:, :, :0], 1), "1 frame or more"),
+    (lambda p: p.predict(video(2), 0), "predict at least 1"),
+    (lambda p: p.interpolate(video(1), video(1, width=10), 1), "of one size"),
+    (lambda p: p.outpaint(video(2)), "one of them above 0"),
+    (lambda p: p.inpaint(video(2), torch.zeros(2, 6, 8, dtype=torch.bool)), "hide something"),
+    (lambda p: p.inpaint(video(2), torch.ones(3, 6, 8, dtype=torch.bool)), "must be that of"),
+    (lambda p: p(class_labels=1), "takes no class_labels"),
+    (lambda p: p(output_type="mp4"), "unknown output_type"),
+    (
+        lambda p: MaskedVideoPipeline(
+            p.tokenizer, MaskTransformer(16, (3, 4), width=16, depth=1, heads=2), p.scheduler
+        ),
+        r"grid \(t, h, w\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_calls_are_explained(pipeline, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(pipeline)
+
+
+# ------------------------------------------------------------------------------------------------------------ parts
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_token_is_hidden_if_any_of_its_pixels_is(factor):
+    hidden = torch.rand(3, 1 + 4 * factor, 6, 8, generator=seeded()) < 0.02
+    mask = video_token_mask(hidden, (5, 3, 4), factor)
+    for t in range(5):
+        frames = hidden[:, :1] if t == 0 else hidden[:, 1 + (t - 1) * factor : 1 + t * factor]
+        wanted = frames.unflatten(2, (3, 2)).unflatten(4, (4, 2)).any(1).any(2).any(3)
+        assert torch.equal(mask[:, t], wanted)
+
+
+def test_hidden_frames_are_held_at_the_nearest_known_one():
+    pixels = torch.arange(6.0)[None, None, :, None, None].expand(1, 1, 6, 4, 4) / 6
+    hidden = torch.zeros(1, 6, 4, 4, dtype=torch.bool)
+    hidden[:, [0, 2, 3, 5]] = True
+    assert (held(pixels, hidden)[0, 0, :, 0, 0] * 6).tolist() == pytest.approx([1, 1, 1, 4, 4, 4])
+    assert (held(pixels, torch.ones_like(hidden)) == 0).all()
+
+
+def test_actions_stand_side_by_side_in_their_token():
+    actions = torch.arange(10.0).view(1, 5, 2)
+    assert torch.equal(actions_of_tokens(actions), actions)
+    assert actions_of_tokens(actions, 2).tolist() == [[[0, 0, 0, 1], [2, 3, 4, 5], [6, 7, 8, 9]]]
+
+
+def test_planning_finds_the_cheapest_actions_and_more_rounds_help():
+    goal = torch.tensor([[0.3, -0.4], [0.1, 0.8]])
+
+    def cost(actions):
+        return (actions - goal).square().sum((1, 2))
+
+    box = -torch.ones(2, 2), torch.ones(2, 2)
+    shots, rounds = (cross_entropy_plan(cost, *box, 64, 8, n, seeded()) for n in (1, 6))
+    assert rounds[1] == pytest.approx(float(cost(rounds[0][None])), abs=1e-6)
+    assert rounds[1] < 0.1 * shots[1]
+    assert (rounds[0].abs() <= 1).all()
+    with pytest.raises(ValueError, match="2 <= elites <= samples"):
+        cross_entropy_plan(cost, *box, samples=4, elites=8)
