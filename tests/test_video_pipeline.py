@@ -220,7 +220,7 @@ def test_files_to_files(pipeline, tmp_path):
     with pytest.raises(ValueError, match="has 5 frames; give 1 to 5"):
         predict_video(tmp_path / "model", tmp_path / "clip.gif", 4, context=6)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match="cannot read a video from .*broken.mp4"):
+    with pytest.raises(ValueError, match=r"cannot read a video from .*broken.mp4"):
         predict_video(tmp_path / "model", tmp_path / "broken.mp4", 4)
 
 

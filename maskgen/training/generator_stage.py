@@ -158,15 +158,17 @@ class GeneratorStage:
         return len(grid) == 3
 
     def _predictions(self, model: Learner, count: int = 4) -> Image.Image:
-        data, pipeline = self.holdout or self.dataset, self.pipeline(model)
+        data = self.holdout or self.dataset
+        pipeline: Any = self.pipeline(model)
         context = getattr(model.masking.sampler, "context", 1) or 1
-        given, rows = 1 + (context - 1) * self.tokenizer.temporal_downsampling, {}
+        given = 1 + (context - 1) * self.tokenizer.temporal_downsampling
+        rows: dict[str, Tensor] = {}
         for i in range(min(count, len(data))):
-            item = {k: v[None] for k, v in data[i].items() if isinstance(v, Tensor)}
+            item = {k: v[None].to(pipeline.device) for k, v in data[i].items() if isinstance(v, Tensor)}
             clip = item["pixels"] if "pixels" in item else self.tokenizer.decode(self._tokens(item)).clamp(-1, 1)
             options = {"actions": item["actions"]} if self.actions else {}
             label = int(data[i]["label"]) if self.conditional else None
-            made: Any = pipeline.predict(  # type: ignore[union-attr]
+            made: Any = pipeline.predict(
                 clip[:, :, :given],
                 clip.shape[2] - given,
                 class_labels=label,

@@ -412,8 +412,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             barred = barred if keep is None else kept_pairs(barred[0], keep, self.prefix)
             bars[window] = torch.zeros_like(barred, dtype=self.register_tokens.dtype).masked_fill(barred, -torch.inf)
         scores: list[Tensor | None] = []
-        for bias, window in zip(relative, [*windows, *[None] * more]):
-            bar = None if window is None else bars[window][:, None].expand(-1, self.heads, -1, -1)
+        for bias, within in zip(relative, [*windows, *[None] * more]):
+            bar = None if within is None else bars[within][:, None].expand(-1, self.heads, -1, -1)
             scores.append(bias if bar is None else bar if bias is None else bias + bar)
         return scores
 
@@ -618,10 +618,11 @@ def placed(
     module: MaskTransformer | Decoder, x: Float[Tensor, "b n w"], grid: tuple[int, ...], prefix: int
 ) -> tuple[Tensor, Tensor | None]:
     """`x` with the module's position embeddings, and its rotary table (1, prefix + n, head width), if it has one."""
+    tables: Any = module
     if module.positions == "learned":
-        x = x + stretched(module.position_embedding, grid)
+        x = x + stretched(tables.position_embedding, grid)
     elif module.positions == "learned_sum":
-        first, others = stretched(module.first_embedding, grid[:1]), stretched(module.position_embedding, grid[1:])
+        first, others = stretched(tables.first_embedding, grid[:1]), stretched(tables.position_embedding, grid[1:])
         x = x + (first[:, None] + others).flatten(0, 1)
     elif module.positions == "sincos":
         x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
