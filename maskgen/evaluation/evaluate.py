@@ -230,7 +230,7 @@ def _fid(left: Seen, reference: Gaussian, bootstrap: int) -> Result:
     assert left.gaussian is not None
     result: Result = {"value": frechet_distance(left.gaussian, reference)}
     if bootstrap > 1 and left.values is not None and not left.ready:
-        half = 1.96 * deviation(left.values, reference, bootstrap).std(ddof=1)
+        half = 1.96 * deviation(left.values, reference, bootstrap)
         result["interval"] = [max(0.0, result["value"] - half), result["value"] + half]
         result |= {"confidence": 0.95, "resamples": bootstrap}
     return result

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from maskgen.evaluation.statistics import Gaussian, fit, frechet_distance, root
 
@@ -72,7 +72,8 @@ def precision_recall(
 
     if (few := min(len(samples), len(reference))) <= neighbours:
         raise ValueError(
-            f"precision and recall with {neighbours} neighbours need more pictures than {few} on each side"
+            f"precision and recall with {neighbours} neighbours need more than {neighbours} pictures on each side, got "
+            f"{few}"
         )
     found = prc_features_to_metric(
         torch.from_numpy(samples),
@@ -86,31 +87,38 @@ def precision_recall(
     return precision, recall
 
 
-def deviation(
-    features: Float[np.ndarray, "n d"], reference: Gaussian, resamples: int, seed: int = 0
-) -> Float64[np.ndarray, "r"]:
-    """How far FID moves when the samples are drawn again: of `resamples` bootstrap resamples, less their mean.
+def deviation(features: Float[np.ndarray, "n d"], reference: Gaussian, resamples: int, seed: int = 0) -> float:
+    """The standard deviation of FID when as many samples are drawn again, estimated by `resamples` bootstrap resamples.
 
-    A resample repeats samples, so its own distance is higher; only the spread is of use, not the level. With
-    R the root of the reference's covariance, the trace of the root of the product is the sum of the singular values
-    of (features - mean) R, so that a resample costs one product and one set of eigenvalues.
+    A resample repeats samples, so its own distance is higher; only the spread is of use, not the level.
     """
-    x = features.astype(np.float64)
-    n = len(x)
-    rng = np.random.default_rng(seed)
-    x -= x.mean(axis=0)
-    shift = features.mean(axis=0, dtype=np.float64) - reference.mu
+    n = len(features)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return float(resampled(features, reference, counts).std(ddof=1))
+
+
+def resampled(
+    features: Float[np.ndarray, "n d"], reference: Gaussian, counts: Int64[np.ndarray, "r n"]
+) -> Float64[np.ndarray, "r"]:
+    """FID where sample i occurs counts[., i] times, n in all.
+
+    With R the root of the reference's covariance, the trace of the root of the product of the covariances is the sum of
+    the singular values of (features - mean) R, so that a resample costs one product and one set of eigenvalues.
+    """
+    n = len(features)
+    center = features.mean(axis=0, dtype=np.float64)
+    x = features - center
     seen, lengths = x @ root(reference), (x**2).sum(axis=1)
     found = []
-    for _ in range(resamples):
-        counts = rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64)
-        mean = counts @ x / n
-        trace = (counts @ lengths - n * mean @ mean) / (n - 1)
-        part = (seen - counts @ seen / n) * np.sqrt(counts / (n - 1))[:, None]
+    for weights in counts.astype(np.float64):
+        mean = weights @ x / n
+        shift = center + mean - reference.mu
+        trace = (weights @ lengths - n * mean @ mean) / (n - 1)
+        part = (seen - weights @ seen / n) * np.sqrt(weights / (n - 1))[:, None]
         gram = part.T @ part if n > part.shape[1] else part @ part.T
         overlap = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
-        found.append((shift + mean) @ (shift + mean) + trace - 2 * overlap)
-    return np.array(found) - np.mean(found)
+        found.append(shift @ shift + trace + np.trace(reference.sigma) - 2 * overlap)
+    return np.array(found)
 
 
 def frechet_infinity(

@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from maskgen.data import DATASETS
 from maskgen.data.pixels import fit as fit_picture
 from maskgen.data.shards import read_samples
 from maskgen.data.source import open_dataset
@@ -126,9 +127,12 @@ def open_source(source: Any, reading: Reading | None = None) -> Source:
         return _of_dataset(source, type(source).__name__, reading)
     path = Path(source).expanduser()
     if not path.exists():
-        if str(source).lstrip().startswith("{") or ("/" not in str(source) and not path.suffix):
+        if str(source).lstrip().startswith("{") or str(source) in DATASETS:
             return _of_dataset(open_dataset(str(source), reading.crop), str(source), reading)
-        raise FileNotFoundError(f"{path} does not exist; give a folder of pictures, an .npz file or a saved pipeline")
+        raise FileNotFoundError(
+            f"{path} does not exist; give a folder of pictures, an .npz file or a saved pipeline, a .zip, .tar or "
+            f".yaml, or a data set ({', '.join(DATASETS)}, or a mapping {{type: ...}})"
+        )
     if path.is_dir():
         return Source(str(path), "folder", _of_folder(path, reading))
     if path.suffix == ".zip":

@@ -15,13 +15,13 @@ from maskgen.evaluation.sampling import Sampling
 SWEPT = ("guidance", "temperature", "steps")
 
 
-def parse_sweep(texts: Sequence[str]) -> dict[str, list[float]]:
+def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
     """``["guidance=1,2,3", "temperature=1,2"]`` -> the values of each setting.
 
     Raises:
         ValueError: another setting, the same one twice, or values that are no numbers.
     """
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Any]] = {}
     for text in texts:
         name, _, values = text.partition("=")
         if name not in SWEPT or name in found:
@@ -34,7 +34,7 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[float]]:
 
 
 def sweep(
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[Any]],
     sampling: Sampling,
     evaluate: Callable[[Sampling], Report | None],
     out: Path,
