@@ -13,6 +13,7 @@ from PIL import Image
 from maskgen.data import Emoji
 from maskgen.evaluation.evaluate import evaluate
 from maskgen.evaluation.inception import STANDARD, Extractor
+from maskgen.evaluation.metrics import frechet_infinity
 from maskgen.evaluation.sources import Reading, open_source
 from maskgen.evaluation.statistics import fit, frechet_distance
 
@@ -180,6 +181,10 @@ def test_adms_reference_gives_its_statistics_to_fid_and_its_pictures_to_the_rest
     }
     assert report.reference["count"] == 20
     assert any("ready-made mu and sigma" in note for note in report.reference["notes"])
+    many = noise(200, 3)
+    infinite = quiet(many, tmp_path / "adm.npz", metrics=("fid_infinity",), network=lambda: network)
+    assert infinite.metrics["fid_infinity"] == frechet_infinity(features_of(many), gaussian)
+    assert "pixels_sha256" not in infinite.reference  # its pictures were not looked at
     # In the features of other weights the statistics say nothing, and the pictures serve.
     other = quiet(samples, tmp_path / "adm.npz")
     assert other.metrics["frechet_distance[corners]"] == quiet(samples, shown).metrics["frechet_distance[corners]"]

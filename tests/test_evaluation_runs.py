@@ -313,6 +313,9 @@ def test_bad_sweeps_and_mixed_questions_are_refused(here):
     for bad in (["seed=1,2"], ["guidance=1", "guidance=2"], ["guidance"], ["guidance=1,x"], ["steps=1.5"]):
         with pytest.raises(ValueError, match=r"cannot sweep '.*'.*guidance=1,2,3"):
             parse_sweep(bad)
+    nothing = CliRunner().invoke(app, ["evaluate"])
+    assert nothing.exit_code == 2
+    assert "give the samples, and the reference" in nothing.output
     options = {"sampling": Sampling(8), "reading": Reading(), "classifier": "classifier"}
     with pytest.raises(ValueError, match=r"a sweep needs a pipeline to draw from, real\.npz is none"):
         run("real.npz", "real.npz", "fid", sweeps=["guidance=1"], **options)

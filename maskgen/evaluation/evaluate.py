@@ -135,9 +135,9 @@ def _looks(side: Source, asked: set[str], sampled: bool) -> bool:
     """Whether the pictures of a side must be looked at, whatever is ready-made of it."""
     if sampled and "is" in asked:
         return True
-    if not asked - {"is"}:
-        return False
-    return side.features is None and (side.gaussian is None or bool(asked - {"is", "fid"}))
+    by_features = {"kid", "precision", "recall"} | ({"fid_infinity"} if sampled else set())
+    ready = side.features is not None or (side.gaussian is not None and not asked & by_features)
+    return bool(asked - {"is"}) and not ready
 
 
 def _check(sides: list[Source], network: Extractor, asked: set[str], few: bool) -> None:

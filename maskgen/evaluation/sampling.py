@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from maskgen.evaluation.sources import Pictures, Reading, Source, note_grey
+from maskgen.evaluation.sources import Pictures, Reading, Source, digest_of, note_grey
 from maskgen.pictures import to_uint8
 from maskgen.pipelines.generate import draw
 from maskgen.pipelines.image import MaskedImagePipeline
@@ -78,7 +78,7 @@ def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference:
             note_grey(f"what {name} draws", len(pixels), reading, pictures.notes)
         return to_uint8(pixels.expand(-1, 3, -1, -1))
 
-    identity = settings | {"labels": None if labels is None else labels.tolist()}
+    identity = settings | {"labels_digest": None if labels is None else digest_of(labels.tolist())}
     pictures = Pictures(sampling.count, read, identity)
     return Source(name, "pipeline", pictures, facts={"sampling": settings})
 

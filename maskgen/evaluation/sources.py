@@ -24,7 +24,6 @@ from maskgen.data import DATASETS
 from maskgen.data.pixels import fit as fit_picture
 from maskgen.data.shards import read_samples
 from maskgen.data.source import open_dataset
-from maskgen.evaluation.inception import sha256_of
 from maskgen.evaluation.statistics import Gaussian
 from maskgen.pictures import to_uint8
 from maskgen.pipelines.encode import describe
@@ -177,7 +176,7 @@ def _of_zip(path: Path, reading: Reading) -> Pictures:
         with zipfile.ZipFile(path) as archive:  # anew each time: one open archive is no good to several threads
             return BytesIO(archive.read(names[i]))
 
-    return _of_files([f"{path}:{name}" for name in names], open_picture, {"sha256": sha256_of(path)}, reading)
+    return _of_files([f"{path}:{name}" for name in names], open_picture, _identity(path), reading)
 
 
 def _of_tar(path: Path, reading: Reading) -> Pictures:
@@ -185,11 +184,13 @@ def _of_tar(path: Path, reading: Reading) -> Pictures:
     if not samples:
         raise ValueError(f"{path} holds no pictures (.jpg, .jpeg, .png, .webp)")
     return _of_files(
-        [name for name, _, _ in samples],
-        lambda i: BytesIO(samples[i][1].read()),
-        {"sha256": sha256_of(path)},
-        reading,
+        [name for name, _, _ in samples], lambda i: BytesIO(samples[i][1].read()), _identity(path), reading
     )
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """Of an archive; reading all of it for a digest may take as long as the work."""
+    return {"file": path.name, "bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns}
 
 
 def _of_files(
