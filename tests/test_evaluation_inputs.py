@@ -14,7 +14,8 @@ from maskgen.data import Emoji
 from maskgen.evaluation.evaluate import evaluate
 from maskgen.evaluation.inception import STANDARD, Extractor
 from maskgen.evaluation.metrics import frechet_infinity
-from maskgen.evaluation.sources import Reading, open_source
+from maskgen.evaluation.opening import open_source
+from maskgen.evaluation.sources import Reading
 from maskgen.evaluation.statistics import fit, frechet_distance
 
 

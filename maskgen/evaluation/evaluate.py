@@ -25,9 +25,10 @@ from maskgen.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
+from maskgen.evaluation.opening import open_source
 from maskgen.evaluation.report import Report
 from maskgen.evaluation.sampling import Sampling, drawn, load_pipeline
-from maskgen.evaluation.sources import Reading, Source, open_source
+from maskgen.evaluation.sources import Reading, Source
 from maskgen.evaluation.statistics import Gaussian, fit, frechet_distance
 from maskgen.parts import choose
 from maskgen.pipelines.encode import launched
