@@ -14,9 +14,10 @@ from maskgen.evaluation.inception import NAMES, RESIZES, STANDARD, load_extracto
 from maskgen.evaluation.reconstruction_report import reconstruct
 from maskgen.evaluation.report import Report
 from maskgen.evaluation.sampling import Sampling
-from maskgen.evaluation.sources import Reading
+from maskgen.evaluation.sources import Reading, digest_of
 from maskgen.evaluation.sweep import parse_sweep, sweep
 from maskgen.parts import choose
+from maskgen.pipelines.encode import describe
 from maskgen.pipelines.generate import pick_device
 from maskgen.pipelines.store import load_tokenizer
 
@@ -114,9 +115,10 @@ def reconstructed(
 ) -> Report:
     """What `maskgen reconstruct` measures, as a report like the others."""
     model = load_tokenizer(tokenizer).to(device)
+    dataset = open_dataset(data, reading.crop)
     found = reconstruct(
         model,
-        open_dataset(data, reading.crop),
+        dataset,
         limit=reading.limit or 50_000,
         batch_size=batch_size,
         lpips=(lpips or "download") if "lpips" in metrics else None,
@@ -141,7 +143,12 @@ def reconstructed(
             "tokenizer": found.tokenizer,
             "notes": found.notes,
         },
-        reference={"name": data, "kind": "data set", "count": found.count},
+        reference={
+            "name": data,
+            "kind": "data set",
+            "count": found.count,
+            "described_sha256": digest_of(describe(dataset)),
+        },
         extractor=extractor,
         reading=vars(reading),
         batch_size=batch_size,

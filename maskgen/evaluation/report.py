@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 UNBIASED = ("kid", "clean_kid", "kernel_distance", "fid_infinity", "frechet_distance_infinity")
+OF_PIXELS = ("psnr", "ssim", "lpips")
 PACKAGES = ("torch", "torch-fidelity", "torchvision", "torchmetrics", "numpy", "pillow", "diffusers")
 
 
@@ -33,8 +34,9 @@ class Report:
 
     Args:
         metrics: name -> ``value``, and its ``std``, ``interval`` and settings where it has them.
-        samples, reference: ``name``, ``kind``, ``count``, ``pixels_sha256`` or ``file_sha256``, ``size`` [h, w],
-            what was done to the pictures (``notes``), and of a pipeline how it drew (``sampling``).
+        samples, reference: ``name``, ``kind``, ``count``, ``pixels_sha256`` (``file_sha256`` of a file of statistics;
+            ``described_sha256`` of the names, labels and a few pictures that were reconstructed), ``size`` [h, w], what
+            was done to the pictures (``notes``), and of a pipeline how it drew (``sampling``).
         extractor: ``name``, ``weights_sha256``, ``layers``, ``resize``; None where both sides are ready-made.
         reading: ``crop``, ``grey``, ``limit``.
         batch_size, device: what the rounding of the last digits depends on.
@@ -131,24 +133,22 @@ def _load(path: str | Path) -> dict[str, Any]:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); give two reports of `maskgen evaluate`") from error
-    if not isinstance(held, dict) or not {"metrics", "samples", "extractor", "versions"} <= set(held):
-        raise ValueError(f"{path} is no report of `maskgen evaluate`: it lacks metrics, samples, extractor or versions")
+    if not isinstance(held, dict) or (missing := {f.name for f in fields(Report)} - set(held)):
+        what = ", ".join(sorted(missing)) if isinstance(held, dict) else "everything"
+        raise ValueError(f"{path} is no report of `maskgen evaluate`: it lacks {what}")
     return held
 
 
 def _reasons(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """What makes a metric's numbers incomparable."""
-    if a["extractor"] is None or b["extractor"] is None:
-        yield "ready-made statistics on both sides of a report: nobody knows what network and resize made them"
-    else:
-        for key in ("name", "weights_sha256", "layers", "resize"):
-            yield from _differs(f"extractor's {key}", a["extractor"].get(key), b["extractor"].get(key))
+    """What makes a metric's numbers incomparable; the bias of most depends on the number of samples."""
+    if not name.startswith(OF_PIXELS):  # these see no network, or one that the name tells
+        yield from _networks(a["extractor"], b["extractor"])
     for key in ("crop", "grey"):
         yield from _differs(key, a["reading"].get(key), b["reading"].get(key))
     x, y = a["samples"], b["samples"]
     yield from _differs("size of the pictures (h, w)", x.get("size"), y.get("size"))
     if not name.startswith(UNBIASED):
-        yield from _differs("number of samples, on which the bias depends", x.get("count"), y.get("count"))
+        yield from _differs("number of samples", x.get("count"), y.get("count"))
     drawn = [side.get("sampling", {}).get("classes") for side in (x, y)]
     if None not in drawn:
         yield from _differs("protocol of the classes", *drawn)
@@ -158,8 +158,16 @@ def _reasons(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[
         yield from _references(a["reference"] or {}, b["reference"] or {})
 
 
+def _networks(x: Mapping[str, Any] | None, y: Mapping[str, Any] | None) -> Iterator[str]:
+    if x is None or y is None:
+        yield "ready-made statistics on both sides of a report: nobody knows what network and resize made them"
+        return
+    for key in ("name", "weights_sha256", "layers", "resize"):
+        yield from _differs(f"extractor's {key}", x.get(key), y.get(key))
+
+
 def _references(x: Mapping[str, Any], y: Mapping[str, Any]) -> Iterator[str]:
-    told = [key for key in ("pixels_sha256", "file_sha256") if x.get(key) and y.get(key)]
+    told = [key for key in ("pixels_sha256", "file_sha256", "described_sha256") if x.get(key) and y.get(key)]
     if not told:
         yield (
             f"references: {x.get('name')} and {y.get('name')} are known by their pictures and by their file, so nobody "
