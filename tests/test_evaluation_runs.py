@@ -354,7 +354,7 @@ def test_fid_takes_its_sides_in_either_order(here, monkeypatch):
     monkeypatch.setattr("maskgen.evaluation.command.load_extractor", lambda *_: network)
     found = []
     for sides in (("real.npz", "pipeline"), ("pipeline", "real.npz")):
-        line = ["fid", *sides, "--num-samples", "30", "--out", "fid.json"]
+        line = ["fid", *sides, "--num-samples", "30", "--crop", "8", "--out", "fid.json"]
         done = CliRunner().invoke(app, line, catch_exceptions=False)
         assert "(30 pictures against 60)" in done.stdout
         found.append((here / "fid.json").read_text())

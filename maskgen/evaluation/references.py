@@ -1,15 +1,10 @@
 """Files of statistics, features or pictures that others made: ADM's `.npz`, clean-fid's and torch-fidelity's caches.
 
-====================================  ===========================================================================
-file                                  what is read
-====================================  ===========================================================================
-ADM's reference batch, ``.npz``       ``mu``, ``sigma`` for FID; the pictures ``arr_0`` for everything else.
-                                      ``mu_s``, ``sigma_s`` (of sFID) are not used. ``arr_0`` may stand alone
-clean-fid, ``*_clean_*.npz`` ...      ``mu``, ``sigma``; of ``*_kid.npz`` the features ``feats``. The resize is told
-                                      by the file's name
-torch-fidelity, ``*-stat-fid-2048.pt``  ``mu``, ``sigma``
-torch-fidelity, ``*-features-2048.pt``  the features
-====================================  ===========================================================================
+- ADM's reference batch, ``.npz``: ``mu``, ``sigma`` for FID; the pictures ``arr_0``, which may stand alone, for all else.
+  ``mu_s``, ``sigma_s`` (of sFID) are not used.
+- clean-fid, ``*_clean_*.npz``, ``*_legacy_tensorflow_*.npz``: ``mu``, ``sigma``; of ``*_kid.npz`` the features ``feats``.
+  The file's name tells the resize.
+- torch-fidelity, ``*-stat-fid-2048.pt``: ``mu``, ``sigma``; ``*-features-2048.pt``: the features.
 """
 
 from __future__ import annotations
