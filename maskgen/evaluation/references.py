@@ -1,9 +1,9 @@
 """Files of statistics, features or pictures that others made: ADM's `.npz`, clean-fid's and torch-fidelity's caches.
 
-- ADM's reference batch, ``.npz``: ``mu``, ``sigma`` for FID; the pictures ``arr_0``, which may stand alone, for all else.
+- ADM's reference batch, ``.npz``: ``mu``, ``sigma`` for FID; for the rest the pictures ``arr_0``, which may be alone.
   ``mu_s``, ``sigma_s`` (of sFID) are not used.
-- clean-fid, ``*_clean_*.npz``, ``*_legacy_tensorflow_*.npz``: ``mu``, ``sigma``; of ``*_kid.npz`` the features ``feats``.
-  The file's name tells the resize.
+- clean-fid, ``*_clean_*.npz``, ``*_legacy_tensorflow_*.npz``: ``mu``, ``sigma``; of ``*_kid.npz`` the features,
+  ``feats``. The file's name tells the resize.
 - torch-fidelity, ``*-stat-fid-2048.pt``: ``mu``, ``sigma``; ``*-features-2048.pt``: the features.
 """
 
