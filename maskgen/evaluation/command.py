@@ -69,18 +69,12 @@ def run(
             raise ValueError(f"{', '.join(rebuilt)} need the pictures to reconstruct: maskgen evaluate TOKENIZER DATA")
         report: Report | None = reconstructed(samples, reference, rebuilt, reading, weights, lpips, batch_size, where)
         return _told(report, out)
-    choose(RESIZES, resize, "resize")
-    if classifier is not None and (weights is not None or extractor != STANDARD or resize != "tensorflow"):
-        raise ValueError("a classifier takes the place of Inception; leave out --weights, --extractor and --resize")
-    network: Any = partial(load_extractor, extractor, weights, where, resize)
-    if classifier is not None:
-        network = partial(classifier_extractor, load_classifier(classifier), where)
     one = partial(
         evaluate,
         samples,
         reference,
         asked,
-        network,
+        _network(extractor, weights, where, resize, classifier),
         reading=reading,
         few=few,
         bootstrap=bootstrap,
@@ -101,6 +95,16 @@ def run(
         for point in points
     ]
     return "\n".join([*lines, f"{stem}.json, {stem}/"]) if points else ""
+
+
+def _network(extractor: str, weights: str | None, device: Any, resize: str, classifier: str | None) -> Any:
+    """What gives the network; Inception's weights are looked for only when there are pictures to look at."""
+    choose(RESIZES, resize, "resize")
+    if classifier is None:
+        return partial(load_extractor, extractor, weights, device, resize)
+    if weights is not None or extractor != STANDARD or resize != "tensorflow":
+        raise ValueError("a classifier takes the place of Inception; leave out --weights, --extractor and --resize")
+    return partial(classifier_extractor, load_classifier(classifier), device)
 
 
 def reconstructed(
@@ -141,7 +145,6 @@ def reconstructed(
             "count": found.count,
             "size": found.sizes,
             "tokenizer": found.tokenizer,
-            "notes": found.notes,
         },
         reference={
             "name": data,
@@ -153,6 +156,7 @@ def reconstructed(
         reading=vars(reading),
         batch_size=batch_size,
         device=device.type,
+        warnings=found.notes,
     )
 
 
