@@ -22,6 +22,7 @@ from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.groups import group_size, join_codes
 
 Rows = dict[str, Tensor]
+SIDE = 96  # least side of a drawn picture, in pixels
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Sheet:
         """The rows under each other, brought to one size without smoothing, the legend below."""
         size = [max(row.shape[axis] for row in self.rows.values()) for axis in (2, 3)]
         same = [enlarged(row.float().cpu(), size).expand(-1, 3, -1, -1) for row in self.rows.values()]
-        return picture_grid(torch.cat(same), len(same[0]), row_names=list(self.rows), legend=self.legend)
+        scale = -(-SIDE // max(size))
+        return picture_grid(torch.cat(same), len(same[0]), scale, list(self.rows), self.legend)
 
 
 @torch.no_grad()
@@ -126,6 +128,12 @@ class _View:
         return tokens and pixels and not self.tokenizer.reads_text  # type: ignore[union-attr]
 
     @property
+    def trained(self) -> str:
+        """Where predictions are learned."""
+        kinds = {"masked": "Only hidden ones are", "visible": "Only visible ones are", "all": "All are"}
+        return f"{kinds[self.core.objective.support]} trained."
+
+    @property
     def seen(self) -> Float[Tensor, "b c H W"]:
         """The picture, grey (0) where hidden."""
         return self.picture * (1 - enlarged(self.share, self.picture.shape[2:]))
@@ -142,7 +150,7 @@ class _View:
     def painted(self, target: Pixels, peek: bool) -> tuple[Rows, list[str]]:
         arguments = (self.predictions, self.picture, self.hidden.flatten(1), peek)
         rows = {"predicted": target.picture(*arguments, everywhere=True), "pasted": target.picture(*arguments)}
-        said = ["Predicted: every patch. Pasted: the hidden ones only."]
+        said = [f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}"]
         if target.normalise != "none" and peek:
             said.append("PEEKED: with the hidden patches' own mean and contrast.")
         elif target.normalise != "none":
@@ -157,7 +165,10 @@ class _View:
         size = made.shape[2:]
         pasted = torch.where(enlarged(self.share, size) > 0, made, enlarged(self.picture, size))
         rows = {"target": wanted, "predicted": made, "pasted": pasted}
-        return rows, ["A line is an edge: the brighter, the more of the gradients across it (HOG, mean over channels)."]
+        return rows, [
+            "A line is an edge: the brighter, the more of the gradients are across it (HOG, mean over channels).",
+            f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}",
+        ]
 
     def decoded(self) -> tuple[Rows, list[str]]:
         """Predicted tokens, at every place and at the hidden ones, through the tokenizer's decoder."""
@@ -168,8 +179,9 @@ class _View:
         rows = {"predicted": self._pixels(made), "pasted": self._pixels(torch.where(hidden, made, visible))}
         if self.inputs.pixels is not None:
             rows = {"target": self._pixels(tokens), **rows}
-        said = ["Predicted: the likeliest code (or mean) everywhere, decoded. Pasted: the visible ones are kept."]
-        return rows, said
+        what = "mean" if isinstance(self.core.target, Latents) else "likeliest code"
+        said = f"Predicted: the {what} at every place, decoded. Pasted: at the hidden ones only. {self.trained}"
+        return rows, [said]
 
     def agreement(self, keep: Tensor | None = None, there: Tensor | None = None) -> tuple[Rows, list[str]]:
         """A heat map of how alike prediction and target are; grey where nothing is predicted."""
