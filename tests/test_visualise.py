@@ -21,6 +21,7 @@ from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.loop import Training
 from maskgen.training.run import run
 from maskgen.training.saved import load_learner
+from maskgen.transformer.groups import split_codes
 
 MODEL = {"width": 16, "depth": 1, "heads": 2, "registers": 1}
 PATCH = {"type": "patch", "patch": 8}
@@ -175,6 +176,46 @@ def test_right_codes_give_the_reconstruction(target, pixels):
         torch.testing.assert_close(sheet.rows[row], tokenizer.decode(codes))
 
 
+def test_right_groups_of_bits_give_the_reconstruction(pixels):
+    """Two codes a place, each hidden by itself; a place with one of them hidden is half grey."""
+    tokenizer = Tokenizer(PATCH, {"codebook_size": 16, "dim": 192}, PATCH).eval()
+    codes = tokenizer.encode(pixels)
+    groups = split_codes(codes, 4, 2)
+    core = MaskedModeling({"type": "fixed", "ratio": 0.5})
+    learner = Learner(Oracle(nn.functional.one_hot(groups.flatten(1), 4) * 20.0), core)
+    sheet = visualise(learner, Inputs(groups, tokenizer, pixels, groups=2))
+    for row in ("target", "predicted", "pasted"):
+        torch.testing.assert_close(sheet.rows[row], tokenizer.decode(codes))
+    share = (1 - (sheet.rows["mask"] / pixels).mean(1)).unflatten(2, (4, 8)).unflatten(1, (4, 8)).mean((2, 4))
+    assert {round(x, 3) for x in share.flatten().tolist()} == {0.0, 0.5, 1.0}
+    assert share.mean() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("objective", ["mse", {"type": "gaussian_mixture", "components": 2}])
+def test_right_latents_give_the_picture(objective, pixels):
+    tokenizer, core = patches(), MaskedModeling(target="latents", objective=objective)
+    tokens = tokenizer.encode(pixels)
+    answer = tokens.flatten(1, 2)
+    if objective != "mse":  # of two components the first is right, and all but certain
+        nothing = torch.zeros_like(answer)
+        logits = torch.tensor([30.0, -30.0]).expand(2, 16, 2)
+        answer = torch.cat([logits, answer, nothing, nothing, nothing], -1)
+    sheet = visualise(Learner(Oracle(answer), core), Inputs(tokens, tokenizer, pixels))
+    for row in ("target", "predicted", "pasted"):
+        torch.testing.assert_close(sheet.rows[row], pixels)
+
+
+def test_tokens_without_a_place_have_no_mask(pixels):
+    parts = {"type": "vit", "size": 32, "patch": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 6}
+    tokenizer = Tokenizer(parts, {"codebook_size": 16, "dim": 4}, parts).eval()
+    codes = tokenizer.encode(pixels)
+    learner = Learner(Oracle(nn.functional.one_hot(codes, 16) * 20.0), MaskedModeling({"type": "fixed", "ratio": 0.5}))
+    sheet = visualise(learner, Inputs(codes, tokenizer, pixels))
+    assert list(sheet.rows) == ["picture", "target", "predicted", "pasted"]
+    assert sheet.legend[0] == "Hidden: 50% of 6 tokens, which have no place of their own in the picture."
+    torch.testing.assert_close(sheet.rows["pasted"], tokenizer.decode(codes))
+
+
 def test_agreement_is_bright_where_right_and_grey_where_dropped(pixels):
     """A teacher's features: right in the left half, the opposite in the right one; the hidden are dropped."""
     features = torch.randn(2, 5, 4, 4)
@@ -238,7 +279,7 @@ def test_the_ratio_is_for_this_sheet_alone(runs):
 def test_who_errs_is_told_how_to_mend_it(maskgen):
     Image.new("RGB", (24, 32)).save("other.png")
     assert "no config.yaml in nowhere: give the folder of a run" in maskgen("visualise", "nowhere")
-    assert "runs/centroids" in maskgen("visualise", "runs/centroids")
+    assert "runs/centroids is a run of stage centroids, which hides nothing" in maskgen("visualise", "runs/centroids")
     assert "leave it out" in maskgen("visualise", "runs/codes", "--peek")
     np.savez("grey.npz", images=np.zeros((2, 32, 32), np.uint8), labels=np.zeros(2, int))
     assert "pixels have 1 channels; this tokenizer takes 3" in maskgen("visualise", "runs/pixels", "--data", "grey.npz")

@@ -80,21 +80,22 @@ def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = Fals
         ValueError: `peek`, and the target is not normalised pixels.
     """
     core, generator = learner.masking, torch.Generator().manual_seed(seed)
-    if peek and not (isinstance(core.target, Pixels) and core.target.normalise != "none"):
-        raise ValueError(
-            "peek takes the hidden patches' own mean and contrast; this run's target is not normalised pixels and "
-            "needs none: leave it out"
-        )
     grid, groups = grid_of(inputs.tokens), inputs.groups
     plan = core.plan(len(inputs.tokens), grid, generator, groups=groups, **inputs.sources)
     output, keep, there = core.outputs(
         learner.network, inputs.tokens, plan, inputs.condition, generator, groups, **inputs.sources
     )
-    view = _View(core, inputs, plan, output.predictions.float())
+    painting = keep is None and isinstance(core.target, Pixels)
+    if peek and not (painting and core.target.normalise != "none"):
+        raise ValueError(
+            "peek takes the hidden patches' own mean and contrast; this run's target is not normalised pixels and "
+            "needs none: leave it out"
+        )
+    view = _View(core, inputs, plan, mean(core, output.predictions.float()))
     rows, legend = view.given()
     if keep is not None:
         more, said = view.agreement(keep, there)
-    elif isinstance(core.target, Pixels):
+    elif painting:
         more, said = view.painted(core.target, peek)
     elif isinstance(core.target, HOG):
         more, said = view.drawn(core.target)
@@ -116,7 +117,9 @@ class _View:
         self.flat = len(grid) == 1  # 1-D tokens have no place in the picture
         self.grid = (1, *grid) if self.flat else grid
         self.share = places.unflatten(1, self.grid)[:, None]  # of each place's codes that is hidden
-        self.own = "codes" not in inputs.sources  # the target's codes are the tokens
+        self.own = (
+            core.target.source != "codes" or "codes" not in inputs.sources
+        )  # the target's tokens are the network's
         self.tokenizer = inputs.tokenizer if self.own else inputs.target_tokenizer
         self.picture = self._pixels(inputs.tokens) if inputs.pixels is None else inputs.pixels
 
@@ -143,9 +146,10 @@ class _View:
         rows, hidden = {"picture": self.picture}, f"{self.hidden.float().mean():.0%} of {self.hidden[0].numel()} tokens"
         if self.inputs.pixels is None:
             rows = {"codes, decoded": self.picture}
+        given = ["The class is given."] if self.inputs.condition is not None else []
         if self.flat:
-            return rows, [f"Hidden: {hidden}, which have no place of their own in the picture."]
-        return {**rows, "mask": self.seen}, [f"Grey: {hidden}, hidden."]
+            return rows, [f"Hidden: {hidden}, which have no place of their own in the picture.", *given]
+        return {**rows, "mask": self.seen}, [f"Grey: {hidden}, hidden.", *given]
 
     def painted(self, target: Pixels, peek: bool) -> tuple[Rows, list[str]]:
         arguments = (self.predictions, self.picture, self.hidden.flatten(1), peek)
@@ -194,9 +198,8 @@ class _View:
         else:
             values, meaning = likeness(self.core, self.predictions, target)
         values = values.unflatten(1, (-1, self.inputs.groups)).mean(-1).unflatten(1, self.grid)
-        said = f"Agreement: {meaning}; yellow 1, violet 0 or less" + (
-            ", grey: dropped, not predicted." * (keep is not None)
-        )
+        grey = "." if keep is None else ", grey: dropped, not predicted."
+        said = f"Agreement: {meaning}; yellow 1, violet 0 or less{grey}"
         return {"agreement": enlarged(heat(values), self.picture.shape[2:])}, [said]
 
     def _codes_of_the_visible(self) -> Tensor:
@@ -210,15 +213,20 @@ class _View:
         return tokenizer.decode(tokens).float()
 
 
+def mean(core: MaskedModeling, predictions: Float[Tensor, "b m e"]) -> Float[Tensor, "b m d"]:
+    """Of a predicted mixture; other predictions are values or logits already."""
+    if not isinstance(core.objective, GaussianMixture):
+        return predictions
+    weights, means, _ = core.objective.split(predictions)
+    return (weights.exp()[..., None] * means).sum(-2)
+
+
 def predicted_tokens(core: MaskedModeling, predictions: Float[Tensor, "b n e"], like: Tensor) -> Tensor:
-    """The likeliest codes, or the mean of continuous tokens, in the shape of `like`."""
+    """The likeliest codes, or continuous tokens as they are predicted, in the shape of `like`."""
     if isinstance(core.target, Codes):
         return predictions.argmax(-1).view(like.shape)
     if isinstance(core.target, Bits):
         return ((predictions > 0).long() << torch.arange(core.target.bits, device=like.device)).sum(-1).view(like.shape)
-    if isinstance(core.objective, GaussianMixture):
-        weights, means, _ = core.objective.split(predictions)
-        predictions = (weights.exp()[..., None] * means).sum(-2)
     return predictions.view(like.shape)
 
 

@@ -89,18 +89,20 @@ def load_learner(path: str | Path, device: torch.device | str = "cpu") -> SavedR
         ValueError: a run of another stage.
     """
     folder = Path(path)
-    file, done = folder / "config.yaml", checkpoints(folder / "checkpoints")
-    if not file.is_file() or not done:
-        lacking = "checkpoint" if file.is_file() else "config.yaml"
-        raise FileNotFoundError(f"no {lacking} in {folder}: give the folder of a run, as `maskgen train` makes it")
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"no config.yaml in {folder}: give the folder of a run, as `maskgen train` makes it")
     config = check(run, load(str(file)), str(file))
-    kept, held = split(build(DATA, config["data"]), config.get("holdout", 0))
     kind = STAGE.table[config["stage"]["type"]]
     if kind not in (GeneratorStage, RepresentationStage):
         raise ValueError(
             f"{folder} is a run of stage {config['stage']['type']}, which hides nothing: give one of stage generator "
             "or representation (`maskgen reconstruct` shows what a tokenizer does)"
         )
+    done = checkpoints(folder / "checkpoints")
+    if not done:
+        raise FileNotFoundError(f"no checkpoint in {folder} yet: train on, with the command that began it")
+    kept, held = split(build(DATA, config["data"]), config.get("holdout", 0))
     stage = build(STAGE, config["stage"], dataset=kept, holdout=held)
     learner = stage.modules["model"]
     averaged = load_file(done[-1] / "ema.safetensors")
