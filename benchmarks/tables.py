@@ -16,6 +16,7 @@ from typing import Any
 import adversarial
 import collapse
 import decode
+import inpainting
 import representation
 import tiling
 import tokenizer_families
@@ -23,7 +24,10 @@ import train_step
 import yaml
 
 HERE = Path(__file__).parent
-DOCUMENTS = [HERE / "README.md", HERE.parent / "docs" / "tokenizers.md", HERE.parent / "docs" / "methods.md"]
+DOCUMENTS = [
+    HERE / "README.md",
+    *(HERE.parent / "docs" / f"{name}.md" for name in ("tokenizers", "methods", "editing")),
+]
 
 
 def results(name: str) -> Any:
@@ -47,6 +51,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "collapse": lambda: collapse.table([e for n in collapse.VARIANTS if (e := results("collapse").get(n))]),
     "representation": lambda: representation.table(results("representation")),
     "train-step": lambda: train_step.table(results("train_step")),
+    **{
+        f"inpainting-{mask}": lambda mask=mask: inpainting.table(results("inpainting"), mask)
+        for mask in inpainting.MASKS
+    },
+    "inpainting-fills": lambda: inpainting.fills_table(results("inpainting-fills")),
     "tiling": lambda: tiling.table(results("tiling")),
 }
 MARK = re.compile(r"<!-- table of (\S+) -->\n.*?<!-- end -->", re.DOTALL)

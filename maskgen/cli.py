@@ -19,6 +19,17 @@ Data = Annotated[
 ]
 Size = Annotated[int | None, typer.Option(help="side of the pictures, where the data leaves it open")]
 BatchSize = Annotated[int, typer.Option(min=1, help="pictures at a time")]
+Picture = Annotated[Path, typer.Argument(help="the picture's file")]
+Model = Annotated[str | None, typer.Option(help="run, pipeline folder or Hub name; the bundled emoji model if none")]
+Class = Annotated[str | None, typer.Option("--class", help="name or number of what to draw; without a class if none")]
+Count = Annotated[int, typer.Option("--count", "-n", min=1, help="results, numbered where there are several")]
+Steps = Annotated[int | None, typer.Option(help="decode steps")]
+Guidance = Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")]
+Seed = Annotated[int, typer.Option(help="picture i has seed + i")]
+TraceFile = Annotated[Path | None, typer.Option("--trace", help="a .gif of the decode, step by step")]
+Dilation = Annotated[str, typer.Option(help="tokens around the hole that are hidden too; auto measures the encoder")]
+Crop = Annotated[int | None, typer.Option(help="see the hole and so many pixels around it, not the whole picture")]
+Feather = Annotated[int | None, typer.Option(help="pixels over which the paste fades inside the hole; 0: a hard edge")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")]
 
 
@@ -41,16 +52,190 @@ def sample(
         list[str] | None, typer.Option("--class", help="name or number; again for more; 16 of them if none")
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures of each class")] = 4,
-    steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
-    guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
-    seed: Annotated[int, typer.Option(help="picture i has seed + i")] = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")] = Path("samples"),
+    trace: TraceFile = None,
     device: Device = "auto",
 ) -> None:
     """Generate pictures."""
     from maskgen.pipelines.generate import generate
 
-    print(generate(model, classes, count, steps, guidance, seed, out, device))
+    print(generate(model, classes, count, steps, guidance, seed, out, device, trace=trace))
+
+
+@app.command()
+def inpaint(
+    image: Picture,
+    mask: Annotated[Path, typer.Argument(help="of the same size; white is drawn anew")],
+    class_name: Class = None,
+    model: Model = None,
+    count: Count = 1,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    dilation: Dilation = "0",
+    crop: Crop = None,
+    feather: Feather = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="the .png")] = Path("inpainted.png"),
+    trace: TraceFile = None,
+    device: Device = "auto",
+) -> None:
+    """Draw anew what a mask hides; the other pixels stay as they are."""
+    settings = {"image": image, "mask": mask, "class": class_name, "dilation": dilation, "crop": crop}
+    more = {"feather": feather, "count": count, "steps": steps, "guidance": guidance}
+    _perform("inpaint", {**settings, **more}, model, seed, out, trace, device)
+
+
+@app.command()
+def outpaint(
+    image: Picture,
+    left: Annotated[int, typer.Option(help="pixels to add")] = 0,
+    top: Annotated[int, typer.Option(help="pixels to add")] = 0,
+    right: Annotated[int, typer.Option(help="pixels to add")] = 0,
+    bottom: Annotated[int, typer.Option(help="pixels to add")] = 0,
+    class_name: Class = None,
+    model: Model = None,
+    count: Count = 1,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    dilation: Dilation = "0",
+    overlap: Annotated[int | None, typer.Option(help="tokens that neighbouring windows share; half of one")] = None,
+    feather: Feather = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="the .png")] = Path("outpainted.png"),
+    trace: TraceFile = None,
+    device: Device = "auto",
+) -> None:
+    """Extend a picture on any side, beyond the trained size too."""
+    settings = {"image": image, "left": left, "top": top, "right": right, "bottom": bottom, "class": class_name}
+    more = {"dilation": dilation, "overlap": overlap, "feather": feather, "count": count, "steps": steps}
+    _perform("outpaint", {**settings, **more, "guidance": guidance}, model, seed, out, trace, device)
+
+
+@app.command()
+def edit(
+    image: Picture,
+    class_name: Annotated[str, typer.Option("--class", help="name or number of the new class")],
+    box: Annotated[
+        str | None, typer.Option(help="left,top,right,bottom in pixels, right and bottom outside", metavar="L,T,R,B")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="instead of a box: white is drawn anew")] = None,
+    grow: Annotated[int, typer.Option(help="tokens by which the region grows on every side")] = 1,
+    model: Model = None,
+    count: Count = 1,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    feather: Feather = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="the .png")] = Path("edited.png"),
+    trace: TraceFile = None,
+    device: Device = "auto",
+) -> None:
+    """Another class in a box or a mask."""
+    settings = {"image": image, "class": class_name, "box": box, "mask": mask, "grow": grow, "feather": feather}
+    more = {"count": count, "steps": steps, "guidance": guidance}
+    _perform("edit", {**settings, **more}, model, seed, out, trace, device)
+
+
+@app.command()
+def vary(
+    image: Picture,
+    strength: Annotated[float, typer.Option(help="share of the tokens drawn anew, 0 to 1")] = 0.5,
+    class_name: Class = None,
+    model: Model = None,
+    count: Count = 4,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="the .png")] = Path("varied.png"),
+    trace: TraceFile = None,
+    device: Device = "auto",
+) -> None:
+    """Pictures like a given one."""
+    settings = {"image": image, "strength": strength, "class": class_name}
+    more = {"count": count, "steps": steps, "guidance": guidance}
+    _perform("vary", {**settings, **more}, model, seed, out, trace, device)
+
+
+@app.command()
+def interpolate(
+    image: Picture,
+    image_2: Annotated[Path, typer.Argument(help="the picture at the other end")],
+    frames: Annotated[int, typer.Option(help="both ends included")] = 8,
+    strength: Annotated[float, typer.Option(help="share of the tokens drawn anew half-way, 0 to 1")] = 0.5,
+    class_name: Class = None,
+    model: Model = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(help="of all frames")] = 0,
+    out: Annotated[Path, typer.Option(help="the .png, to which numbers are added")] = Path("interpolated.png"),
+    trace: TraceFile = None,
+    device: Device = "auto",
+) -> None:
+    """Frames from one picture to another."""
+    settings = {"image": image, "image_2": image_2, "frames": frames, "strength": strength, "class": class_name}
+    _perform("interpolate", {**settings, "steps": steps, "guidance": guidance}, model, seed, out, trace, device)
+
+
+@app.command()
+def join(
+    image: Picture,
+    image_2: Annotated[Path, typer.Argument(help="the picture on the right")],
+    gap: Annotated[int, typer.Option(help="pixels between them, at the model's height")],
+    keep: Annotated[int | None, typer.Option(help="pixels of either picture; all of them if none")] = None,
+    class_name: Class = None,
+    model: Model = None,
+    count: Count = 1,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    overlap: Annotated[int | None, typer.Option(help="tokens that neighbouring windows share; half of one")] = None,
+    feather: Feather = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="the .png")] = Path("joined.png"),
+    trace: TraceFile = None,
+    device: Device = "auto",
+) -> None:
+    """The left of one picture, the right of another, and what the model puts between them."""
+    settings = {"image": image, "image_2": image_2, "gap": gap, "keep": keep, "class": class_name, "overlap": overlap}
+    more = {"feather": feather, "count": count, "steps": steps, "guidance": guidance}
+    _perform("join", {**settings, **more}, model, seed, out, trace, device)
+
+
+@app.command()
+def batch(
+    table: Annotated[Path, typer.Argument(help="CSV: image, mask or box, class, seed, task, ...; see docs/editing.md")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("batch"),
+    task: Annotated[str, typer.Option(help="of the rows that name none")] = "inpaint",
+    model: Model = None,
+    device: Device = "auto",
+) -> None:
+    """A task for every row of a CSV; rows that fail are told at the end, the others are done."""
+    from maskgen.pipelines.jobs import batch as run
+    from maskgen.pipelines.jobs import load
+
+    paths = run(load(model, device), table, out, task, model)
+    print(f"{len(paths)} pictures in {out}")
+
+
+@app.command()
+def parameters(image: Picture) -> None:
+    """What a picture of ours was made with, so that it can be made again."""
+    import json
+
+    from maskgen.pictures import parameters_of
+
+    print(json.dumps(parameters_of(image), indent=2))
+
+
+def _perform(
+    task: str, settings: dict[str, object], model: str | None, seed: int, out: Path, trace: Path | None, device: str
+) -> None:
+    from maskgen.pipelines.jobs import load, perform
+
+    for path in perform(load(model, device), task, settings, out, seed, trace, model):
+        print(path)
 
 
 @app.command()

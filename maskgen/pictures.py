@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 LINE = 18  # pixels from one line of a legend to the next
+PARAMETERS = "maskgen"  # the tEXt chunk's keyword
 
 
 def to_uint8(pixels: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
@@ -85,9 +88,41 @@ def side_by_side(
     return grid(torch.cat(pixels), columns, row_names=names)
 
 
-def save(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture, making its folder."""
+def save(picture: Image.Image, path: str | Path, parameters: Mapping[str, Any] | None = None) -> Path:
+    """Write a picture, making its folder.
+
+    Args:
+        parameters: what made it, kept in the file as JSON for :func:`parameters_of`; PNG only.
+
+    Raises:
+        ValueError: parameters for another kind of file.
+    """
     path = Path(path)
+    options: dict[str, Any] = {}
+    if parameters is not None:
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"{path} cannot hold what made it; give a name that ends in .png")
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text(PARAMETERS, json.dumps(parameters))
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    picture.save(path, **options)
     return path
+
+
+def parameters_of(path: str | Path) -> dict[str, Any]:
+    """What made a picture of ours, as :func:`save` kept it: task, model, class, seed, steps, guidance, version ...
+
+    Raises:
+        ValueError: no picture, or one without parameters.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()  # text may stand behind the pixels
+            found = json.loads(picture.info[PARAMETERS])
+    except KeyError:
+        raise ValueError(f"{path} holds no parameters: another program wrote it") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the parameters of {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"the parameters of {path} are no mapping")
+    return found

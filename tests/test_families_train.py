@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskgen.config import configs_folder, load
 from maskgen.data.arrays import NpzArrays
 from maskgen.evaluation.reconstruction_report import reconstruct
 from maskgen.pipelines.store import load_tokenizer
@@ -24,6 +25,7 @@ FAMILIES = {
     "lfq": (CONV, {"type": "lfq", "bits": 5}, CONV),
     "residual": (CONV, {"type": "residual", "levels": 2, "quantizer": VQ}, CONV),
     "continuous": (CONV, {"type": "none", "dim": 4}, CONV),
+    "vae": (CONV, {"type": "gaussian", "dim": 4}, CONV),
     "vit-vqgan": (VIT, {**VQ, "l2_norm": True}, VIT),
     "titok": (TOKENS, VQ, {**TOKENS, "refine": True}),
     "ta-titok": (TOKENS, VQ, {**TOKENS, "text_dim": 5, "text_length": 7}),
@@ -81,6 +83,57 @@ def test_text_features_that_do_not_fit_the_pictures(data, text, got):
         NpzArrays("wrong.npz")
 
 
+# Sizes of a tiny run; whatever else a configuration says stays. The networks of losses and teachers need a download.
+SIZES = {
+    "width": 16,
+    "heads": 2,
+    "depth": 1,
+    "blocks": 1,
+    "middle_blocks": 1,
+    "hidden_dim": 16,
+    "codebook_size": 16,
+    "tokens": 6,
+    "text_dim": 5,
+    "text_length": 7,
+    "multipliers": [1, 2],
+    "attention": [1],
+}
+
+
+def shrunk(part):
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "vit":
+        part = {**part, "size": 4 if part["patch"] == 1 else 16, "patch": min(part["patch"], 4)}
+        part |= {"channels": 5} if "channels" in part else {}
+    return {key: SIZES.get(key, shrunk(value)) for key, value in part.items()}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (configs_folder() / "tokenizer").glob("*.yaml")))
+def test_every_configuration_takes_two_steps(name, data):
+    stage = load(f"tokenizer/{name}", [])["stage"]
+    parts = stage["tokenizer"] = shrunk(stage["tokenizer"])
+    if parts["encoder"].get("channels") == 1:
+        for coder in ("encoder", "decoder"):
+            parts[coder]["channels"] = 3
+    if "adversarial" in stage:
+        stage["adversarial"] = {**stage["adversarial"], "start": 0, "warmup": 0, "width": 8, "layers": 1}
+    if "perceptual" in stage:
+        stage["perceptual"] = 0.0
+    if "teacher" in stage:
+        torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 5, 4, 4)), "teacher.pt")
+        stage["teacher"] = {"type": "torchscript", "path": "teacher.pt"}
+    if name == "centroids":
+        stage["points"] = 100
+    folder = run(name, stage, data, Training(**TWO_STEPS), holdout=4)
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert len(lines) == 2
+    assert all(np.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+    if "adversarial" in stage:
+        assert lines[-1]["discriminator/loss"] > 0
+    assert load_tokenizer(folder).config.target == parts.get("target", "pixels")
+
+
 def test_centroids_are_fitted_and_load(data):
     tokenizer = {
         "encoder": {"type": "patch"},
@@ -109,16 +162,6 @@ def test_generators_train_on_other_tokens_than_a_grid_of_a_codebook(name, data):
     stage = {"type": "generator", "tokenizer": f"runs/{name}", "model": {"width": 16, "depth": 2, "heads": 2}}
     folder = run("generator", {**stage, "scheduler": {"num_inference_steps": 2}}, data, Training(**TWO_STEPS))
     assert (folder / "pipeline" / "model_index.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [("movq", "has 4 codes a place"), ("continuous", "has continuous tokens"), ("residual", "has 2 codes a place")],
-)
-def test_generators_refuse_tokens_that_they_cannot_predict(name, problem, data):
-    trained(name, data)
-    with pytest.raises(ValueError, match=rf"stage.tokenizer {problem}; a generator needs one code a place"):
-        run("generator", {"type": "generator", "tokenizer": f"runs/{name}"}, data, Training(**TWO_STEPS))
 
 
 def test_large_pictures_are_reconstructed_in_tiles(data):

@@ -164,8 +164,9 @@ BELOW = {
     "mim": set(),
     "transformer": set(),
     "decoding": {"mim"},  # the schedules are the ratios' own functions
+    "tasks": {"tokenizer"},
     "evaluation": {"data", "tokenizer", "mim", "transformer", "decoding", "pipelines"},
-    "pipelines": {"data", "tokenizer", "mim", "transformer", "decoding"},
+    "pipelines": {"data", "tokenizer", "mim", "transformer", "decoding", "tasks"},
     "training": {"data", "tokenizer", "mim", "transformer", "decoding", "pipelines", "evaluation"},
 }
 

@@ -80,6 +80,28 @@ def test_shared_first_step_and_guidance_equal_the_plain_formulation(pipeline):
             torch.testing.assert_close(logits, u + scale * (c - u), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_orders_by_place_through_the_pipeline(pipeline, steps):
+    """Only some places are asked for, already on the blank canvas that rows of one class share."""
+    labels, mask = [1, 1, 0, 2, 1], torch.ones(5, 4, 4, dtype=torch.bool)
+    canvas = torch.zeros(5, 4, 4, dtype=torch.long)
+
+    def plain(step):
+        def logits(classes):
+            made = pipeline.transformer(step.tokens.view(5, 4, 4), step.hidden.view(5, 4, 4), classes).predictions
+            return made[torch.arange(5)[:, None], step.positions]
+
+        c, u = logits(torch.tensor(labels)), logits(None)
+        return u + step.guidance_scale * (c - u)
+
+    for order in ("halton", "random", "raster"):
+        scheduler = MaskScheduler(order=order, num_inference_steps=steps, guidance_scale=2.5)
+        other = MaskedImagePipeline(pipeline.tokenizer, pipeline.transformer, scheduler, pipeline.class_names)
+        other.set_progress_bar_config(disable=True)
+        expected = scheduler.decode(plain, canvas.flatten(1), mask.flatten(1), generator=seeded(), grid=(4, 4))
+        assert other.complete(canvas, mask, labels, generator=seeded()).flatten(1).equal(expected)
+
+
 def test_steps_without_guidance_make_no_unconditional_pass(pipeline, monkeypatch):
     rows = []
     forward = MaskTransformer.forward

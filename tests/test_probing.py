@@ -67,6 +67,16 @@ def test_finetuning_trains_embeddings_blocks_and_head_alone(data):
     assert any(p is backbone.transformer.token_embedding.weight for p in groups[0])
 
 
+@pytest.mark.parametrize("bias", ["shared", "block"])
+def test_finetuning_trains_a_relative_bias_with_its_block(data, bias):
+    options = {"width": 16, "depth": 3, "heads": 2, "relative_bias": bias, "embedding_norm": True}
+    transformer = MaskTransformer(0, (2, 2), token_dim=48, **options)
+    groups = Classifier(Backbone(patches(4), transformer, 1), 3).by_depth()
+    where = [[i for i, group in enumerate(groups) if any(p is t.table for p in group)] for t in transformer.relative]
+    assert where == ([[2]] if bias == "shared" else [[1], [2], []])
+    assert any(p is transformer.embedded.weight for p in groups[0])
+
+
 def test_the_commands_write_what_they_found(data):
     runner = CliRunner()
     arguments = ["--protocol", "knn", "--option", "ks=[3]", "--layer", "0", "--out", "out/probe.json"]

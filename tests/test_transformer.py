@@ -6,6 +6,7 @@ import torch
 from maskgen.transformer.attention import Ragged, attend, attention_probabilities
 from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.positions import coordinates, rotary, rotate, sine_cosine
+from maskgen.transformer.relative import RelativeBias, of_queries, offsets
 
 
 def randomised(**options):
@@ -28,6 +29,8 @@ OPTIONS = [
     {"positions": "sincos", "rope": False, "registers": 2},
     {"positions": "none"},
     {"condition": "in_context", "registers": 1},
+    {"positions": "none", "rope": False, "relative_bias": "shared", "registers": 2},
+    {"relative_bias": "block", "condition": "in_context", "embedding_norm": True},
 ]
 
 
@@ -158,6 +161,8 @@ def test_places_differ_on_a_blank_canvas():
     assert not differ(positions="none")
     assert differ(positions="learned")
     assert differ(positions="sincos")
+    assert not differ(positions="none", relative_bias="shared")
+    assert differ(positions="none", relative_bias="shared", registers=1)  # a place's share of it says where it is
 
 
 # ------------------------------------------------------------------------------------------------------ ragged rows
@@ -198,6 +203,121 @@ def test_ragged_says_where_tokens_are():
     assert ragged.index.tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
+# ------------------------------------------------------------------------------------------------------ relative bias
+
+
+def test_offsets_are_counted_from_the_most_negative_and_prefix_tokens_have_three_entries():
+    """A grid of 2 x 3 has 3 x 5 offsets, query minus key."""
+    index = offsets((2, 3), 2)
+    assert index.shape == (8, 8)
+    assert index[2:, 2:].diagonal().tolist() == [7] * 6  # (0, 0), the middle
+    assert index[2, 2:].tolist() == [7, 6, 5, 2, 1, 0]  # from the first place down to (-1, -2)
+    assert index[7, 2:].tolist() == [14, 13, 12, 9, 8, 7]  # from the last up to (1, 2)
+    assert index[:2, 2:].unique().tolist() == [15]
+    assert index[2:, :2].unique().tolist() == [16]
+    assert index[:2, :2].unique().tolist() == [17]
+
+
+def test_offsets_of_a_video_differ_on_every_axis():
+    index = offsets((2, 2, 3), 0)
+    assert index.unique().numel() == 3 * 3 * 5
+    assert index[0, 11].item() == 0
+    assert index[11, 0].item() == 3 * 3 * 5 - 1
+
+
+def biased(grid=(4, 6), heads=4):
+    made = RelativeBias(grid, heads)
+    torch.nn.init.normal_(made.table)
+    return made
+
+
+def test_a_bias_of_kept_tokens_is_cut_from_the_whole():
+    bias, keep = biased(), torch.stack([torch.randperm(24)[:7] for _ in range(3)])
+    whole, cut = bias((4, 6), 2), bias((4, 6), 2, keep)
+    assert whole.shape == (1, 4, 26, 26)
+    for row, places in zip(cut, keep):
+        there = torch.cat([torch.arange(2), places + 2])
+        assert row.equal(whole[0][:, there][:, :, there])
+    asked = of_queries(whole, keep)
+    assert all(row.equal(whole[0][:, places]) for row, places in zip(asked, keep))
+
+
+def test_a_bias_for_another_grid_is_resized_and_keeps_its_middle():
+    bias = biased()
+    bias.table.data[:-3] = torch.arange(-3, 4).abs().repeat_interleave(11)[:, None]  # rows apart
+    made = bias((8, 6), 1)[0, 0]
+    assert made[0, 0] == bias.table[-1, 0]
+    apart = made[1, 1:].view(8, 6)[:, 0]  # of the first place to those below it
+    assert (apart.diff() >= 0).all()
+    assert apart[0] < 0.3
+    assert apart[-1] > 2.5
+    assert made[1:, 1:].diagonal().std() < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_attention_adds_a_bias_to_its_scores(backend, rows):
+    q, k, v = torch.randn(3, 3, 9, 2, 8)
+    bias = torch.randn(rows, 2, 9, 9)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 8**0.5 + bias
+    expected = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
+    torch.testing.assert_close(attend(q, k, v, backend, bias=bias), expected, rtol=1e-4, atol=1e-5)
+    lengths = [5, 2, 9]
+    made = attend(q, k, v, backend, Ragged.of(lengths), bias=bias)
+    for row, n in enumerate(lengths):
+        alone = torch.einsum("hnm,mhd->nhd", scores[row, :, :, :n].softmax(-1), v[row, :n])
+        torch.testing.assert_close(made[row], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [None, [5, 2, 9]])
+def test_xformers_adds_a_bias_to_its_scores(lengths):
+    pytest.importorskip("xformers")
+    q, k, v = torch.randn(3, 3, 9, 4, 32, device="cuda", dtype=torch.float16)
+    bias = torch.randn(1, 4, 9, 9, device="cuda")
+    keys = None if lengths is None else Ragged.of(lengths, torch.device("cuda"))
+    expected = attend(q.float(), k.float(), v.float(), "explicit", keys, bias=bias)
+    torch.testing.assert_close(attend(q, k, v, "xformers", keys, bias=bias).float(), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
+def test_a_bias_learns(backend):
+    model, (codes, masked, labels) = randomised(relative_bias="block", registers=1, backend=backend), inputs()
+    model(codes, masked, labels, torch.arange(5).expand(3, -1)).predictions.square().sum().backward()
+    *whole, last = (bias.table.grad.count_nonzero().item() for bias in model.relative)
+    assert whole == [(7 * 11 + 3) * 4] * 2
+    assert last == (4 * 10 + 1) * 4  # of five queries in the first row: rows below, ten columns, the prefix
+
+
+def test_a_shared_bias_is_one_table_and_equals_a_block_bias_of_equal_tables():
+    shared = randomised(relative_bias="shared", registers=1)
+    block = randomised(relative_bias="block", registers=1)
+    state = shared.state_dict()
+    assert sum("relative" in name for name in state) == 1
+    block.load_state_dict({**state, **{f"relative.{i}.table": state["relative.0.table"] for i in range(3)}})
+    codes, masked, labels = inputs()
+    assert shared(codes, masked, labels).predictions.equal(block(codes, masked, labels).predictions)
+
+
+@pytest.mark.parametrize("grid", [(6, 3), (4, 6)])
+def test_a_model_with_a_relative_bias_takes_other_grids(grid):
+    model = randomised(relative_bias="shared", registers=1)
+    codes, masked, labels = inputs(grid=grid)
+    assert model(codes, masked, labels).predictions.shape == (3, 18 if grid == (6, 3) else 24, 32)
+
+
+def test_an_embedding_norm_stands_after_the_positions():
+    """Whatever tokens and positions are multiplied with, the blocks see the same."""
+    model = randomised(num_classes=None, embedding_norm=True)
+    codes, masked, _ = inputs()
+    before = model(codes, masked).predictions
+    for parameter in (model.code_embedding.weight, model.mask_token, model.position_embedding):
+        parameter.data.mul_(7)
+    torch.testing.assert_close(model(codes, masked).predictions, before, rtol=1e-3, atol=1e-3)
+    model.position_embedding.data.mul_(7)
+    assert not torch.allclose(model(codes, masked).predictions, before, atol=1e-2)
+
+
 # ------------------------------------------------------------------------------------------- asymmetric, token dropping
 
 DECODER = {"decoder_depth": 2, "registers": 1}
@@ -207,6 +327,7 @@ ASYMMETRIC = [
     {**DECODER, "num_classes": None, "decoder_width": 32, "decoder_heads": 2, "rope": False},
     {**DECODER, "condition": "in_context", "decoder_width": 32},
     {**DECODER, "condition": "adaln_shared", "norm": "rms"},
+    {**DECODER, "relative_bias": "block", "embedding_norm": True},
 ]
 
 
@@ -247,7 +368,7 @@ def test_a_masked_token_that_is_kept_is_padded_in_the_decoder(options):
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
-@pytest.mark.parametrize("options", [{}, *ASYMMETRIC], ids=str)
+@pytest.mark.parametrize("options", [{}, {"relative_bias": "shared", "registers": 2}, *ASYMMETRIC], ids=str)
 def test_rows_that_keep_different_numbers_are_each_row_alone(options, backend):
     model, (codes, _, labels) = randomised(**options, backend=backend), inputs()
     labels, counts = labels_for(model, labels), [6, 11, 9]
@@ -286,7 +407,7 @@ def test_continuous_tokens_and_predictions_of_any_number():
 
 def test_layers_end_where_the_features_begin():
     codes, masked = torch.randint(32, (2, 4, 6)), torch.zeros(2, 4, 6, dtype=torch.bool)
-    for options in ({"registers": 2}, DECODER):
+    for options in ({"registers": 2}, DECODER, {"relative_bias": "block", "registers": 1, "embedding_norm": True}):
         model = randomised(**options)
         layers, output = model.layers(codes), model(codes, masked)
         assert len(layers) == 3

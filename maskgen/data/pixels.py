@@ -109,11 +109,16 @@ def load_image(
     try:
         with Image.open(file) as picture:
             check_header(picture)
-            flat = flatten(ImageOps.exif_transpose(picture), channels)
-            flat = flat if pair is None else fit(flat, pair)
+            return from_picture(picture, pair, channels)
     except Exception as error:  # decoders meet damaged files with errors of every kind
         name = str(file) if isinstance(file, (str, Path)) else str(getattr(file, "name", "the given file"))
         raise UnreadableImage(f"{name}: {error or type(error).__name__}") from error
+
+
+def from_picture(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Float[Tensor, "c h w"]:
+    """What :func:`load_image` does with an opened picture."""
+    flat = flatten(ImageOps.exif_transpose(picture), channels)
+    flat = flat if size is None else fit(flat, size)
     values = np.asarray(flat)
     if flat.mode == "F":  # bicubic overshoots; PIL clips this only in 8 bits
         values = np.repeat(values.clip(0, 255)[:, :, None], channels, axis=2)

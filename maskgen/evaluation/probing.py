@@ -112,11 +112,18 @@ class Classifier(nn.Module):
         return self.head(self.norm(tokens[:, self.backbone.prefix :].mean(1)))
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Embeddings, each block up to the layer, the head; what else the transformer has is not trained."""
+        """Embeddings, each block up to the layer, the head; what else the transformer has is not trained.
+
+        A relative bias goes with its block, a shared one with the last, as in BEiT's fine-tuning.
+        """
         transformer = self.backbone.transformer
         blocks = [list(block.parameters()) for block in transformer.blocks[: self.backbone.layer + 1]]
+        biases = list(transformer.relative)
+        for block, bias in zip(blocks if len(biases) > 1 else blocks[-1:], biases):
+            block.extend(bias.parameters())
         named = dict(transformer.named_parameters())
-        embedding = [p for name, p in named.items() if name.split(".")[0].endswith(("embedding", "register_tokens"))]
+        first = ("embedding", "register_tokens", "embedded")
+        embedding = [p for name, p in named.items() if name.split(".")[0].endswith(first)]
         used = {id(p) for group in (embedding, *blocks) for p in group}
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(id(parameter) in used)

@@ -185,7 +185,8 @@ class MaskedModeling(nn.Module):
         if output.predictions.shape[1] == plan.roles[0].numel():
             return output, None, None
         inside = torch.arange(keep.shape[1]) < torch.tensor(counts)[:, None]
-        return output, keep, inside.to(tokens.device)
+        codes = keep[..., None] * groups + torch.arange(groups, device=keep.device)
+        return output, codes.flatten(1), inside.to(tokens.device).repeat_interleave(groups, 1)
 
     @torch.no_grad()
     def wanted(self, tokens: Tensor, **sources: Any) -> Tensor:

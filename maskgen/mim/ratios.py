@@ -16,25 +16,28 @@ from torch import Generator, Tensor
 
 from maskgen.parts import choose
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda r: math.cos(math.pi / 2 * r),
-    "arccos": lambda r: math.acos(r) * 2 / math.pi,
-    "linear": lambda r: 1 - r,
-    "square": lambda r: 1 - r**2,
-    "cubic": lambda r: 1 - r**3,
-    "sqrt": lambda r: 1 - math.sqrt(r),
+# Of progress r and the number of tokens n, which only the last two use.
+SCHEDULES: dict[str, Callable[[float, int], float]] = {
+    "cosine": lambda r, n: math.cos(math.pi / 2 * r),
+    "arccos": lambda r, n: math.acos(r) * 2 / math.pi,
+    "linear": lambda r, n: 1 - r,
+    "square": lambda r, n: 1 - r**2,
+    "cubic": lambda r, n: 1 - r**3,
+    "sqrt": lambda r, n: 1 - math.sqrt(r),
+    "exponential": lambda r, n: 1 - n ** (r - 1),  # from 1 - 1/n
+    "logarithmic": lambda r, n: -math.log(max(r, 1 / n)) / math.log(n),  # 1 up to r = 1/n
 }
 
 
-def gamma(schedule: str, r: float) -> float:
-    """Share still hidden at progress `r` in [0, 1].
+def gamma(schedule: str, r: float, tokens: int = 256) -> float:
+    """Share of `tokens` still hidden at progress `r` in [0, 1].
 
     Raises:
         ValueError: unknown schedule, or progress outside [0, 1].
     """
     if not 0 <= r <= 1:
         raise ValueError(f"progress {r} is outside [0, 1]")
-    return min(1.0, max(0.0, choose(SCHEDULES, schedule, "mask schedule")(r)))
+    return min(1.0, max(0.0, choose(SCHEDULES, schedule, "mask schedule")(r, max(tokens, 2))))
 
 
 class Fixed:

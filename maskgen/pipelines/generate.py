@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from maskgen import __version__
 from maskgen.pictures import grid, save, to_pil
 from maskgen.pipelines.image import MaskedImagePipeline
+from maskgen.pipelines.trace import Tracer, film_for
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,6 +30,12 @@ def some(names: list[str], limit: int = 16) -> list[str]:
     return [names[i * len(names) // count] for i in range(count)]
 
 
+def class_label(pipeline: Any, text: str) -> str:
+    """A class' name from what was typed: the name, or its number."""
+    names = pipeline.class_names
+    return text if text in names or not (text.isdigit() and int(text) < len(names)) else names[int(text)]
+
+
 def draw(
     pipeline: Any,
     labels: Sequence[Any],
@@ -35,6 +43,7 @@ def draw(
     steps: int | None = None,
     guidance: float | None = None,
     batch_size: int = 128,
+    trace: Tracer | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Pixels in [-1, 1] on the CPU, one picture a label (number, name, or None throughout for no class).
 
@@ -51,6 +60,7 @@ def draw(
             guidance_scale=guidance,
             generator=generators,
             output_type="pt",
+            **({} if trace is None else {"trace": trace}),
         )
         pixels.append(result.images.cpu() * 2 - 1)
     return torch.cat(pixels)
@@ -66,6 +76,7 @@ def generate(
     out: str | Path = "samples",
     device: str = "auto",
     batch_size: int = 64,
+    trace: str | Path | None = None,
 ) -> Path:
     """Write ``CLASS_NUMBER.png`` for each picture and ``grid.png`` with a row a class; give the grid's path.
 
@@ -77,13 +88,26 @@ def generate(
         seed: picture i is drawn with seed + i, whatever the batch.
         out: folder.
         device: ``auto``, ``cpu``, ``cuda``, ...
+        trace: a ``.gif`` of the first pictures' decode to write.
     """
     pipeline = MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
     names = pipeline.class_names
-    numbers = {str(i): name for i, name in enumerate(names)}
-    rows: list[str | None] = [c if c in names else numbers.get(c, c) for c in classes or some(names)] or [None]
+    rows: list[str | None] = [class_label(pipeline, c) for c in classes or some(names)] or [None]
     labels = [row for row in rows for _ in range(count)]
-    everything = draw(pipeline, labels, seed, steps, guidance, batch_size)
+    film = film_for(trace)
+    everything = draw(pipeline, labels, seed, steps, guidance, batch_size, film)
+    if film is not None and trace is not None:
+        film.save(trace, pipeline.tokenizer)
     for i, picture in enumerate(to_pil(everything)):
-        save(picture, Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-"))
+        made = parameters(pipeline, model, {"class": labels[i], "seed": seed + i, "steps": steps, "guidance": guidance})
+        path = Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-")
+        save(picture, path, {"task": "sample", **made})
     return save(grid(everything, count, row_names=[r for r in rows if r] or None), Path(out) / "grid.png")
+
+
+def parameters(pipeline: Any, model: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a picture says of its making: the settings, and the scheduler's where they leave it the choice."""
+    kept = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items() if v is not None}
+    config = pipeline.scheduler.config
+    defaults = {"steps": config.num_inference_steps, "guidance": config.guidance_scale}
+    return {"model": "bundled emoji" if model is None else str(model), "version": __version__, **defaults, **kept}

@@ -12,11 +12,16 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from maskgen.decoding.loop import Generators
+from maskgen.decoding.loop import Trace
+from maskgen.decoding.noise import Generators
 from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.parts import nearest
 from maskgen.pictures import to_pil
+from maskgen.pipelines import editing
 from maskgen.pipelines.predictor import Predictor
+from maskgen.pipelines.tokens import Places
+from maskgen.pipelines.trace import Tracer, Watch
+from maskgen.tasks.windows import Place, complete_by_windows
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.model import MaskTransformer
 
@@ -46,6 +51,8 @@ def bundled_pipeline() -> Path:
 class MaskedImagePipeline(DiffusionPipeline):
     """Class-conditional and unconditional generation by iterative parallel decoding (MaskGIT, arXiv:2202.04200).
 
+    Called, it generates; :mod:`maskgen.pipelines.editing` has its other tasks, which are its methods too.
+
     Args:
         tokenizer, transformer, scheduler: the parts; the transformer's codebook must be the tokenizer's.
         class_names: a name a class, in the order of the labels.
@@ -59,13 +66,12 @@ class MaskedImagePipeline(DiffusionPipeline):
         class_names: list[str] | None = None,
     ):
         super().__init__()
-        if tokenizer.codebook_size != transformer.codebook_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.codebook_size} codes and the transformer predicts "
-                f"{transformer.codebook_size}: they were not trained together"
-            )
+        Places(tokenizer, transformer)  # refuses what was not trained together
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
         self.register_to_config(class_names=class_names)
+
+    inpaint, outpaint, edit = editing.inpaint, editing.outpaint, editing.edit
+    vary, interpolate, join = editing.vary, editing.interpolate, editing.join
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Any:
@@ -87,6 +93,11 @@ class MaskedImagePipeline(DiffusionPipeline):
         names = self.config.get("class_names")
         return list(names) if names else [str(i) for i in range(self.transformer.num_classes or 0)]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the transformer was trained on, in pixels."""
+        return self.tokenizer.size(tuple(self.transformer.grid))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -99,6 +110,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
+        trace: Tracer | None = None,
     ) -> MaskedImageOutput | tuple[Any]:
         """Generate pictures.
 
@@ -113,31 +125,30 @@ class MaskedImagePipeline(DiffusionPipeline):
             callback_on_step_end: ``(pipeline, step, timestep, tensors) -> None`` after each step; `timestep` is
                 progress in (0, 1].
             callback_on_step_end_tensor_inputs: of ``codes`` (n, h, w) and ``hidden`` (n, h, w).
+            trace: told of the tokens after each step, see :class:`maskgen.pipelines.trace.DecodeTrace`.
 
         Raises:
             ValueError: unknown class, output type or tensor input; a class for an unconditional model.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        self.check_output_type(output_type)
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
         unknown = set(callback_on_step_end_tensor_inputs) - {"codes", "hidden"}
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs takes codes and hidden, not {sorted(unknown)}")
-        labels, count = self._labels(class_labels, num_images_per_prompt)
-        grid = self.transformer.grid
-        canvas = torch.zeros(count, *grid, dtype=torch.long, device=self.device)
+        labels, count = self.labels_of(class_labels, num_images_per_prompt)
+        canvas = Places(self.tokenizer, self.transformer).blank(count, self.device)
         codes = self.complete(
             canvas,
-            torch.ones_like(canvas, dtype=torch.bool),
+            torch.ones(count, *self.transformer.grid, dtype=torch.bool, device=self.device),
             labels,
             num_inference_steps,
             guidance_scale,
             generator,
-            self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs, grid, num_inference_steps),
+            self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs, num_inference_steps),
+            trace,
         )
-        images = codes if output_type == "codes" else self._pictures(codes, output_type)
-        return MaskedImageOutput(images) if return_dict else (images,)
+        return self.output(codes, output_type, return_dict)
 
     def complete(
         self,
@@ -148,44 +159,91 @@ class MaskedImagePipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         generator: Generators = None,
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        trace: Tracer | None = None,
+        overlap: int | None = None,
     ) -> Tensor:
-        """Complete the tokens of `canvas` (n, *grid) int64 where `mask` is True: what every task comes to."""
-        grid = tuple(canvas.shape[1:])
-        predict = Predictor(self.transformer.eval(), labels, grid)
+        """Complete the tokens of `canvas` where `mask` (n, *grid) is True: what every task comes to.
+
+        The canvas is as the tokenizer has it: codes (n, *grid) or (n, *grid, levels), or vectors (n, *grid, d).
+        One larger than the trained grid is completed by windows of that size which share at least `overlap` tokens
+        (half a window where None), each in `num_inference_steps` steps. `callback` gets ``(step, tokens, mask)`` of a
+        window, `trace` the whole canvas (see :class:`maskgen.pipelines.trace.Watch`).
+
+        Raises:
+            ValueError: guidance of continuous tokens: the predictions are no logits that it could mix.
+        """
+        places = Places(self.tokenizer, self.transformer)
         steps = num_inference_steps or self.scheduler.config.num_inference_steps
-        with self.progress_bar(total=steps) as bar:
-
-            def advance(step: int, tokens: Tensor, hidden: Tensor) -> None:
-                bar.update()
-                if callback is not None:
-                    callback(step, tokens, hidden)
-
-            codes = self.scheduler.decode(
-                predict, canvas.flatten(1), mask.flatten(1), num_inference_steps, guidance_scale, generator, advance
+        scale = self.scheduler.config.guidance_scale if guidance_scale is None else guidance_scale
+        if places.draw is not None and labels is not None and scale > 1:
+            raise ValueError(
+                f"guidance_scale {scale}: mixtures of continuous tokens cannot be mixed; take 1, no guidance"
             )
-        return codes.view(canvas.shape)
+        watch = None if trace is None else Watch(trace, canvas, mask, places)
 
-    def _pictures(self, codes: Tensor, output_type: str) -> Any:
-        pixels = self.tokenizer.eval().decode(codes).float()
+        def window(tokens: Tensor, hidden: Tensor, place: Place) -> Tensor:
+            like, mask = tokens, hidden
+            with self.progress_bar(total=steps) as bar:
+
+                def advance(step: int, tokens: Tensor, hidden: Tensor) -> None:
+                    bar.update()
+                    if callback is not None:
+                        callback(step, places.canvas(tokens, like), places.mask(hidden).view(mask.shape))
+
+                def told(done: Trace) -> None:
+                    if watch is not None:
+                        watch.after(done, place)
+
+                made = self.scheduler.decode(
+                    Predictor(self.transformer.eval(), labels, places.shape),
+                    places.flat(like),
+                    places.hidden(mask),
+                    num_inference_steps,
+                    guidance_scale,
+                    generator,
+                    advance,
+                    grid=places.grid,
+                    draw=places.draw,
+                    trace=None if watch is None else told,
+                )
+            return places.canvas(made, like)
+
+        share = min(places.grid) // 2 if overlap is None else overlap
+        return complete_by_windows(window, canvas, mask, places.grid, share)
+
+    def check_output_type(self, output_type: str) -> None:
+        """Before anything is drawn."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+
+    def output(self, made: Tensor | list[Tensor], output_type: str, return_dict: bool) -> Any:
+        """Codes, or pixels (1, c, h, w) a picture in [-1, 1], as the output that was asked for."""
+        images: Any = made
+        if isinstance(made, Tensor) and output_type != "codes":
+            made = list(self.tokenizer.eval().decode(made).float().split(1))
         if output_type == "pil":
-            return to_pil(pixels)
-        unit = ((pixels + 1) / 2).clamp(0, 1)
-        return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
+            images = [picture for pixels in made for picture in to_pil(pixels)]
+        elif output_type != "codes":
+            if len({pixels.shape for pixels in made}) > 1:
+                raise ValueError(f"pictures of several sizes are no one array: output_type='pil', not {output_type!r}")
+            unit = ((torch.cat(list(made)) + 1) / 2).clamp(0, 1)
+            images = unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
+        return MaskedImageOutput(images) if return_dict else (images,)
 
     def _on_step(
-        self, user: Callable[..., Any] | None, inputs: Sequence[str], grid: tuple[int, ...], steps: int | None
+        self, user: Callable[..., Any] | None, inputs: Sequence[str], steps: int | None
     ) -> Callable[[int, Tensor, Tensor], None] | None:
         if user is None:
             return None
         total = steps or self.scheduler.config.num_inference_steps
 
         def call(step: int, tokens: Tensor, hidden: Tensor) -> None:
-            tensors = {"codes": tokens.view(-1, *grid), "hidden": hidden.view(-1, *grid)}
+            tensors = {"codes": tokens, "hidden": hidden}
             user(self, step, (step + 1) / total, {name: tensors[name] for name in inputs})
 
         return call
 
-    def _labels(self, given: Any, copies: int) -> tuple[list[int] | None, int]:
+    def labels_of(self, given: Any, copies: int) -> tuple[list[int] | None, int]:
         """A label a picture, and how many pictures."""
         if given is None:
             null = self.transformer.num_classes

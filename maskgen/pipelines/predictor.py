@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from maskgen.decoding.loop import Step
+from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.transformer.model import MaskTransformer
 
 CACHED = 2**18  # tokens x width whose activations the caches of a processor's core hold
@@ -50,18 +51,20 @@ class Predictor:
         return torch.tensor(first, device=self.device), torch.tensor(rows, device=self.device)
 
     def _blank(self, step: Step, guided: bool) -> Tensor:
-        """Each class once, at all places; every row then takes its own."""
-        conditions, rows = None, step.tokens.new_zeros(len(step.tokens))
+        """Each class once, at all places; every row then takes its own, where it is asked."""
+        conditions, rows = None, step.positions.new_zeros(len(step.tokens))
         if self.conditions is not None:
             first, rows = self.distinct[guided]
             conditions = self.conditions[first]
         hidden = step.hidden[:1].expand(1 if conditions is None else len(conditions), -1)
-        return self._network(torch.zeros_like(hidden, dtype=torch.long), hidden, conditions, None)[rows]
+        tokens = step.tokens.new_zeros(len(hidden), *step.tokens.shape[1:])
+        logits = self._network(tokens, hidden, conditions, None)
+        return logits[rows[:, None], step.positions.repeat(len(rows) // len(step.positions), 1)]
 
     def _logits(self, step: Step, guided: bool) -> Tensor:
         """Every row at its hidden positions, and again without its class where guided."""
         copies = 2 if guided else 1
-        tokens, hidden, positions = (x.repeat(copies, 1) for x in (step.tokens, step.hidden, step.positions))
+        tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
         conditions = None if self.conditions is None else self.conditions[: len(tokens)]
         return self._network(tokens, hidden, conditions, positions)
 
@@ -79,3 +82,36 @@ class Predictor:
         size = tokens.shape[1] * self.transformer.config.width
         count = max(1, CACHED * torch.get_num_threads() // size) if tokens.device.type == "cpu" else len(tokens)
         return torch.cat([some(slice(i, i + count)) for i in range(0, len(tokens), count)])
+
+
+class NextPredictor:
+    """A causal transformer as the `predict` of :func:`maskgen.decoding.autoregressive.decode_raster`, for one decode.
+
+    Args:
+        transformer: the model.
+        labels: a class a row, or None for an unconditional model.
+        guided: keep unconditional rows beside, which a guidance scale other than 1 needs from the first token on.
+        rows: how many, where `labels` is None.
+    """
+
+    def __init__(
+        self, transformer: CausalTransformer, labels: list[int] | None = None, guided: bool = False, rows: int = 1
+    ):
+        self.transformer, self.guided = transformer, guided and labels is not None
+        device = next(transformer.parameters()).device
+        both = None
+        if labels is not None:
+            none = [transformer.null_class] * len(labels) if self.guided else []
+            both, rows = torch.tensor([*labels, *none], device=device), len(labels) + len(none)
+        with torch.no_grad():
+            self.conditions = transformer.conditions(both, rows)
+        self.past = transformer.room(rows)
+
+    def __call__(self, codes: Tensor | None, guidance_scale: float) -> Tensor:
+        if codes is not None and self.guided:
+            codes = codes.repeat(2)
+        logits = self.transformer.step(codes, self.conditions, self.past).float()
+        if not self.guided:
+            return logits
+        c, u = logits.chunk(2)
+        return torch.lerp(u, c, guidance_scale)

@@ -170,7 +170,7 @@ class PatchEncoder(nn.Module):
                 f"a patch of {patch}x{patch} pixels and {channels} channels has {channels * patch**2} numbers, the "
                 f"quantizer's dim is {latent_dim}; set it to {channels * patch**2}"
             )
-        self.channels, self.patch = channels, patch
+        self.channels, self.patch, self.downsampling = channels, patch, patch
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Token grid (h, w) of a picture (H, W).

@@ -59,7 +59,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.quantizer = build(QUANTIZER, quantizer)
-        self.encoder = build(ENCODER, encoder, latent_dim=self.quantizer.dim)
+        self.encoder = build(ENCODER, encoder, latent_dim=getattr(self.quantizer, "latent_dim", self.quantizer.dim))
         self.decoder = build(DECODER, decoder, latent_dim=self.quantizer.dim)
 
     def __getattr__(self, name: str) -> Any:
@@ -98,6 +98,12 @@ class Tokenizer(ModelMixin, ConfigMixin):
             ValueError: a size that the encoder cannot take.
         """
         return self.encoder.grid(size)
+
+    def size(self, grid: tuple[int, ...]) -> tuple[int, int]:
+        """The size (H, W) of the picture that a token grid stands for."""
+        if len(grid) == 1:
+            return self.encoder.size
+        return grid[0] * self.encoder.downsampling, grid[1] * self.encoder.downsampling
 
     def encode(self, pixels: Float[Tensor, "b c H W"]) -> Shaped[Tensor, "b *grid"]:
         """Pixels in [-1, 1] to codes.

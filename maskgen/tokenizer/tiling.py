@@ -152,9 +152,14 @@ def _grid(tokenizer: Tokenizer, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[range]:
-    """Tiles that cover `length`, all of one size, neighbours sharing at least `overlap`."""
+    """:func:`spans` of tiles that no third one may reach into."""
     if not 0 <= overlap < tile / 2:
         raise ValueError(f"overlap {overlap} must be at least 0 and below half the tile of {tile}")
+    return spans(length, tile, overlap)
+
+
+def spans(length: int, tile: int, overlap: int) -> list[range]:
+    """Tiles that cover `length`, all of one size, neighbours sharing at least `overlap`, which is below the tile."""
     if length <= tile:
         return [range(length)]
     count = -(-(length - overlap) // (tile - overlap))

@@ -117,6 +117,7 @@ class ViTEncoder(nn.Module):
     ):
         super().__init__()
         self.channels, self.patch, self.tokens, self.size = channels, patch, tokens, _pair(size)
+        self.downsampling = patch
         self.trunk = Trunk(
             token_grid(self.size, patch), width, depth, heads, mlp_ratio, positions, registers, pre_norm, norm_eps
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, Ragged, attend
 from maskgen.transformer.positions import rotate
+from maskgen.transformer.relative import of_queries
 
 Norm = Literal["layer", "rms"]
 
@@ -24,6 +26,22 @@ def make_norm(kind: Norm, width: int, affine: bool = True, eps: float = 1e-6) ->
 def take(x: Float[Tensor, "b n *d"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k *d"]:
     """``x[i, index[i]]`` for every row i."""
     return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+@dataclass
+class Past:
+    """One layer's keys and values of the tokens before: room (2, b, heads, n, d), the first `length` tokens filled."""
+
+    room: Float[Tensor, "2 b h n d"]
+    length: int = 0
+
+    def extend(
+        self, k: Float[Tensor, "b h k d"], v: Float[Tensor, "b h k d"]
+    ) -> tuple[Float[Tensor, "b h m d"], Float[Tensor, "b h m d"]]:
+        """All keys and values with the new ones behind, which are kept."""
+        start, self.length = self.length, self.length + k.shape[2]
+        self.room[0, :, :, start : self.length], self.room[1, :, :, start : self.length] = k, v
+        return self.room[0, :, :, : self.length], self.room[1, :, :, : self.length]
 
 
 class SelfAttention(nn.Module):
@@ -43,15 +61,25 @@ class SelfAttention(nn.Module):
         table: Tensor | None,
         queries: Int[Tensor, "b k"] | None = None,
         keys: Ragged | None = None,
+        past: Past | None = None,
+        causal: bool = False,
+        bias: Float[Tensor, "#b h n n"] | None = None,
     ) -> Float[Tensor, "b k w"]:
-        """All tokens attend, or only those at `queries`, to all tokens of their row."""
-        q, k, v = self.projected(x, table, queries)
-        return self.out(attend(q, k, v, self.backend, keys).flatten(2))
+        """All tokens attend, or only those at `queries`, to all tokens of their row and of its `past`, or (`causal`) to
+        themselves and those before them."""
+        q, k, v = self.projected(x, table, queries, past)
+        if bias is not None and queries is not None:
+            bias = of_queries(bias, queries)
+        return self.out(attend(q, k, v, self.backend, keys, causal, bias).flatten(2))
 
     def projected(
-        self, x: Float[Tensor, "b n w"], table: Tensor | None, queries: Int[Tensor, "b k"] | None = None
-    ) -> tuple[Float[Tensor, "b k h d"], Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
-        """Queries, keys and values, normed and rotated."""
+        self,
+        x: Float[Tensor, "b n w"],
+        table: Tensor | None,
+        queries: Int[Tensor, "b k"] | None = None,
+        past: Past | None = None,
+    ) -> tuple[Float[Tensor, "b k h d"], Float[Tensor, "b m h d"], Float[Tensor, "b m h d"]]:
+        """Queries, keys and values, normed and rotated; keys and values of the `past` too."""
         if queries is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
@@ -62,6 +90,8 @@ class SelfAttention(nn.Module):
         if table is not None:
             k = rotate(k, table)
             q = rotate(q, table if queries is None else take(table.expand(len(q), -1, -1), queries))
+        if past is not None:
+            k, v = past.extend(k, v)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _heads(self, x: Float[Tensor, "b n c"], parts: int) -> Float[Tensor, "p b h n d"]:
@@ -123,11 +153,14 @@ class Block(nn.Module):
         table: Tensor | None,
         queries: Int[Tensor, "b k"] | None = None,
         keys: Ragged | None = None,
+        past: Past | None = None,
+        causal: bool = False,
+        bias: Float[Tensor, "#b h n n"] | None = None,
     ) -> Float[Tensor, "b k w"]:
         """The block at all tokens, or only at `queries` (every token still is a key)."""
         parts = None if modulation is None else modulation[:, :, None].unbind(1)
         h = self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
-        h = self.dropout(self.attention(h, table, queries, keys))
+        h = self.dropout(self.attention(h, table, queries, keys, past, causal, bias))
         x = x if queries is None else take(x, queries)
         x = x + h if parts is None else torch.addcmul(x, h, parts[2])
         h = self.norm2(x) if parts is None else modulate(self.norm2(x), parts[3], parts[4])

@@ -16,7 +16,8 @@ from maskgen.transformer.attention import Backend, Ragged, attention_probabiliti
 from maskgen.transformer.groups import BitEmbedding, CodeEmbedding
 from maskgen.transformer.heads import LayerMix, Projector
 from maskgen.transformer.layers import Block, Norm, make_norm, modulate, take
-from maskgen.transformer.positions import rotary, sine_cosine
+from maskgen.transformer.positions import rotary, sine_cosine, stretched
+from maskgen.transformer.relative import RelativeBias, biases, of_queries
 
 
 @dataclass
@@ -60,6 +61,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         positions: added to the tokens: ``learned`` (resized to other grids), ``sincos``, or ``none``. On a blank canvas
             all tokens are alike, so without these no model can tell one place from another.
         rope: also rotate queries and keys by their place, axis by axis: distances, for any grid.
+        relative_bias: learned biases of the (encoder's) attention scores by the offset of query and key (BEiT,
+            arXiv:2106.08254): one ``shared`` by all blocks, or each ``block`` its own; resized to other grids.
+        embedding_norm: a LayerNorm on tokens and positions together, before the blocks (BERT, MAGE).
         condition: ``adaln`` (adaLN-zero, each block its own modulation), ``adaln_shared`` (one modulation for all
             blocks plus a learned offset a block, PixArt-alpha, arXiv:2310.00426) or ``in_context`` (a class token).
         class_dropout: probability that a class is DROPPED in training, for classifier-free guidance.
@@ -123,12 +127,14 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         branch_depth: int = 2,
         branch_layer: int = 9,
         branch_predictions: int = 0,
+        relative_bias: Literal["none", "shared", "block"] = "none",
+        embedding_norm: bool = False,
     ):
         super().__init__()
         decoder_width, decoder_heads = decoder_width or width, decoder_heads or heads
         for w, h, what in ((width, heads, ""), (decoder_width, decoder_heads, "decoder_")):
-            if w % h or (w // h) % 4:
-                raise ValueError(f"{what}width {w} over heads {h} must be a multiple of 4, for rotary positions too")
+            if w % h or (rope and (w // h) % 4):
+                raise ValueError(f"{what}width {w} over heads {h} must be whole, with rope also a multiple of 4")
         if (codebook_size > 0) == (token_dim > 0):
             raise ValueError(f"tokens are codes or continuous: codebook_size {codebook_size}, token_dim {token_dim}")
         self.codebook_size, self.grid, self.num_classes, self.groups = codebook_size, tuple(grid), num_classes, groups
@@ -155,6 +161,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.register_tokens = nn.Parameter(torch.zeros(registers, width))
         if positions == "learned":
             self.position_embedding = nn.Parameter(torch.zeros(width, *self.grid))
+        self.embedded = nn.LayerNorm(width, eps=1e-6) if embedding_norm else nn.Identity()
+        all_tables = depth + (branch_depth if branch_type == "class_bottleneck" else 0)
+        tables = {"none": 0, "shared": 1, "block": all_tables}[relative_bias]
+        self.relative = nn.ModuleList(RelativeBias(self.grid, heads) for _ in range(tables))
         if num_classes is not None:
             self.class_embedding = nn.Embedding(num_classes + 1, width)  # the last row: no class
         self.blocks = nn.ModuleList(
@@ -289,6 +299,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         places, group = (None, None) if predict_at is None else self._places(predict_at, masked)
         ragged = None if kept is None else Ragged.of(kept, masked.device)
         x, table = placed(self, self._embed(tokens, masked), grid, self.prefix)
+        x, scores = self.embedded(x), self._scores(grid, keep)
         if conditions is None:
             conditions = self.conditions(labels, len(x))
         if keep is not None:
@@ -301,11 +312,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         *modulations, last = self._modulations(conditions)
 
         made, n = [x], self.prefix
-        for block, modulation in zip(self.blocks[:-1], modulations):
-            made.append(block(made[-1], modulation, table, None, rows))
-        looked = self._attention_of_class(made[-1], table, rows) if attention else None
+        for block, modulation, bias in zip(self.blocks[:-1], modulations, scores):
+            made.append(block(made[-1], modulation, table, None, rows, bias=bias))
+        last_bias = scores[len(self.blocks) - 1]
+        looked = self._attention_of_class(made[-1], table, rows, last_bias) if attention else None
         at = queries if self.decoder is None and self._last_alone else None
-        x = self.blocks[-1](made[-1], modulations[len(made) - 1], table, at, rows)
+        x = self.blocks[-1](made[-1], modulations[len(made) - 1], table, at, rows, bias=last_bias)
         made.append(x)
 
         def asked(x: Tensor) -> Tensor:
@@ -336,7 +348,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             output.branch = self.branch_head(self.branch_norm(self.second_decoder(*back, nothing, queries)))
         elif self.config.branch_type == "class_bottleneck":
             early = torch.cat([x[:, :n], made[self.config.branch_layer][:, n:]], 1)
-            output.branch = self._bottleneck(early, table, rows, asked)
+            output.branch = self._bottleneck(early, table, rows, scores[len(self.blocks) :], asked)
         return output
 
     @property
@@ -346,16 +358,30 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         return c.head_type != "layer_mix" and c.branch_type == "none" and not c.class_predictions
 
     def _bottleneck(
-        self, x: Tensor, table: Tensor | None, rows: Ragged | None, asked: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        table: Tensor | None,
+        rows: Ragged | None,
+        scores: list[Tensor] | list[None],
+        asked: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Early tokens and the last class token through a few more blocks to the target."""
-        for block in self.bottleneck:
-            x = block(x, None, table, None, rows)
+        for block, bias in zip(self.bottleneck, scores):
+            x = block(x, None, table, None, rows, bias=bias)
         if self.config.branch_predictions:
             return self.branch_head(self.branch_norm(asked(x)))
         return self.head(self.final_norm(asked(x)))
 
-    def _attention_of_class(self, x: Tensor, table: Tensor | None, rows: Ragged | None) -> Float[Tensor, "b n"]:
+    def _scores(
+        self, grid: tuple[int, ...], keep: Int[Tensor, "b m"] | None = None
+    ) -> list[Float[Tensor, "b h n n"]] | list[None]:
+        """The relative bias of each block, the bottleneck's last."""
+        more = self.config.branch_depth if self.config.branch_type == "class_bottleneck" else 0
+        return biases(self.relative, len(self.blocks) + more, grid, self.prefix, keep)
+
+    def _attention_of_class(
+        self, x: Tensor, table: Tensor | None, rows: Ragged | None, bias: Tensor | None
+    ) -> Float[Tensor, "b n"]:
         """Of the first prefix token to each of the others in the last block, mean over heads; `x` is its input.
 
         Raises:
@@ -366,7 +392,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         block: Any = self.blocks[-1]
         first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
         q, k, _ = block.attention.projected(block.norm1(x), table, first)
-        return attention_probabilities(q, k, rows).mean(1)[:, 0, self.prefix :]
+        bias = None if bias is None else of_queries(bias, first)
+        return attention_probabilities(q, k, rows, bias).mean(1)[:, 0, self.prefix :]
 
     def _places(self, predict_at: Tensor, masked: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The places of flat positions, and of several codes a place where each is among those predicted.
@@ -399,20 +426,20 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     ) -> tuple[list[Float[Tensor, "b n w"]], Float[Tensor, "b m"]]:
         """:meth:`layers`, and the first prefix token's attention to each token in the last block, mean over heads. For
         teachers."""
-        made, table = self._walk(tokens, labels)
-        return made[1:], self._attention_of_class(made[-2], table, None)
+        made, table, bias = self._walk(tokens, labels)
+        return made[1:], self._attention_of_class(made[-2], table, None, bias)
 
-    def _walk(self, tokens: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        """What the first block sees, what each makes, and the rotary table."""
+    def _walk(self, tokens: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """What the first block sees, what each makes; the rotary table, and the last block's relative bias."""
         grid = tuple(tokens.shape[1:-1] if self.groups > 1 or not self.codebook_size else tokens.shape[1:])
         x, table = placed(self, self._embed(tokens), grid, self.prefix)
-        conditions = self.conditions(labels, len(x))
-        made = [self._with_prefix(x, conditions)]
-        for block, modulation in zip(self.blocks, self._modulations(conditions)):
-            made.append(block(made[-1], modulation, table))
+        conditions, scores = self.conditions(labels, len(x)), self._scores(grid)
+        made = [self._with_prefix(self.embedded(x), conditions)]
+        for block, modulation, bias in zip(self.blocks, self._modulations(conditions), scores):
+            made.append(block(made[-1], modulation, table, bias=bias))
         if self.decoder is not None:
             made[-1] = self.encoder_norm(made[-1])
-        return made, table
+        return made, table, scores[len(self.blocks) - 1]
 
     def _embed(self, tokens: Tensor, masked: Tensor | None = None) -> Float[Tensor, "b n w"]:
         """Tokens, and the mask token where `masked`."""
@@ -424,7 +451,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if self.codebook_size:
             x = self.code_embedding(tokens.flatten(1))
         else:
-            x = self.token_embedding(tokens.flatten(1, -2))
+            x = self.token_embedding(tokens.flatten(1, -2).to(self.mask_token.dtype))
         return x if masked is None else torch.where(masked.flatten(1)[..., None], self.mask_token, x)
 
     def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
@@ -545,14 +572,6 @@ def placed(
     elif module.positions == "sincos":
         x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
     return x, rotary(grid, prefix, x.shape[-1] // module.heads, x.device)[None] if module.rope else None
-
-
-def stretched(table: Float[Tensor, "w *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
-    """Learned positions, resized linearly to another grid."""
-    if tuple(table.shape[1:]) != grid:
-        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
-        table = nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
-    return table.flatten(1).T
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}

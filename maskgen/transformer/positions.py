@@ -43,3 +43,11 @@ def sine_cosine(grid: tuple[int, ...], dim: int, device: torch.device | None = N
     """Fixed position embeddings (MAE, arXiv:2111.06377, appendix A): sines and cosines of each axis."""
     angles = _angles(coordinates(grid, device), dim, base=10000.0)
     return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def stretched(table: Float[Tensor, "w *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n w"]:
+    """A table learned for one grid, resized linearly to another."""
+    if tuple(table.shape[1:]) != grid:
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
+        table = torch.nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
+    return table.flatten(1).T

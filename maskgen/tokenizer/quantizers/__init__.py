@@ -2,7 +2,8 @@
 
 from maskgen.tokenizer.quantizers.base import Quantized
 from maskgen.tokenizer.quantizers.composed import MultichannelQuantizer, ResidualQuantizer
-from maskgen.tokenizer.quantizers.scalar import FiniteScalarQuantizer, Identity, LookupFreeQuantizer
+from maskgen.tokenizer.quantizers.continuous import Gaussian, Identity
+from maskgen.tokenizer.quantizers.scalar import FiniteScalarQuantizer, LookupFreeQuantizer
 from maskgen.tokenizer.quantizers.vector import VectorQuantizer
 
 QUANTIZERS = {
@@ -12,11 +13,13 @@ QUANTIZERS = {
     "residual": ResidualQuantizer,
     "multichannel": MultichannelQuantizer,
     "none": Identity,
+    "gaussian": Gaussian,
 }
 
 __all__ = [
     "QUANTIZERS",
     "FiniteScalarQuantizer",
+    "Gaussian",
     "Identity",
     "LookupFreeQuantizer",
     "MultichannelQuantizer",

@@ -128,26 +128,3 @@ def _words(like: Float[Tensor, "n d"]) -> Float[Tensor, "words d"]:
     bits = like.shape[1]
     numbers = torch.arange(2**bits, device=like.device)
     return (numbers[:, None] // 2 ** torch.arange(bits, device=like.device) % 2 * 2 - 1).to(like.dtype)
-
-
-class Identity(nn.Module):
-    """No quantizer: tokens are the latents themselves, continuous.
-
-    Args:
-        dim: of a token.
-    """
-
-    levels = 1
-    codebook_size = 0
-
-    def __init__(self, dim: int = 16):
-        super().__init__()
-        self.dim = dim
-        self.register_buffer("nothing", torch.zeros(1))  # diffusers saves no file where there is no tensor
-
-    def forward(self, latents: Float[Tensor, "b d *grid"]) -> Quantized:
-        return Quantized(latents, last(latents), latents.new_zeros(()))
-
-    def embed(self, codes: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b d *grid"]:
-        """The tokens, channels first."""
-        return first(codes)

@@ -1,0 +1,40 @@
+"""Draw anew what a mask hides: white in the mask, which has the picture's size. The other pixels stay as they are.
+
+python sampling/inpaint.py picture.png mask.png --class heart
+python sampling/inpaint.py picture.png mask.png --model runs/mine --dilation 1 --crop 32 --count 4
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from maskgen import MaskedImagePipeline
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image")
+    parser.add_argument("mask")
+    parser.add_argument("--model", help="run, pipeline folder or Hub name; the bundled emoji model if none")
+    parser.add_argument("--class", dest="label", help="name of what to draw; without a class if none")
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--dilation", type=int, default=0, help="tokens around the hole that are hidden too")
+    parser.add_argument("--crop", type=int, help="see the hole and so many pixels around it, not the whole picture")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("inpainted"))
+    arguments = parser.parse_args()
+
+    pipeline = MaskedImagePipeline.from_pretrained(arguments.model)
+    images = pipeline.inpaint(
+        arguments.image,
+        arguments.mask,
+        arguments.label,
+        padding_mask_crop=arguments.crop,
+        dilation=arguments.dilation,
+        num_images_per_prompt=arguments.count,
+        generator=torch.Generator().manual_seed(arguments.seed),
+    ).images  # PIL pictures of the picture's own size
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        image.save(arguments.out / f"{i:03d}.png")
+    print(arguments.out)
