@@ -67,8 +67,8 @@ def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = Fals
 
     Rows are the picture, the mask, and what the target allows: pixels are painted, codes and latents decoded, HOG drawn
     as glyphs; of anything else the agreement of prediction and target is a heat map. But for picture, target and
-    agreement, which are the truth or compare with it, no row depends on what is hidden from the network: normalised
-    pixels take mean and contrast from the visible patches.
+    agreement, which are the truth or compare with it, no row depends on what is hidden from the network (the content
+    of replaced tokens is not): normalised pixels take mean and contrast from the visible patches.
 
     Args:
         learner: in evaluation mode.
