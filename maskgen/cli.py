@@ -442,6 +442,31 @@ def evaluate(
 
 
 @app.command()
+def visualise(
+    run: Annotated[str, typer.Argument(help="a run of a generator or of a representation")],
+    pictures: Annotated[list[str] | None, typer.Argument(help="picture files")] = None,
+    data: Data = None,
+    size: Size = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures, evenly spread over the data")] = 8,
+    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
+    ratio: Annotated[float | None, typer.Option(min=0, max=1, help="share to hide, in place of the run's own")] = None,
+    peek: Annotated[
+        bool, typer.Option("--peek", help="give normalised pixels the hidden patches' own mean and contrast")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="the picture")] = Path("visualise.png"),
+    device: Device = "auto",
+) -> None:
+    """Pictures, what is hidden of them, what is predicted there, and both pasted together."""
+    from maskgen.pictures import save
+    from maskgen.pipelines.generate import pick_device
+    from maskgen.training.saved import load_learner
+
+    saved = load_learner(run, pick_device(device))
+    dataset = saved.open(pictures, data, size)
+    print(save(saved.visualise(dataset, count, seed, ratio, peek).draw(), out))
+
+
+@app.command()
 def fid(
     a: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
     b: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
