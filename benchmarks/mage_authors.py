@@ -2,8 +2,8 @@
 
 What costs time is theirs: one ratio a batch, boolean gathers and scatters, attention as an explicit softmax with its
 scores in float32 and their maximum taken off, a head over 2025 words at every place, the loss at every place, then
-masked. No line is copied. Given their weights, codes and noise it gives their logits and loss (by the recorded numbers of
-LTH14/mage).
+masked. No line is copied. Given their weights, codes and noise it gives their recorded logits and loss
+(`tests/golden/mage/pretrain`, LTH14/mage).
 """
 
 from __future__ import annotations

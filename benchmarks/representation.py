@@ -6,10 +6,11 @@
 
 Every method trains on the 60,000 pictures of Fashion-MNIST without labels, for the same processor time, with the same
 encoder (128 wide, 4 deep; 16 patches of 7x7 pixels). Then a linear probe (the sweep of CAPI, a few hundred steps,
-standardised features) of the mean of its last layer's patch tokens: with 1% and 10% of the labels, tested on the 10,000
-test pictures. The controls are the pixels themselves and the same networks with random weights; the gain is a probe less
-the best control. MAGE works on the 49 codes of a small tokenizer, trained first for as long again, and sees classes as its
-condition; its checkpoint is probed without one, and its samples, with a class and without, are measured too.
+standardised features) of the mean of its last layer's patch tokens: with 1% and 10% of the labels, tested on the
+10,000 test pictures. The controls are the pixels themselves and the same networks with random weights; the gain is a
+probe less the best control. MAGE works on the 49 codes of a small tokenizer, trained first for as long again, and sees
+classes as its condition; its checkpoint is probed without one, and its samples, with a class and without, are measured
+too.
 """
 
 from __future__ import annotations
@@ -279,10 +280,11 @@ def table(results: dict[str, Any]) -> str:
 def said(entry: dict[str, Any]) -> str:
     """What the samples of MAGE's probed checkpoint are worth."""
     found = entry["samples"]
+    accuracy = found["classifier"]["accuracy"]
     return (
-        f"MAGE's checkpoint of seed {entry['seed']} also draws: a classifier ({found['classifier']['accuracy']:.1%} on "
-        f"held-out pictures) finds the class asked for in {found['agreement']:.1%} of {found['count']}; Fréchet distance "
-        f"in its features {found['with a class']:.1f} with a class, {found['without']:.1f} without, {found['real']:.1f} "
+        f"MAGE's checkpoint of seed {entry['seed']} also draws: a classifier ({accuracy:.1%} right on held-out "
+        f"pictures) finds the class asked for in {found['agreement']:.1%} of {found['count']}; Fréchet distance in its "
+        f"features {found['with a class']:.1f} with a class, {found['without']:.1f} without, {found['real']:.1f} "
         "between real ones."
     )
 

@@ -1,4 +1,4 @@
-"""How many pictures a second does a training step of masked modeling take: without dropped tokens, and beside others' code?
+"""How many pictures a second does a training step of masked modeling take, without dropping, and beside others' code?
 
     pip install --no-deps --target DIR transformers tokenizers      # the one peer that is not a dependency
     PYTHONPATH=DIR python benchmarks/train_step.py
