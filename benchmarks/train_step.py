@@ -161,23 +161,24 @@ def measure(sides: dict[str, Side], precision: str, rounds: int) -> dict[str, di
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: pictures a second, and how many times as fast: median (smallest to largest)."""
+    """Markdown: pictures a second of processor time, and how many times as fast: median (smallest to largest)."""
     lines = [
-        "| | pictures/s | against | pictures/s | faster | by processor time |",
+        "| | pictures/s | against | pictures/s | faster | by the wall's clock |",
         "| --- | ---: | --- | ---: | --- | --- |",
     ]
     for precision, found in results["seconds"].items():
         for one, other in PAIRS:
             if one in found and other in found:
-                rate = {name: results["batch"] / statistics.median(found[name]["seconds"]) for name in (one, other)}
+                rate = {name: results["batch"] / statistics.median(found[name]["cpu_seconds"]) for name in (one, other)}
                 wall, cpu = (faster(found[one][clock], found[other][clock]) for clock in ("seconds", "cpu_seconds"))
                 name = f"{one}, {precision}" if precision != "bf16" else one
-                lines.append(f"| {name} | {rate[one]:.1f} | {other} | {rate[other]:.1f} | {wall} | {cpu} |")
+                lines.append(f"| {name} | {rate[one]:.1f} | {other} | {rate[other]:.1f} | {cpu} | {wall} |")
     weights = "; ".join(f"{name} {n / 1e6:.2f} M" for name, n in results["parameters"].items())
     where = f"{results['machine']['cpu']}, {results['machine']['threads']} thread(s)"
     software = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return "\n".join(lines) + (
-        f"\n\nBatch {results['batch']}, {results['rounds']} rounds, bf16 autocast where fp32 is not said. Weights: "
+        f"\n\nBatch {results['batch']}, {results['rounds']} rounds, by processor time, bf16 autocast where fp32 is not said; "
+        f"other jobs ran (load {results['machine']['load_before']}). Weights: "
         f"{weights}. {where}; {software}."
     )
 
