@@ -177,8 +177,8 @@ def table(results: dict[str, Any]) -> str:
     where = f"{results['machine']['cpu']}, {results['machine']['threads']} thread(s)"
     software = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return "\n".join(lines) + (
-        f"\n\nBatch {results['batch']}, {results['rounds']} rounds, by processor time, bf16 autocast where fp32 is not said; "
-        f"other jobs ran (load {results['machine']['load_before']}). Weights: "
+        f"\n\nBatch {results['batch']}, {results['rounds']} rounds, by processor time, bf16 autocast where fp32 is not "
+        f"said; other jobs ran (load {results['machine']['load_before']}). Weights: "
         f"{weights}. {where}; {software}."
     )
 
