@@ -14,15 +14,15 @@ from uuid import uuid4
 from PIL import Image
 from torch import Tensor
 
-from maskgen.app.models import Models, defaults, scheduled
+from maskgen.app.models import CHOICES, Models, defaults, scheduled
 from maskgen.app.painting import MAX_SIDE, check_side, opened
 from maskgen.parts import choose
 from maskgen.pictures import parameters_of, save, sources_of
-from maskgen.pipelines.generate import BUNDLED
+from maskgen.pipelines.generate import BUNDLED, class_label
 from maskgen.pipelines.jobs import make
 from maskgen.pipelines.trace import DecodeTrace
 
-WATCHED, SIDE = 4, 96  # pictures of the batch whose decode is shown, and about their pixels
+WATCHED = 4  # pictures of the batch whose decode is shown
 SIDES = ("left", "top", "right", "bottom")
 # Number -> its type, the least and the most that the page takes.
 LIMITS = {
@@ -57,13 +57,15 @@ class Job:
     settings: ``class``, ``count``, ``steps``, ``guidance`` and those of the task; `image` and `mask` are PIL pictures.
     seed: picture i is drawn with seed + i.
     temperature, order: the scheduler's.
+
+    Numbers are as they were given: :func:`check` refuses wrong ones.
     """
 
     model: str
     task: str
     settings: Mapping[str, Any]
-    seed: int
-    temperature: float
+    seed: Any
+    temperature: Any
     order: str
 
 
@@ -81,8 +83,9 @@ def check(job: Job, models: Models) -> None:
     Raises:
         ValueError: says what, and what is allowed.
     """
-    models[job.model]
+    models[job.model].labels_of(job.settings.get("class"), 1)
     names = choose(TASKS, job.task, "task")
+    choose(dict.fromkeys(CHOICES), job.order, "order")
     numbers = {**job.settings, "seed": job.seed, "temperature": job.temperature}
     for name, (kind, low, high) in LIMITS.items():
         value = numbers.get(name, low)
@@ -112,12 +115,13 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     pipeline = scheduled(models[job.model], job.temperature, job.order)
     model = None if job.model == BUNDLED else job.model
     film = DecodeTrace(WATCHED)
+    side = 192 if job.settings.get("count", 1) == 1 else 96
     placed = len(pipeline.transformer.grid) == 2  # other tokens have no place in the picture
 
     def work(tell: Callable[[Image.Image], None]) -> list[tuple[Image.Image, dict[str, Any]]]:
         def trace(*step: Tensor) -> None:
             film(*step)
-            tell(film.frame(pipeline.tokenizer, len(film.steps) - 1, SIDE))
+            tell(film.frame(pipeline.tokenizer, len(film.steps) - 1, side))
 
         return make(pipeline, job.task, job.settings, job.seed, trace if placed else None, model)
 
@@ -128,7 +132,7 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     files = [
         save(picture, target / f"{job.task}-{told['seed']}.png", {**told, **more}, sources) for picture, told in made
     ]
-    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, SIDE) if placed else None
+    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, side) if placed else None
     return Drawn(files, gif)
 
 
@@ -168,13 +172,16 @@ def job_of(models: Models, file: str | Path) -> Job:
     except ValueError as error:
         raise ValueError(f"{name} does not say what made it: give a PNG that maskgen wrote") from error
     task = str(kept.get("task"))
-    sources = {key: opened(kept) for key, kept in sources_of(file).items() if key in choose(TASKS, task, "task")}
-    if lacking := [key for key in SOURCES if key in TASKS[task] and key not in sources]:
+    names = choose(TASKS, task, "task")
+    sources = {key: opened(source) for key, source in sources_of(file).items() if key in names}
+    if lacking := [key for key in SOURCES if key in names and key not in sources]:
         raise ValueError(
             f"{name} does not hold the {' and the '.join(lacking)} that it was made from: open them instead"
         )
-    known = {**defaults(models[str(kept.get("model"))]), "class": None, "seed": 0, **kept}
-    settings = {key: known[key] for key in ("class", "steps", "guidance", *TASKS[task]) if key in known}
+    pipeline = models[str(kept.get("model"))]
+    known = {**defaults(pipeline), "seed": 0, **kept}
+    known["class"] = None if known.get("class") is None else class_label(pipeline, str(known["class"]))
+    settings = {key: known[key] for key in ("class", "steps", "guidance", *names) if key in known}
     model, order = str(known["model"]), str(known["order"])
     job = Job(model, task, {**settings, **sources, "count": 1}, known["seed"], known["temperature"], order)
     try:

@@ -172,6 +172,7 @@ def results() -> Results:
     gallery = gr.Gallery(
         show_label=False,
         columns=2,
+        fit_columns=False,
         height=300,
         object_fit="contain",
         allow_preview=False,

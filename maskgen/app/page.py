@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from maskgen.app import layout
-from maskgen.app.drawing import LIMITS, SIDES, Drawn, Job, draw, job_from, job_of, told_of
+from maskgen.app.drawing import LIMITS, SIDES, TASKS, Drawn, Job, draw, job_from, job_of, told_of
 from maskgen.app.models import Models, defaults
 from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
 
@@ -84,7 +84,7 @@ class _Page:
         drawing: dict[str, Any] = {"outputs": results.shown, "concurrency_id": "draw", **QUIET}
         draws = [b.click(self.drawer(task), form, **drawing) for task, b in buttons.items()]
         draws.append(again.button.click(self.make_again, {again.job}, **drawing))
-        results.stop.click(None, cancels=draws, queue=False)
+        results.stop.click(lambda: "Stopped.", None, results.status, cancels=draws, queue=False, **QUIET)
         dice.click(lambda: random.randint(0, LIMITS["seed"][2]), None, controls["seed"], queue=False, **QUIET)
         controls["model"].input(self.model_chosen, controls["model"], list(controls.values()), **QUIET)
         results.gallery.select(self.picture_chosen, results.files, [results.chosen, results.save], **QUIET)
@@ -101,8 +101,9 @@ class _Page:
                 form = {name: values[control] for name, control in self.controls.items()}
                 form["class"] = None if form["class"] == layout.ANY else form["class"]
                 form["image"] = picture = values[self.work.picture]
-                if task in ("inpaint", "edit") and picture is not None:
-                    form["mask"] = mask_of((values[self.work.editor] or {}).get("layers", []), picture.size)
+                layers = (values[self.work.editor] or {}).get("layers", [])
+                needs = picture is not None and "mask" in TASKS[task]
+                form["mask"] = mask_of(layers, picture.size) if needs else None
                 yield from self.drawn(job_from(task, form))
 
         return run
@@ -137,14 +138,15 @@ class _Page:
                 columns=2 if len(files) < 3 else math.ceil(len(files) ** 0.5) + 1,
                 selected_index=0,
             ),
-            shown.save: gr.DownloadButton(value=files[0], interactive=True),
+            shown.save: gr.DownloadButton("Save number 1 as PNG", value=files[0], interactive=True),
             shown.film: gr.DownloadButton(value=film, interactive=film is not None),
             shown.take: gr.Button(interactive=True),
         }
 
     def picture_chosen(self, files: list[str], event: gr.SelectData) -> Updates:
         """One of the pictures was clicked."""
-        return {self.results.chosen: event.index, self.results.save: files[event.index]}
+        label = f"Save number {event.index + 1} as PNG"
+        return {self.results.chosen: event.index, self.results.save: gr.DownloadButton(label, value=files[event.index])}
 
     def taken(self, files: list[str], chosen: int) -> Updates:
         """The chosen picture goes into the editor."""
@@ -197,4 +199,4 @@ def friendly() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        raise gr.Error(str(error), title="That did not work", print_exception=False) from error
+        raise gr.Error(str(error), print_exception=False) from error
