@@ -52,7 +52,7 @@ def main(address: str = "http://127.0.0.1:7860") -> None:
             page = browser.new_page(viewport={"width": 1320, "height": 940}, color_scheme=scheme)
             page.goto(address)
             page.wait_for_selector("#draw-sample")
-            choose_class(page, "cat-face" if scheme == "light" else "place-building")
+            choose_class(page, "cat-face" if scheme == "light" else "country-flag")
             page.fill("#seed input", "21")
             draw(page, "sample")
             page.click("#take")

@@ -195,7 +195,7 @@ def test_a_picture_of_the_command_is_drawn_by_its_models_own_scheduler(models, r
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("sample", {"steps": 0}, "steps is 0; give a whole number from 1 to 64"),
+        ("sample", {"steps": 0}, "steps is 0; give a whole number from 1 to 256"),
         ("sample", {"count": 17}, "count is 17; give a whole number from 1 to 16"),
         ("sample", {"seed": None}, "seed is None; give a whole number from 0"),
         ("sample", {"guidance": float("nan")}, "guidance is nan; give a number from 0 to 20"),

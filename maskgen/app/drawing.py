@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from shutil import rmtree
 from threading import Event
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -22,14 +23,15 @@ from maskgen.pipelines.generate import BUNDLED, class_label
 from maskgen.pipelines.jobs import make
 from maskgen.pipelines.trace import DecodeTrace
 
+KEPT = 256  # drawings whose files are kept
 WATCHED = 4  # pictures of the batch whose decode is shown
 SIDES = ("left", "top", "right", "bottom")
 # Number -> its type, the least and the most that the page takes.
 LIMITS = {
     "count": (int, 1, 16),
-    "steps": (int, 1, 64),
+    "steps": (int, 1, 256),
     "guidance": (float, 0, 20),
-    "temperature": (float, 0, 100),
+    "temperature": (float, 0, 30),
     "seed": (int, 0, 2**31 - 1),
     "strength": (float, 0, 1),
     "grow": (int, 0, 16),
@@ -106,7 +108,7 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     """Yield a picture of each step of the decode as it is done (of tokens that have a place); return the result.
 
     Args:
-        folder: where a new folder for the files is made.
+        folder: where a new folder for the files is made; of many the oldest goes.
 
     Raises:
         ValueError: what :func:`check` and the task raise.
@@ -126,7 +128,9 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
         return make(pipeline, job.task, job.settings, job.seed, trace if placed else None, model)
 
     made = yield from as_told(work)
-    target = folder / uuid4().hex
+    target = folder / "drawn" / uuid4().hex
+    for old in sorted(target.parent.glob("*"), key=lambda path: path.stat().st_mtime)[: 1 - KEPT]:
+        rmtree(old, ignore_errors=True)
     sources = {name: job.settings[name] for name in SOURCES if job.settings.get(name) is not None}
     more = {"temperature": job.temperature, "order": job.order}
     files = [

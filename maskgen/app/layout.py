@@ -12,6 +12,7 @@ from maskgen.app.models import CHOICES, Models, defaults
 from maskgen.app.painting import EDITOR, PAINT
 
 ANY = "any (no class)"
+NO_PICTURE = "or take a result: *Edit this picture*"
 Controls = dict[str, Any]
 FONTS = {
     "font": [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],  # the machine's own: nothing is fetched
@@ -89,7 +90,7 @@ def settings(models: Models) -> tuple[Controls, gr.Button, gr.Button]:
             dice = gr.Button("Random seed", size="sm", min_width=100, elem_id="dice")
         with gr.Accordion("Order of the tokens", open=False):
             note = "Chance in which tokens are kept; 0: the surest."
-            controls["temperature"] = _slider("temperature", own["temperature"], "Temperature", note, most=20)
+            controls["temperature"] = _slider("temperature", own["temperature"], "Temperature", note)
             controls["order"] = gr.Dropdown(CHOICES, value=own["order"], label="Order")
     return controls, dice, _button("Generate", "sample")
 
@@ -134,7 +135,7 @@ def workplace() -> Work:
     )
     with gr.Row():
         upload = gr.UploadButton("Upload a picture", size="sm", file_types=["image"], elem_id="upload")
-        caption = gr.Markdown("or take a result: *Edit this picture*", elem_classes="help", elem_id="caption")
+        caption = gr.Markdown(NO_PICTURE, elem_classes="help", elem_id="caption")
     return Work(upload, gr.State(None), editor, caption)
 
 
@@ -206,6 +207,6 @@ def _button(label: str, task: str) -> gr.Button:
     return gr.Button(label, variant="primary", elem_id=f"draw-{task}")
 
 
-def _slider(name: str, value: float, label: str, info: str | None = None, most: float | None = None) -> gr.Slider:
+def _slider(name: str, value: float, label: str, info: str | None = None) -> gr.Slider:
     kind, low, high = LIMITS[name]
-    return gr.Slider(low, most or high, value, step=1 if kind is int else 0.1, label=label, info=info)
+    return gr.Slider(low, high, value, step=1 if kind is int else 0.1, label=label, info=info)

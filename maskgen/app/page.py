@@ -89,6 +89,7 @@ class _Page:
         controls["model"].input(self.model_chosen, controls["model"], list(controls.values()), **QUIET)
         results.gallery.select(self.picture_chosen, results.files, [results.chosen, results.save], **QUIET)
         results.take.click(self.taken, [results.files, results.chosen], on_picture, **QUIET)
+        work.editor.clear(lambda: (None, layout.NO_PICTURE), None, [work.picture, work.caption], **QUIET)
         work.upload.upload(self.uploaded, work.upload, on_picture, **QUIET)
         reopened = {*controls.values(), *on_picture, again.job, again.summary, again.button}
         again.upload.upload(self.reopened, again.upload, reopened, **QUIET)
@@ -118,12 +119,15 @@ class _Page:
         shown, start = self.results, time.perf_counter()
         yield {shown.status: "Drawing ..."}
         steps = draw(self.models, job, self.folder)
-        while True:
+        done: Drawn | None = None
+        while done is None:
             try:
                 yield {shown.decode: next(steps)}
             except StopIteration as end:
-                done: Drawn = end.value
-                break
+                done = end.value
+            except Exception:
+                yield {shown.status: "Nothing was drawn."}
+                raise
         files = [str(file) for file in done.files]
         seeds = range(job.seed, job.seed + len(files))
         those = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
@@ -158,13 +162,16 @@ class _Page:
         with friendly():
             return self.shown(opened(file))
 
-    def shown(self, picture: Image.Image, mask: Image.Image | None = None) -> Updates:
-        """A picture in the editor, with what is painted on it."""
+    def shown(
+        self, picture: Image.Image, mask: Image.Image | None = None, added: Mapping[str, int] | None = None
+    ) -> Updates:
+        """A picture in the editor, with what is painted on it, and what is to be `added` to its sides."""
         canvas = canvas_of(picture)
         layers = [] if mask is None else [layer_of(mask, canvas.size)]
         times = f", shown {canvas.width // picture.width} times as large" if canvas.width > picture.width else ""
         most = max(picture.size)
-        sides = {side: gr.Slider(maximum=most, value=most // 2 if side == "right" else 0) for side in SIDES}
+        added = added or {"right": most // 2}
+        sides = {side: gr.Slider(maximum=most, value=added.get(side, 0)) for side in SIDES}
         return {
             self.work.picture: picture,
             self.work.editor: {"background": canvas, "layers": layers, "composite": None},
@@ -183,10 +190,13 @@ class _Page:
         with friendly():
             job = job_of(self.models, file)
             sources = {name: job.settings[name] for name in ("image", "mask") if name in job.settings}
-            updates = self.shown(sources["image"], sources.get("mask")) if sources else {}
+            added = {side: job.settings[side] for side in SIDES if side in job.settings}
+            updates = self.shown(sources["image"], sources.get("mask"), added) if sources else {}
             kept = {**job.settings, "model": job.model, "seed": job.seed}
             kept |= {"temperature": job.temperature, "order": job.order}
-            values = {control: kept[name] for name, control in self.controls.items() if name in kept}
+            values = {
+                control: kept[name] for name, control in self.controls.items() if name in kept.keys() - set(SIDES)
+            }
             names = layout.classes(self.models, job.model)
             values[self.controls["class"]] = gr.Dropdown(names, value=kept["class"] or layout.ANY)
             values |= {self.again.job: job, self.again.summary: told_of(job)}
