@@ -507,6 +507,21 @@ def fid(
         print(text)
 
 
+@app.command("app")
+def web(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="runs, pipeline folders or Hub names to offer too")
+    ] = None,
+    host: Annotated[str, typer.Option(help="127.0.0.1 is seen by this machine alone, 0.0.0.0 by all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the page")] = 7860,
+    device: Device = "auto",
+) -> None:
+    """A web page on this machine: generate, paint and complete, watch the decode."""
+    from maskgen.app.serve import serve
+
+    serve(models or [], host, port, device)
+
+
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/quickstart"),

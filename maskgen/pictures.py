@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +90,17 @@ def side_by_side(
     return grid(torch.cat(pixels), columns, row_names=names)
 
 
-def save(picture: Image.Image, path: str | Path, parameters: Mapping[str, Any] | None = None) -> Path:
+def save(
+    picture: Image.Image,
+    path: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Image.Image] | None = None,
+) -> Path:
     """Write a picture, making its folder.
 
     Args:
         parameters: what made it, kept in the file as JSON for :func:`parameters_of`; PNG only.
+        sources: pictures that it was made from, by name, kept beside the parameters for :func:`sources_of`.
 
     Raises:
         ValueError: parameters for another kind of file.
@@ -104,6 +112,10 @@ def save(picture: Image.Image, path: str | Path, parameters: Mapping[str, Any] |
             raise ValueError(f"{path} cannot hold what made it; give a name that ends in .png")
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(PARAMETERS, json.dumps(parameters))
+        for name, source in (sources or {}).items():
+            data = BytesIO()
+            source.save(data, "png")
+            options["pnginfo"].add_text(f"{PARAMETERS} {name}", base64.b64encode(data.getvalue()).decode())
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, **options)
     return path
@@ -126,3 +138,20 @@ def parameters_of(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"the parameters of {path} are no mapping")
     return found
+
+
+def sources_of(path: str | Path) -> dict[str, Image.Image]:
+    """The pictures, by name, that a picture of ours was made from, as :func:`save` kept them; their pixels are not
+    read yet.
+
+    Raises:
+        ValueError: no picture, or sources that are none.
+    """
+    start = f"{PARAMETERS} "
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            kept = {str(k).removeprefix(start): v for k, v in picture.info.items() if str(k).startswith(start)}
+        return {name: Image.open(BytesIO(base64.b64decode(text))) for name, text in kept.items()}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read what {path} was made from: {error}") from error

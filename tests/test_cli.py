@@ -19,7 +19,7 @@ from maskgen.data.tokens import TokenCache
 from maskgen.pipelines.store import fingerprint, load_tokenizer, save_tokenizer
 
 COMMANDS = ("train", "sample", "inpaint", "outpaint", "edit", "vary", "interpolate", "join", "batch", "parameters")
-COMMANDS += ("reconstruct", "encode", "visualise", "evaluate", "fid", "quickstart")
+COMMANDS += ("reconstruct", "encode", "visualise", "evaluate", "fid", "quickstart", "app")
 PARTS = {
     "encoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
     "quantizer": {"codebook_size": 16, "dim": 4},
