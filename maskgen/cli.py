@@ -363,29 +363,148 @@ def features(
     print(found.save(out))
 
 
+Weights = Annotated[str | None, typer.Option(help="local file of torch-fidelity's Inception weights")]
+
+
+@app.command()
+def evaluate(
+    samples: Annotated[
+        str | None, typer.Argument(help="run, pipeline, `bundled`, folder, .npz, .zip, .tar, data set or .yaml of one")
+    ] = None,
+    reference: Annotated[str | None, typer.Argument(help="the same, or a file of statistics (ADM, clean-fid)")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="fid,is,kid,precision,recall,fid_infinity; of a tokenizer's data psnr,ssim,lpips,rfid"),
+    ] = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="pictures to draw")] = 50_000,
+    seed: Annotated[int, typer.Option(help="picture i is drawn with seed + i")] = 0,
+    steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
+    guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
+    temperature: Annotated[float | None, typer.Option(help="of the choice of the tokens to keep")] = None,
+    classes: Annotated[str | None, typer.Option(help="equal, uniform, reference (its labels' shares) or none")] = None,
+    sweep: Annotated[list[str] | None, typer.Option(metavar="guidance=1,2,3", help="also temperature, steps")] = None,
+    crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="take grey pictures as RGB")] = False,
+    limit: Annotated[int | None, typer.Option(help="use so many of given pictures, evenly spread")] = None,
+    few: Annotated[bool, typer.Option("--few", help="allow FID of no more pictures than features")] = False,
+    bootstrap: Annotated[int, typer.Option(min=0, help="resamples for FID's interval")] = 20,
+    weights: Weights = None,
+    extractor: Annotated[str, typer.Option(help="another of torch-fidelity's networks")] = "inception-v3-compat",
+    classifier: Annotated[str | None, typer.Option(help="folder of a small classifier in Inception's place")] = None,
+    resize: Annotated[str, typer.Option(help="tensorflow, as in the papers, or clean (clean-fid)")] = "tensorflow",
+    lpips: Annotated[str | None, typer.Option(help="file of VGG-16's weights; else a download")] = None,
+    batch_size: BatchSize = 64,
+    work: Annotated[Path, typer.Option(help="features are kept here; the same command goes on")] = Path(
+        "runs/evaluation"
+    ),
+    out: Annotated[Path, typer.Option(help="the report")] = Path("evaluation.json"),
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="may these numbers be compared?")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """FID, IS, KID, precision, recall of samples; rFID, PSNR, SSIM, LPIPS of reconstructions; with all that made them.
+
+    The same command goes on where it was stopped; started by torchrun or accelerate launch, processes share the work.
+    """
+    if compare is not None:
+        from maskgen.evaluation.report import compare as verdict
+
+        print(verdict(*compare))
+        return
+    if samples is None:
+        raise typer.BadParameter("give the samples, and the reference; or --compare A.json B.json")
+    from maskgen.evaluation.command import run
+    from maskgen.evaluation.sampling import Sampling
+    from maskgen.evaluation.sources import Reading
+
+    text = run(
+        samples,
+        reference,
+        metrics,
+        sampling=Sampling(num_samples, seed, steps, guidance, temperature, classes),
+        reading=Reading(crop, grey, limit),
+        sweeps=sweep or [],
+        weights=weights,
+        extractor=extractor,
+        classifier=classifier,
+        resize=resize,
+        lpips=lpips,
+        few=few,
+        bootstrap=bootstrap,
+        batch_size=batch_size,
+        work=work,
+        out=out,
+        device=device,
+    )
+    if text:
+        print(text)
+
+
+@app.command()
+def visualise(
+    run: Annotated[str, typer.Argument(help="a run of a generator or of a representation")],
+    pictures: Annotated[list[str] | None, typer.Argument(help="picture files")] = None,
+    data: Data = None,
+    size: Size = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures, evenly spread over the data")] = 8,
+    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
+    ratio: Annotated[float | None, typer.Option(min=0, max=1, help="share to hide, in place of the run's own")] = None,
+    peek: Annotated[
+        bool, typer.Option("--peek", help="give normalised pixels the hidden patches' own mean and contrast")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="the picture")] = Path("visualise.png"),
+    device: Device = "auto",
+) -> None:
+    """Pictures, what is hidden of them, what is predicted there, and both pasted together."""
+    from maskgen.pictures import save
+    from maskgen.pipelines.generate import pick_device
+    from maskgen.training.saved import load_learner
+
+    saved = load_learner(run, pick_device(device))
+    dataset = saved.open(pictures, data, size)
+    print(save(saved.visualise(dataset, count, seed, ratio, peek).draw(), out))
+
+
 @app.command()
 def fid(
     a: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
     b: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
-    weights: Annotated[str | None, typer.Option(help="local file of torch-fidelity's Inception weights")] = None,
+    weights: Weights = None,
     num_samples: Annotated[int, typer.Option(help="pictures drawn from a pipeline")] = 10_000,
-    batch_size: Annotated[int, typer.Option(help="pictures at a time")] = 64,
+    batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(help="of the pictures drawn")] = 0,
     steps: Annotated[int | None, typer.Option(help="decode steps of a pipeline")] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance scale of a pipeline")] = None,
+    crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
+    few: Annotated[bool, typer.Option("--few", help="allow no more pictures than features")] = False,
+    grey: Annotated[bool, typer.Option("--grey", help="take grey pictures as RGB")] = False,
+    work: Annotated[Path | None, typer.Option(help="features are kept here; the same command goes on")] = None,
     out: Annotated[Path | None, typer.Option(help="write the report as JSON too")] = None,
+    device: Device = "auto",
 ) -> None:
-    """Fréchet Inception distance of two sets of pictures (torch-fidelity's extractor)."""
-    from maskgen.evaluation.fid import fid as compute
+    """Fréchet Inception distance of two sets of pictures: `evaluate` with that metric alone, in either order."""
+    from maskgen.evaluation.command import run
+    from maskgen.evaluation.evaluate import is_pipeline
+    from maskgen.evaluation.sampling import Sampling
+    from maskgen.evaluation.sources import Reading
 
-    options = {"num_inference_steps": steps, "guidance_scale": guidance}
-    report = compute(
-        a, b, weights, batch_size=batch_size, num_samples=num_samples, seed=seed,
-        pipeline_options={k: v for k, v in options.items() if v is not None},
-    )  # fmt: skip
-    if out is not None:
-        out.write_text(report.to_json())
-    print(report)
+    samples, reference = (b, a) if is_pipeline(b) else (a, b)
+    text = run(
+        samples,
+        reference,
+        "fid",
+        sampling=Sampling(num_samples, seed, steps, guidance),
+        reading=Reading(crop, grey),
+        weights=weights,
+        few=few,
+        batch_size=batch_size,
+        work=work,
+        out=out,
+        device=device,
+    )
+    if text:
+        print(text)
 
 
 @app.command()

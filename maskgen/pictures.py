@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+LINE = 18  # pixels from one line of a legend to the next
 PARAMETERS = "maskgen"  # the tEXt chunk's keyword
 
 
@@ -29,11 +30,16 @@ def to_pil(pixels: Float[Tensor, "n c h w"]) -> list[Image.Image]:
 
 
 def grid(
-    pixels: Float[Tensor, "n c h w"], columns: int, scale: int | None = None, row_names: list[str] | None = None
+    pixels: Float[Tensor, "n c h w"],
+    columns: int,
+    scale: int | None = None,
+    row_names: list[str] | None = None,
+    legend: Sequence[str] = (),
 ) -> Image.Image:
     """Pictures side by side, row by row, enlarged `scale` times without smoothing and named at the left of each row.
 
-    `scale` None enlarges so that a picture is about 64 pixels.
+    `scale` None enlarges so that a picture is about 64 pixels. The sentences of `legend` stand below, each on lines of
+    its own.
     """
     pictures = to_pil(pixels)
     height, width = pixels.shape[2:]
@@ -42,14 +48,30 @@ def grid(
     margin = int(max((font.getlength(name) for name in row_names or []), default=-2 * gap)) + 2 * gap
     cell_h, cell_w = height * scale + gap, width * scale + gap
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (margin + columns * cell_w + gap, rows * cell_h + gap), "white")
+    wide, high = margin + columns * cell_w + gap, rows * cell_h + gap
+    lines = [line for text in legend for line in wrapped(text, wide - 2 * gap, font)]
+    sheet = Image.new("RGB", (wide, high + LINE * len(lines) + gap * bool(lines)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
         big = picture.convert("RGB").resize((width * scale, height * scale), Image.Resampling.NEAREST)
         sheet.paste(big, (margin + gap + i % columns * cell_w, gap + i // columns * cell_h))
     for row, name in enumerate(row_names or []):
         draw.text((gap, gap + row * cell_h + cell_h // 2), name, fill="black", font=font, anchor="lm")
+    for i, line in enumerate(lines):
+        draw.text((gap, high + LINE * i), line, fill="black", font=font)
     return sheet
+
+
+def wrapped(text: str, width: int, font: Any) -> list[str]:
+    """Lines of whole words, no wider than `width` pixels where the words allow it."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def side_by_side(

@@ -23,10 +23,8 @@ from maskgen.training.run import STAGE, run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # they import each other, as scripts do
-budget, collapse, decode, families, measures, photos, tables = (
-    importlib.import_module(name)
-    for name in ("budget", "collapse", "decode", "tokenizer_families", "tokenizer_measures", "photos", "tables")
-)
+SCRIPTS = ("budget", "collapse", "decode", "tokenizer_families", "tokenizer_measures", "photos", "tables", "inpainting")
+budget, collapse, decode, families, measures, photos, tables, inpainting = map(importlib.import_module, SCRIPTS)
 
 TINY = decode.Size(width=16, depth=2, heads=2, side=4, codes=8)
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -312,3 +310,37 @@ def test_crops_are_split_by_photograph(tmp_path, monkeypatch):
         assert set(made["labels"]) == set(range(len(names) - 1))
         assert not set(made["sources"]) & set(made["holdout_sources"])
         assert len(made["sources"]) + len(made["holdout_sources"]) == len(names)
+
+
+# ---------------------------------------------------------------- inpainting
+
+
+@pytest.mark.parametrize("kind", inpainting.MASKS)
+def test_holes_hide_a_part(kind):
+    hidden = inpainting.holes(kind, 5, 32)
+    shares = hidden.flatten(1).float().mean(1)
+    assert ((shares > 0.02) & (shares <= 0.5)).all()
+    assert (len({row.numpy().tobytes() for row in hidden}) == 5) == (kind == "strokes")
+    assert hidden.equal(inpainting.holes(kind, 5, 32))
+
+
+def test_what_inpainting_is_compared_with_leaves_known_pixels_and_judges_them():
+    pytest.importorskip("cv2")
+    pixels = torch.randint(0, 256, (4, 3, 32, 32)) / 127.5 - 1
+    hidden = inpainting.holes("strokes", 4, 32)
+    classifier, categories = SmallClassifier(3, 9).eval(), torch.zeros(4, dtype=torch.long)
+    for method in ("telea", "navier-stokes"):
+        made = inpainting.opencv(pixels, hidden, method)
+        found = inpainting.judge(classifier, pixels, made, hidden, categories)
+        assert found["psnr_known"] is None  # not a byte differs
+        assert found["psnr_hidden"] < 30
+    hidden[0, 31, 0] = False
+    made = torch.where(hidden[:, None], 0, pixels)
+    made[0, 0, 31, 0] += 1 / 127.5 if made[0, 0, 31, 0] < 0 else -1 / 127.5  # one byte by one
+    assert 60 < inpainting.judge(classifier, pixels, made, hidden, categories)["psnr_known"] < 100
+
+
+def test_committed_inpainting_changed_no_known_pixel():
+    entries = tables.results("inpainting")["entries"]
+    assert {e["method"] for e in entries} >= {inpainting.OURS, "mean fill", "OpenCV, Telea"}
+    assert all(e["psnr_known"] is None for e in entries if e["mask"] != "none")

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgen.decoding.scheduler import MaskScheduler
+from maskgen.evaluation.visualise import Inputs
 from maskgen.mim.core import Learner, grid_of
 from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
@@ -112,6 +113,11 @@ class GeneratorStage:
         generator = torch.Generator().manual_seed(0)
         terms = model.masking.main_losses(model.network, tokens, labels, generator, self.groups)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
+
+    def inputs(self, batch: dict[str, Any]) -> Inputs:
+        """What the network is given for a batch of ``pixels`` or ``codes``, with a ``label`` or without."""
+        labels = batch.get("label") if self.conditional else None
+        return Inputs(self._tokens(batch), self.tokenizer, batch.get("pixels"), condition=labels, groups=self.groups)
 
     def pipeline(self, model: Learner) -> MaskedImagePipeline:
         pipeline: Any = MaskedImagePipeline(self.tokenizer, model.network, self.scheduler, self.class_names)  # type: ignore[arg-type]

@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgen.evaluation.reconstruction import spread
+from maskgen.evaluation.visualise import Inputs, visualise
 from maskgen.mim.core import Learner, grid_of
-from maskgen.mim.targets import Pixels
 from maskgen.parts import Part, build
-from maskgen.pictures import grid as picture_grid
 from maskgen.pipelines.backbone import save_backbone
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.model import Tokenizer
@@ -57,7 +56,7 @@ class RepresentationStage:
         teacher: Annotated[Any, TEACHER] | None = None,
     ):
         self.tokenizer = build(TOKENS, tokens).eval().requires_grad_(False)
-        self.target_tokenizer = target_tokenizer and load_tokenizer(target_tokenizer).requires_grad_(False)
+        self.target_tokenizer = load_tokenizer(target_tokenizer).requires_grad_(False) if target_tokenizer else None
         self.teacher = None if teacher is None else build(TEACHER, teacher)
         self.dataset, self.holdout, self.progress = dataset, holdout, 0.0
         own = isinstance(self.teacher, EMATeacher)
@@ -127,30 +126,15 @@ class RepresentationStage:
         terms = model.masking.main_losses(model.network, tokens, generator=generator, **sources)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
-    @torch.no_grad()
-    def picture(self, model: Learner) -> Image.Image:
-        """Pictures, what is left of them, and, where the target is pixels, the predictions pasted into that.
+    def inputs(self, batch: dict[str, Any]) -> Inputs:
+        """What the network is given for a batch of pictures."""
+        tokens, sources = self._sources(batch["pixels"])
+        return Inputs(tokens, self.tokenizer, batch["pixels"], sources, self.target_tokenizer)
 
-        Normalised predictions take mean and contrast from the visible patches: no hidden pixel reaches the picture.
-        """
-        pixels = next(spread(self.holdout or self.dataset, 16))
-        device = next(model.parameters()).device
-        tokens, sources = self._sources(pixels.to(device))
-        core, grid = model.masking, tuple(self.tokenizer.grid((pixels.shape[2], pixels.shape[3])))
-        plan = core.plan(len(pixels), grid, torch.Generator().manual_seed(0), **sources)
-        side = pixels.shape[2] // grid[0] if len(grid) == 2 else 1
-        cover = plan.hidden.repeat_interleave(side, 1).repeat_interleave(side, 2) if len(grid) == 2 else None
-        rows, names = [pixels], ["picture"]
-        if cover is not None:
-            rows.append(torch.where(cover[:, None], 0.0, pixels))
-            names.append("seen")
-        if isinstance(core.target, Pixels):
-            output, keep, _ = core.outputs(model.network, tokens, plan, **sources)
-            if keep is None:  # else what was dropped is not predicted
-                predictions = output.predictions.float().cpu()
-                rows.append(core.target.picture(predictions, pixels, plan.hidden.flatten(1)))
-                names.append("predicted")
-        return picture_grid(torch.cat(rows), len(pixels), row_names=names)
+    def picture(self, model: Learner) -> Image.Image:
+        """Pictures and what is predicted of them, see :func:`maskgen.evaluation.visualise.visualise`."""
+        pixels = next(spread(self.holdout or self.dataset, 16)).to(next(model.parameters()).device)
+        return visualise(model, self.inputs({"pixels": pixels})).draw()
 
     def export(self, model: Learner, folder: Path) -> None:
         save_backbone(self.tokenizer, model.network, folder)
