@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -200,6 +201,24 @@ class ArrayVideos:
 
     def actions_of(self, i: int) -> Float32[np.ndarray, "t a"] | None:
         return None if self._actions is None else self._actions[i]
+
+
+def save_videos(path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
+    """Write an .npz that :class:`ArrayVideos` reads: ``videos``, what stands beside them, and `facts` as JSON under
+    ``metadata``. The same content is the same bytes.
+
+    Raises:
+        ValueError: another kind of file.
+    """
+    file = Path(path).expanduser()
+    if file.suffix != ".npz":
+        raise ValueError(f"{file} must end in .npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    with part.open("wb") as stream:
+        np.savez_compressed(stream, metadata=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
+    os.replace(part, file)
+    return file
 
 
 def _nthwc(videos: np.ndarray, layout: Layout, what: str) -> UInt8[np.ndarray, "n t h w c"]:

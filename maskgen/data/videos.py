@@ -127,23 +127,13 @@ class Videos:
     def _read(self, i: int, place: float) -> dict[str, Any]:
         first, places = self._parts[i]
         rows = first + int(place * places) + self.stride * np.arange(self.frames)
-        pixels = self._pixels(self._source.frames_of(i, rows.tolist()))
+        pixels = to_clip(self._source.frames_of(i, rows.tolist()), self.size, self.channels)
         item: dict[str, Any] = {"pixels": pixels, "label": int(self._source.labels[i])}
         actions = self._source.actions_of(i)
         if actions is not None:
             passed = np.minimum(rows[:, None] + np.arange(self.stride), len(actions) - 1)  # the last leads out of it
             item["actions"] = torch.from_numpy(actions[passed].reshape(self.frames, -1))
         return item
-
-    def _pixels(self, frames: Iterable[UInt8[np.ndarray, "h w c"]]) -> Float[Tensor, "c t h w"]:
-        values = torch.from_numpy(np.stack([self._fitted(frame) for frame in frames]))
-        return values.permute(3, 0, 1, 2).float().contiguous() / 127.5 - 1
-
-    def _fitted(self, frame: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
-        if frame.shape == (*self.size, self.channels):
-            return frame
-        picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
-        return np.asarray(fit(flatten(picture, self.channels), self.size)).reshape(*self.size, self.channels)
 
     def _report(self, root: Path, span: int) -> None:
         """Say what was left out and what varies; ValueError where nothing is left."""
@@ -166,6 +156,21 @@ class Videos:
                 "the frame rate of %d videos varies (%s): frames are taken as stored; give fps to take them by time",
                 *(len(variable), ", ".join(variable[:5])),
             )
+
+
+def to_clip(
+    frames: Iterable[UInt8[np.ndarray, "h w c"]], size: tuple[int, int], channels: int
+) -> Float[Tensor, "c t h w"]:
+    """Frames brought to one size (see `pixels.fit`) and number of channels, in [-1, 1]."""
+    values = torch.from_numpy(np.stack([_fitted(frame, size, channels) for frame in frames]))
+    return values.permute(3, 0, 1, 2).float().contiguous() / 127.5 - 1
+
+
+def _fitted(frame: UInt8[np.ndarray, "h w c"], size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
+    if frame.shape == (*size, channels):
+        return frame
+    picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
+    return np.asarray(fit(flatten(picture, channels), size)).reshape(*size, channels)
 
 
 def open_videos(
