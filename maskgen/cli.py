@@ -586,13 +586,16 @@ def make_simulator(
     frames: Annotated[int, typer.Option(min=2, help="of a video")] = 16,
     environment: Annotated[str, typer.Option(help="of gymnasium's, with continuous actions")] = "Pendulum-v1",
     size: Annotated[int, typer.Option(min=1, help="side of the frames")] = 64,
-    repeat: Annotated[int, typer.Option(min=1, help="steps that an action is held for")] = 4,
+    repeat: Annotated[int, typer.Option(min=1, help="steps that an action is held for")] = 2,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="key=number", help="of the environment: g=0 is no gravity")
+    ] = None,
 ) -> None:
     """A simulated pendulum under random torques, with the actions beside the frames (pip install 'maskgen[video]')."""
-    from maskgen.data.simulator import simulate
+    from maskgen.data.simulator import read_options, simulate
     from maskgen.data.video_sources import save_videos
 
-    arrays, facts = simulate(count, seed, frames, environment, size, repeat)
+    arrays, facts = simulate(count, seed, frames, environment, size, repeat, read_options(option or []))
     print(f"{save_videos(out, arrays, facts)}: {count} videos; {facts['made']}")
 
 

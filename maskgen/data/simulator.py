@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,20 @@ class Simulator:
         size: side of the pictures in pixels.
         repeat: steps that an action is held for, between two pictures.
         zoom: the middle 1/zoom of what the environment draws is shown.
+        options: of the environment; ``{"g": 0.0}`` takes the pendulum's gravity away.
 
     Raises:
         ValueError: gymnasium is missing, no such environment, or one without continuous actions or pictures.
     """
 
-    def __init__(self, environment: str = "Pendulum-v1", size: int = 64, repeat: int = 4, zoom: float = 1.8) -> None:
+    def __init__(
+        self,
+        environment: str = "Pendulum-v1",
+        size: int = 64,
+        repeat: int = 2,
+        zoom: float = 1.8,
+        options: Mapping[str, float] | None = None,
+    ) -> None:
         if size < 1 or repeat < 1 or zoom < 1:
             raise ValueError(f"size {size} and repeat {repeat} are at least 1, zoom {zoom} is at least 1.0")
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display needed
@@ -38,9 +47,13 @@ class Simulator:
         except ImportError as error:
             raise ValueError("the simulator needs gymnasium: pip install 'maskgen[video]'") from error
         try:
-            self.world: Any = gymnasium.make(environment, render_mode="rgb_array", max_episode_steps=-1)
-        except gymnasium.error.Error as error:
-            raise ValueError(f"gymnasium has no environment {environment!r} that can be drawn: {error}") from error
+            self.world: Any = gymnasium.make(
+                environment, render_mode="rgb_array", max_episode_steps=-1, **(options or {})
+            )
+        except (gymnasium.error.Error, TypeError) as error:  # TypeError: no such option
+            raise ValueError(
+                f"gymnasium cannot make {environment!r} with {options or 'no options'}: {error}"
+            ) from error
         space = self.world.action_space
         if not isinstance(space, gymnasium.spaces.Box):
             raise ValueError(f"{environment} has actions {space}; only continuous ones (Box) are supported")
@@ -76,7 +89,13 @@ class Simulator:
 
 
 def simulate(
-    count: int, seed: int, frames: int = 16, environment: str = "Pendulum-v1", size: int = 64, repeat: int = 4
+    count: int,
+    seed: int,
+    frames: int = 16,
+    environment: str = "Pendulum-v1",
+    size: int = 64,
+    repeat: int = 2,
+    options: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Videos under random actions, drawn evenly from [-1, 1] of their range, and what made them.
 
@@ -91,7 +110,7 @@ def simulate(
     """
     if count < 1 or frames < 2:
         raise ValueError(f"count is {count} and frames {frames}; give at least 1 video of 2 frames")
-    world = Simulator(environment, size, repeat)
+    world = Simulator(environment, size, repeat, options=options)
     videos, actions, states = [], [], []
     for i in range(count):
         generator = np.random.default_rng([seed, i])
@@ -106,9 +125,22 @@ def simulate(
     facts = {
         "made": f"gymnasium {environment} under random actions",
         "seed": seed,
+        "options": dict(options or {}),
         "repeat": repeat,
         "zoom": world.zoom,
         "action_low": world.low.tolist(),
         "action_high": world.high.tolist(),
     }
     return {"videos": np.stack(videos), "actions": np.stack(actions), "states": np.stack(states)}, facts
+
+
+def read_options(texts: Sequence[str]) -> dict[str, float]:
+    """``key=number`` texts as options of :class:`Simulator`; ValueError for others."""
+    found = {}
+    for text in texts:
+        key, _, number = text.partition("=")
+        try:
+            found[key] = float(number)
+        except ValueError:
+            raise ValueError(f"{text!r} is no option; write key=number, as g=0") from None
+    return found

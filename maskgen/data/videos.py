@@ -20,6 +20,7 @@ from maskgen.data.video_sources import ArrayVideos, FrameFolders, Layout, Source
 log = logging.getLogger(__name__)
 
 Start = Literal["random", "uniform"]
+Frame = UInt8[np.ndarray, "_ _ _"]  # (h, w, c), of any size
 
 
 class Videos:
@@ -158,15 +159,13 @@ class Videos:
             )
 
 
-def to_clip(
-    frames: Iterable[UInt8[np.ndarray, "h w c"]], size: tuple[int, int], channels: int
-) -> Float[Tensor, "c t h w"]:
+def to_clip(frames: Iterable[Frame], size: tuple[int, int], channels: int) -> Float[Tensor, "c t h w"]:
     """Frames brought to one size (see `pixels.fit`) and number of channels, in [-1, 1]."""
     values = torch.from_numpy(np.stack([_fitted(frame, size, channels) for frame in frames]))
     return values.permute(3, 0, 1, 2).float().contiguous() / 127.5 - 1
 
 
-def _fitted(frame: UInt8[np.ndarray, "h w c"], size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
+def _fitted(frame: Frame, size: tuple[int, int], channels: int) -> Frame:
     if frame.shape == (*size, channels):
         return frame
     picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
