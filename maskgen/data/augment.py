@@ -1,4 +1,4 @@
-"""Random changes of training pictures, each a function of the picture and a generator."""
+"""Random changes of training pictures and clips, each a function of the picture and a generator."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Augmentation:
             raise ValueError(f"flip lies in [0, 1] and crop in (0, 1], got {flip} and {crop}")
         self.flip, self.crop = flip, crop
 
-    def item(self, pixels: Float[Tensor, "c h w"], generator: Generator) -> dict[str, Tensor]:
-        """``pixels``: a changed copy of one picture."""
+    def item(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> dict[str, Tensor]:
+        """``pixels``: a changed copy of one picture or clip."""
         return {"pixels": self(pixels, generator)}
 
-    def __call__(self, pixels: Float[Tensor, "c h w"], generator: Generator) -> Float[Tensor, "c h w"]:
-        """A changed copy of one picture, of its own size."""
+    def __call__(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> Float[Tensor, "c *t h w"]:
+        """A changed copy of one picture, or of one clip with all its frames changed alike, of its own size."""
         flip, area, aspect, y, x = torch.rand(5, generator=generator).tolist()
         if self.crop < 1:
             pixels = _crop(pixels, self.crop + (1 - self.crop) * area, (4 / 3) ** (2 * aspect - 1), y, x)
@@ -73,8 +73,12 @@ class Views:
         self.count, self.scale, self.small, self.small_size = count, scale, small, small_size
         self.small_scale, self.flip, self.colour = small_scale, flip, colour
 
-    def item(self, pixels: Float[Tensor, "c h w"], generator: Generator) -> dict[str, Tensor]:
+    def item(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> dict[str, Tensor]:
         """``pixels`` (count, c, h, w), and where there are any ``small_pixels`` (small, c, small_size, small_size)."""
+        if pixels.ndim != 3:
+            raise ValueError(
+                f"views are of pictures (c, h, w), got {tuple(pixels.shape)}; for clips set augment.type=standard"
+            )
         size = (pixels.shape[1], pixels.shape[2])
         blurs = [(1.0, 0.0)] + [(0.1, 0.2)] * (self.count - 1)
         views = [self._view(pixels, self.scale, size, blur, solar, generator) for blur, solar in blurs]
@@ -128,12 +132,13 @@ def _crop(
 ) -> Tensor:
     """The crop of `area` (share) and `aspect` (relative width over height) at (y, x) in [0, 1), resized to `size`, back
     where None."""
-    h, w = pixels.shape[1:]
+    h, w = pixels.shape[-2:]
     ch = min(h, max(1, round(h * math.sqrt(area / aspect))))
     cw = min(w, max(1, round(w * math.sqrt(area * aspect))))
     top, left = int(y * (h - ch + 1)), int(x * (w - cw + 1))
-    piece = pixels[None, :, top : top + ch, left : left + cw]
-    return F.interpolate(piece, size or (h, w), mode="bilinear", antialias=True, align_corners=False)[0]
+    piece = pixels[..., top : top + ch, left : left + cw].reshape(1, -1, ch, cw)
+    piece = F.interpolate(piece, size or (h, w), mode="bilinear", antialias=True, align_corners=False)
+    return piece.reshape(*pixels.shape[:-2], *piece.shape[-2:])
 
 
 AUGMENTATIONS = {"standard": Augmentation, "views": Views}

@@ -82,13 +82,21 @@ def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:
-    """The training part and the held-out part; the same draw for every run."""
+    """The training part and the held-out part; the same draw for every run.
+
+    Of videos cut into several clips, all clips of a video are in one part (``groups``), so more may be held out.
+    """
     if not 0 <= holdout < len(dataset):
         raise ValueError(f"holdout {holdout} must be at least 0 and below the data's {len(dataset)} pictures")
     if holdout == 0:
         return dataset, None
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-    return Subset(dataset, sorted(order[holdout:])), Subset(dataset, sorted(order[:holdout]))
+    groups = getattr(dataset, "groups", range(len(dataset)))
+    held = {int(groups[i]) for i in order[:holdout]}
+    parts = [[i for i in range(len(dataset)) if (int(groups[i]) in held) == kept_out] for kept_out in (False, True)]
+    if not parts[0]:
+        raise ValueError(f"holdout {holdout} takes a clip of every video, so none is left to train on; hold out fewer")
+    return Subset(dataset, parts[0]), Subset(dataset, parts[1])
 
 
 def _same_run(path: Path, config: dict[str, Any]) -> None:
