@@ -112,6 +112,7 @@ def both_passes(predict: Callable[[Step], Tensor], step: Step) -> Tensor:
 
 
 Saving = Callable[[Callable[[Step], Tensor], Step], Tensor]
+OFF: list[Saving] = [all_places, own_first_step, both_passes]
 
 
 def ours(size: Size, place: dict, same_label: bool = False, off: Saving | None = None) -> Side:
@@ -308,12 +309,12 @@ VARIANTS: dict[str, Callable[[Size, dict], Side]] = {
 }
 
 
-# What each saving gives: ours against the same without it.
+# What each saving gives, for pictures of one class: all of them, and all but one.
 SAVINGS: dict[str, Callable[[Size, dict], Side]] = {
-    OURS: ours,
-    "head and last block at every token": lambda size, place: ours(size, place, off=all_places),
-    "first step row by row": lambda size, place: ours(size, place, off=own_first_step),
-    "no pass skipped": lambda size, place: ours(size, place, off=both_passes),
+    OURS: lambda size, place: ours(size, place, same_label=True),
+    "head and last block at every token": lambda size, place: ours(size, place, True, all_places),
+    "first step row by row": lambda size, place: ours(size, place, True, own_first_step),
+    "no pass skipped": lambda size, place: ours(size, place, True, both_passes),
     "maskgen, plain": plain,
 }
 DROPPING: dict[str, Callable[[Size, dict], Side]] = {
@@ -326,13 +327,13 @@ SETS["raster"] = {OURS: ours, RASTER: autoregressive}
 EVERY = {name: make for sides in SETS.values() for name, make in sides.items()}
 
 
-def build(names: list[str], size: Size, place: dict) -> tuple[dict[str, Side], dict[str, str]]:
+def build(names: list[str], size: Size, place: dict, chosen: str = "main") -> tuple[dict[str, Side], dict[str, str]]:
     """The sides that can be built here, and why the others cannot."""
     sides, missing = {}, {}
     for name in names:
         torch.manual_seed(0)
         try:
-            sides[name] = {**EVERY, **MAIN}[name](size, place)
+            sides[name] = {**EVERY, **SETS[chosen]}[name](size, place)
         except ImportError as error:
             missing[name] = str(error)
     return sides, missing
@@ -401,7 +402,7 @@ def ratio(our: dict, peer: dict) -> dict:
 
 def run(options: argparse.Namespace, size: Size) -> dict:
     place = {"device": options.device, "dtype": {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]}
-    sides, missing = build(options.sides or list(SETS[options.set]), size, place)
+    sides, missing = build(options.sides or list(SETS[options.set]), size, place, options.set)
     parameters = {name: sum(p.numel() for p in side.network.parameters()) for name, side in sides.items()}
     results = {
         "command": options.command,
@@ -417,7 +418,9 @@ def run(options: argparse.Namespace, size: Size) -> dict:
         results["cases"].append(
             measure(sides, Case(batch, steps, guidance, options.schedule), size, options.rounds, options.device)
         )
-        print(table(results).splitlines()[-1], file=sys.stderr, flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(table(results).splitlines()[-3], file=sys.stderr, flush=True)
     return results
 
 
@@ -438,23 +441,29 @@ def table(results: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + footnote(results)
 
 
-def raster_table(results: dict) -> str:
-    """Markdown: passes, latency and throughput of parallel and of autoregressive decoding, apart."""
+def processor_table(results: dict) -> str:
+    """Markdown: a row a side; passes, latency and throughput apart, in processor time: what an idle core takes."""
     lines = [
-        "| batch | | passes | seconds until the pictures are there | pictures a second | GFLOP a picture |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
+        "| batch | guidance | | passes | rows in them | GFLOP a picture | seconds to the end | pictures a second | |",
+        "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for case in results["cases"]:
         for name, side in case["sides"].items():
-            about = f"parallel, {case['steps']} steps" if name == OURS else name
-            seconds = statistics.median(side["seconds"])
-            passes = case["steps"] if name == OURS else side["calls"]  # rows may go through the network in parts
-            cells = [f"{case['batch']}", about, f"{passes}", f"{seconds:.2f}"]
-            cells += [f"{side['images_per_second']:.2f}", f"{side['gflop_per_image']:.0f}"]
-            if r := case["ratios"].get(name):
-                cells[3] += f"; parallel **{r['median']:.2f}x** as fast ({r['min']:.2f} to {r['max']:.2f})"
+            seconds = statistics.median(side["cpu_seconds"])
+            passes = side["calls"] if name == RASTER else case["steps"]  # rows may go through in parts
+            cells = [f"{case['batch']}", f"{case['guidance']:g}", name, f"{passes}", f"{side['rows']}"]
+            cells += [f"{side['gflop_per_image']:.1f}", f"{seconds:.2f}", f"{case['batch'] / seconds:.2f}"]
+            r = case["ratios"].get(name)
+            cells.append(f"{OURS} **{r['cpu_median']:.2f}x** as fast" if r else "")
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n" + footnote(results)
+    sizes = "; ".join(f"{n}: {s['about']}, {s['parameters'] / 1e6:.1f} M weights" for n, s in results["sides"].items())
+    steps = f"{results['cases'][0]['steps']} steps" + (", guidance linear" if "linear" in results["command"] else "")
+    rounds = len(results["cases"][0]["sides"][OURS]["cpu_seconds"])
+    m = results["machine"]
+    foot = (
+        f"{steps}, {rounds} rounds. {m['cpu']}, {m['threads']} thread(s), {results['dtype']}; `{results['command']}`."
+    )
+    return "\n".join(lines) + f"\n\n{sizes}. {foot}"
 
 
 def footnote(results: dict) -> str:
@@ -495,8 +504,6 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(options.threads)
     diffusers.utils.logging.set_verbosity_error()
     results = run(options, Size())
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 
 
