@@ -209,9 +209,9 @@ def compare(options: argparse.Namespace) -> None:
     for guidance in (1.5, 1.0):
         base = {"guidance": guidance}
         add(options.out, {}, "raster", RASTER | base | timed(partial(raster, guidance), judge))
-        for steps in (8, 16):
-            row = BASE | base | {"steps": steps, "schedule": "constant"}
-            entry = {"network": "masked", "passes": steps, **base}
+        for steps, temperature in ((8, 4.5), (8, BASE["temperature"]), (16, BASE["temperature"])):
+            row = BASE | base | {"steps": steps, "schedule": "constant", "temperature": temperature}
+            entry = {"network": "masked", "passes": steps, "temperature": temperature, **base}
             add(options.out, {}, "raster", entry | timed(partial(decoded, masked, judge.labels, row, 0), judge))
 
 
@@ -259,7 +259,8 @@ def foot(results: dict[str, Any]) -> str:
     spread = [e["distance"] for seed in SEEDS if (e := found(results, BASE, seed))]
     return (
         f"{results['pictures']} pictures a row; features of {c['name']} ({c['accuracy']:.0%} right on held-out emoji). "
-        f"Three draws of one setting: {', '.join(f'{d:.2f}' for d in spread)}. Transformer in {results['dtype']}; "
+        f"{len(spread)} draws of guidance 1.5, temperature 0.5, 12 steps: {', '.join(f'{d:.2f}' for d in spread)}. "
+        f"Transformer in {results['dtype']}; "
         f"{m['cpu']}, {m['threads']} thread(s); torch {results['versions']['torch']}; `{results['command']}`."
     )
 
@@ -269,12 +270,13 @@ def raster_table(results: dict[str, Any]) -> str:
     lines = []
     for e in results["raster"]:
         words = [{"causal": "one after the other", "masked": "parallel"}[e["network"]], f"{e['guidance']:g}"]
+        words.append(f"{e['temperature']:g}" if "temperature" in e else "")
         lines.append([*words, str(e["passes"]), *cells(e), f"{e['cpu_ms']:.0f}"])
     made = "; ".join(
         f"{name} {t['steps']} of {t['planned']} steps, {t['cpu_seconds']:.0f} s"
         for name, t in results["training"].items()
     )
-    head = ["decoding", "guidance", "passes", *MEASURED]
+    head = ["decoding", "guidance", "order's temperature", "passes", *MEASURED]
     return markdown(head, lines, 1) + f"\n\nFrom scratch, batches of 48, by processor time: {made}. {foot(results)}"
 
 
@@ -288,7 +290,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for order in ORDERS:
         entries = [e for s in STEPS if (e := found(results, {**BASE, "steps": s, "order": order}))]
-        for axis, key in zip(axes, ("distance", "class_agreement")):
+        for axis, key in zip(axes if entries else (), ("distance", "class_agreement")):
             axis.plot([e["steps"] for e in entries], [e[key] for e in entries], "o-", label=order, markersize=4)
     for axis, key, name in zip(axes, ("distance", "class_agreement"), MEASURED):
         axis.axhline(results["real"][key], color="grey", linestyle=":", label="emoji themselves")

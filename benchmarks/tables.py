@@ -45,7 +45,6 @@ def families(data: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "decode": lambda: decode.table(results("decode")),
     "decode-variants": lambda: decode.table(results("decode-variants")),
-    "decode-bf16": lambda: decode.table(results("decode-bf16")),
     **{
         f"decode-{name}": lambda name=name: decode.processor_table(results(f"decode-{name}"))
         for name in ("savings", "dropping", "raster")
