@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,8 +28,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # they import each other, as scripts do
 SCRIPTS = ("budget", "collapse", "decode", "tokenizer_families", "tokenizer_measures", "photos", "tables", "inpainting")
 budget, collapse, decode, families, measures, photos, tables, inpainting = map(importlib.import_module, SCRIPTS)
-mage_authors, representation, train_step = map(
-    importlib.import_module, ("mage_authors", "representation", "train_step")
+mage_authors, representation, sampling, train_step = map(
+    importlib.import_module, ("mage_authors", "representation", "sampling_table", "train_step")
 )
 
 TINY = decode.Size(width=16, depth=2, heads=2, side=4, codes=8)
@@ -39,12 +40,31 @@ CPU = {"device": "cpu", "dtype": torch.float32}
 def test_the_savings_change_no_code(guidance):
     """What the headline measures gives the codes of the plain formulation."""
     case, codes = decode.Case(batch=3, steps=5, guidance=guidance), []
-    for make in (decode.ours, decode.plain):
+    savings = [lambda *a, off=off: decode.ours(*a, off=off) for off in decode.OFF]
+    for make in (decode.ours, decode.plain, *savings):
         torch.manual_seed(0)
         side = make(TINY, CPU)
         torch.manual_seed(1)
         codes.append(side.generate(case))
-    assert codes[0].equal(codes[1])
+    assert len(codes) == 5
+    assert all(each.equal(codes[0]) for each in codes[1:])
+
+
+@pytest.mark.parametrize("name", ["savings", "dropping", "raster"])
+def test_sides_of_a_question_run_and_are_shown(name, tmp_path):
+    options = decode.parse(["--batch", "2", "--steps", "3", "--rounds", "1", "--schedule", "linear", "--set", name])
+    options.out = tmp_path / "results.json"
+    results = json.loads(json.dumps(decode.run(options, replace(decode.Size(16, 4, 2), side=4, codes=8))))
+    assert list(results["sides"]) == list(decode.SETS[name])
+    unguided, guided = (case["sides"] for case in results["cases"])
+    lines = decode.processor_table(results).splitlines()
+    assert len(lines) == 2 + 2 * len(unguided) + 2
+    if name == "savings":  # of one class: the blank canvas once; both passes at one step fewer
+        assert [side["rows"] for side in unguided.values()] == [1 + 4, 1 + 4, 6, 2 + 8, 6]
+        assert [side["rows"] for side in guided.values()] == [1 + 8, 1 + 8, 2 + 8, 2 + 8, 2 + 8]
+    if name == "raster":
+        assert unguided[decode.RASTER]["calls"] == 16  # a token each
+        assert f"| 2 | 1 | {decode.RASTER} | 16 |" in "\n".join(lines)
 
 
 def test_all_sides_that_are_installed_run(tmp_path):

@@ -16,8 +16,10 @@ from maskgen.data import DATASETS
 from maskgen.data.augment import AUGMENTATIONS
 from maskgen.data.subset import Subset
 from maskgen.parts import Part, build
+from maskgen.training.autoregressive_stage import AutoregressiveStage
 from maskgen.training.batches import MapDataset, mix
 from maskgen.training.centroid_stage import CentroidStage
+from maskgen.training.critic_stage import CriticStage
 from maskgen.training.generator_stage import GeneratorStage
 from maskgen.training.loop import Training, train
 from maskgen.training.representation_stage import RepresentationStage
@@ -29,6 +31,8 @@ STAGES = {
     "vqkd": VqkdStage,
     "centroids": CentroidStage,
     "generator": GeneratorStage,
+    "critic": CriticStage,
+    "autoregressive": AutoregressiveStage,
     "representation": RepresentationStage,
 }
 STAGE = Part(STAGES, given=("dataset", "holdout"))
@@ -50,7 +54,7 @@ def run(
 
     Args:
         name: of the run.
-        stage: ``tokenizer``, ``vqkd``, ``centroids``, ``generator`` or ``representation``, with its parts.
+        stage: name in :data:`STAGES`, with its parts.
         data: the data set.
         training: settings of the loop.
         augment: of training pictures.
