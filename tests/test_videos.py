@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import struct
 import typing
 from fractions import Fraction
 from pathlib import Path
@@ -230,6 +231,22 @@ def test_single_frames_are_those_of_the_whole_video(tmp_path, name, codec):
     assert not index.variable
     for got, row in zip(read_frames(path, index, [7, 3, 3, 11]), [7, 3, 3, 11]):
         assert np.array_equal(got, whole[row])
+
+
+def test_a_video_laid_down_by_a_telephone_stands_upright(tmp_path):
+    """Its track's matrix takes right to down: shown turned clockwise by 90 degrees."""
+    picture = np.zeros((1, 32, 48, 3), np.uint8)
+    picture[:, :16, 24:] = 200  # upper right
+    path = write(tmp_path / "x.mp4", np.repeat(picture, 2, axis=0))
+    data = path.read_bytes()
+    at = data.index(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
+    turned = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:at] + turned + data[at + 36 :])
+    clips = Videos(str(tmp_path), frames=2)
+    assert clips.size == (48, 32)
+    found = (clips[0]["pixels"][0, 0] + 1) * 127.5
+    assert found[24:, 16:].mean() > 190  # lower right
+    assert found[:24].mean() < 10
 
 
 def test_a_gif_is_a_video_and_not_a_frame(tmp_path):

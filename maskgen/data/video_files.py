@@ -141,7 +141,7 @@ def _decode(file: Path, wanted: set[int], start: int | None) -> dict[int, Frame]
     return found
 
 
-def _upright(picture: Frame, rotation: int) -> Frame:
+def _upright(picture: Frame, rotation: int) -> UInt8[np.ndarray, "_ _ c"]:
     """Turned as the file asks (telephones lay their videos down): degrees, counterclockwise."""
     return np.ascontiguousarray(np.rot90(picture, round(rotation / 90))) if rotation else picture
 
