@@ -4,35 +4,37 @@ Networks of one size with random weights: the same width, depth, heads, tokens, 
 process, in turn, round after round; a ratio is taken within a round. README.md says what the sides are.
 
     python benchmarks/decode.py                           # the main sides, all cases -> results/decode.json
-    python benchmarks/decode.py --variants --batch 8 --steps 12 --out benchmarks/results/decode-variants.json
+    python benchmarks/decode.py --set savings --batch 8 --steps 12 --schedule linear   # -> results/decode-savings.json
     python benchmarks/decode.py --batch 8 --steps 8 --guidance 1 --rounds 2 --out /tmp/quick.json   # a minute
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import itertools
 import json
-import os
-import platform
-import re
+import math
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import torch
+from budget import machine, versions
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskgen.decoding.autoregressive import decode_raster
 from maskgen.decoding.loop import Step, decode
-from maskgen.pipelines.predictor import Predictor
+from maskgen.pipelines.predictor import NextPredictor, Predictor
+from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.transformer.model import MaskTransformer
 
 HERE = Path(__file__).parent
@@ -52,47 +54,130 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of every side. Guidance is ``u + s (c - u)``: 1 is none."""
+    """What is asked of every side. Guidance is ``u + s (c - u)``: 1 is none; its schedule only our sides know."""
 
     batch: int
     steps: int
     guidance: float
+    schedule: str = "constant"
 
 
 @dataclass(frozen=True)
 class Side:
-    """generate: a case to codes (batch, tokens). network: what it calls, for counting."""
+    """generate: a case to codes (batch, tokens). network: whose `method` it calls, for counting."""
 
     about: str
     network: nn.Module
     generate: Callable[[Case], Tensor]
+    method: str = "forward"
 
 
 # ---------------------------------------------------------------- maskgen
 
 
-def our_network(size: Size, place: dict) -> MaskTransformer:
-    grid = (size.side, size.side)
-    network = MaskTransformer(size.codes, grid, num_classes=1000, width=size.width, depth=size.depth, heads=size.heads)
+def our_network(size: Size, place: dict, **options: Any) -> MaskTransformer:
+    shape = {"width": size.width, "depth": size.depth, "heads": size.heads, **options}
+    return awake(MaskTransformer(size.codes, (size.side, size.side), num_classes=1000, **shape), place)
+
+
+def awake(network: Any, place: dict) -> Any:
+    """Heads and gates start at zero; a trained network's do not stay there."""
     for parameter in network.parameters():
-        if not parameter.any():  # heads and gates start at zero; a trained network's do not stay there
+        if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return network.to(**place).eval()
 
 
 def complete(predict: Callable[[Step], Tensor], size: Size, case: Case, place: dict) -> Tensor:
     canvas = torch.zeros(case.batch, size.side**2, dtype=torch.long, device=place["device"])
-    return decode(predict, canvas, canvas == 0, steps=case.steps, guidance_scale=case.guidance)
+    options: Any = {"guidance_scale": case.guidance, "guidance_schedule": case.schedule}
+    return decode(predict, canvas, canvas == 0, steps=case.steps, **options)
 
 
-def ours(size: Size, place: dict, same_label: bool = False) -> Side:
+def all_places(predict: Callable[[Step], Tensor], step: Step) -> Tensor:
+    """The last block and the head at every token, known ones too."""
+    everywhere = torch.arange(step.tokens.shape[1], device=step.tokens.device).expand_as(step.tokens)
+    logits = predict(replace(step, positions=everywhere))
+    return logits.gather(1, step.positions[..., None].expand(-1, -1, logits.shape[-1]))
+
+
+def own_first_step(predict: Callable[[Step], Tensor], step: Step) -> Tensor:
+    """The blank canvas computed for every row."""
+    return predict(replace(step, blank=False))
+
+
+def both_passes(predict: Callable[[Step], Tensor], step: Step) -> Tensor:
+    """The unconditional pass where guidance is none, too; the scale rounds to 1 again."""
+    return predict(replace(step, guidance_scale=math.nextafter(step.guidance_scale, 2)))
+
+
+Saving = Callable[[Callable[[Step], Tensor], Step], Tensor]
+OFF: list[Saving] = [all_places, own_first_step, both_passes]
+
+
+def ours(size: Size, place: dict, same_label: bool = False, off: Saving | None = None) -> Side:
+    """`off`: undoes one of the savings."""
     network = our_network(size, place)
 
     def generate(case: Case) -> Tensor:
         labels = [7] * case.batch if same_label else list(range(case.batch))
-        return complete(Predictor(network, labels, (size.side, size.side)), size, case, place)
+        predict = Predictor(network, labels, (size.side, size.side))
+        return complete(predict if off is None else partial(off, predict), size, case, place)
 
-    return Side("one class for all rows" if same_label else "each row its own class", network, generate)
+    about = "one class for all rows" if same_label else "each row its own class"
+    return Side(about if off is None else str(off.__doc__).split(".")[0].lower(), network, generate)
+
+
+def dropping(size: Size, place: dict, drop: bool) -> Side:
+    """MAGE's shape, 5 blocks in the encoder and 3 in the decoder of 8; with `drop` the encoder sees known tokens only.
+
+    Not exact: the network computes something else, and must be trained so (`masking.dropping`)."""
+    decoder = 3 * size.depth // 8 or 1
+    shape = {"depth": size.depth - decoder, "decoder_depth": decoder, "registers": 1, "pad": "class_token"}
+    network = our_network(size, place, **shape)
+    grid = (size.side, size.side)
+
+    def generate(case: Case) -> Tensor:
+        labels = torch.arange(case.batch, device=place["device"])
+        both = torch.cat([labels, torch.full_like(labels, network.null_class)])
+
+        @torch.no_grad()
+        def predict(step: Step) -> Tensor:
+            copies = 1 if step.guidance_scale == 1 else 2
+            tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
+            keep = None
+            if drop:  # as many in every row
+                keep = hidden.long().argsort(dim=1, stable=True)[:, : tokens.shape[1] - positions.shape[1]]
+            logits = network(
+                tokens.unflatten(1, grid),
+                hidden.unflatten(1, grid),
+                both[: len(tokens)],
+                predict_at=positions,
+                keep=keep,
+            ).predictions
+            c, u = (logits, logits) if copies == 1 else logits.chunk(2)
+            return c if copies == 1 else torch.lerp(u, c, step.guidance_scale)
+
+        return complete(predict, size, case, place)
+
+    return Side(
+        f"encoder of {shape['depth']} blocks over {'known' if drop else 'all'} tokens, decoder of {decoder}",
+        network,
+        generate,
+    )
+
+
+def autoregressive(size: Size, place: dict) -> Side:
+    """One token after the other with cached keys and values, on the same blocks."""
+    shape: Any = {"width": size.width, "depth": size.depth, "heads": size.heads}
+    network = awake(CausalTransformer(size.codes, (size.side, size.side), num_classes=1000, **shape), place)
+
+    def generate(case: Case) -> Tensor:
+        canvas = torch.zeros(case.batch, size.side**2, dtype=torch.long, device=place["device"])
+        predict = NextPredictor(network, list(range(case.batch)), guided=case.guidance != 1)
+        return decode_raster(predict, canvas, canvas == 0, guidance_scale=case.guidance)
+
+    return Side("one token after the other, keys and values cached", network, generate, "step")
 
 
 def plain(size: Size, place: dict) -> Side:
@@ -212,6 +297,8 @@ def muse(size: Size, place: dict, flash: bool = True) -> Side:
 
 
 OURS = "maskgen"
+RASTER = "autoregressive"
+DROPPED, UNDROPPED = "hidden tokens dropped", "none dropped"
 MAIN: dict[str, Callable[[Size, dict], Side]] = {OURS: ours, "diffusers": amused, "muse-maskgit-pytorch": muse}
 VARIANTS: dict[str, Callable[[Size, dict], Side]] = {
     OURS: ours,
@@ -222,13 +309,31 @@ VARIANTS: dict[str, Callable[[Size, dict], Side]] = {
 }
 
 
-def build(names: list[str], size: Size, place: dict) -> tuple[dict[str, Side], dict[str, str]]:
+# What each saving gives, for pictures of one class: all of them, and all but one.
+SAVINGS: dict[str, Callable[[Size, dict], Side]] = {
+    OURS: lambda size, place: ours(size, place, same_label=True),
+    "head and last block at every token": lambda size, place: ours(size, place, True, all_places),
+    "first step row by row": lambda size, place: ours(size, place, True, own_first_step),
+    "no pass skipped": lambda size, place: ours(size, place, True, both_passes),
+    "maskgen, plain": plain,
+}
+DROPPING: dict[str, Callable[[Size, dict], Side]] = {
+    OURS: ours,
+    DROPPED: lambda size, place: dropping(size, place, True),
+    UNDROPPED: lambda size, place: dropping(size, place, False),
+}
+SETS = {"main": MAIN, "variants": VARIANTS, "savings": SAVINGS, "dropping": DROPPING}
+SETS["raster"] = {OURS: ours, RASTER: autoregressive}
+EVERY = {name: make for sides in SETS.values() for name, make in sides.items()}
+
+
+def build(names: list[str], size: Size, place: dict, chosen: str = "main") -> tuple[dict[str, Side], dict[str, str]]:
     """The sides that can be built here, and why the others cannot."""
     sides, missing = {}, {}
     for name in names:
         torch.manual_seed(0)
         try:
-            sides[name] = {**MAIN, **VARIANTS}[name](size, place)
+            sides[name] = {**EVERY, **SETS[chosen]}[name](size, place)
         except ImportError as error:
             missing[name] = str(error)
     return sides, missing
@@ -239,16 +344,16 @@ def build(names: list[str], size: Size, place: dict) -> tuple[dict[str, Side], d
 
 def count(side: Side, case: Case, size: Size) -> dict:
     """Calls of the network, rows in them, arithmetic an image. Checks that codes come out; it is the warm-up too."""
-    rows, forward = [], side.network.forward
+    rows, called = [], getattr(side.network, side.method)
 
-    def counted(x: Tensor, *rest, **named):
-        rows.append(len(x))
-        return forward(x, *rest, **named)
+    def counted(x: Tensor | None, *rest, **named):
+        rows.append(case.batch if x is None else len(x))  # a raster decode begins with no code
+        return called(x, *rest, **named)
 
-    side.network.forward = counted
+    setattr(side.network, side.method, counted)
     with FlopCounterMode(display=False) as flops:
         codes = side.generate(case)
-    side.network.forward = forward
+    setattr(side.network, side.method, called)
     assert codes.shape == (case.batch, size.side**2), codes.shape
     assert 0 <= codes.min().item() <= codes.max().item() < size.codes, "these are not codes"
     return {
@@ -295,37 +400,14 @@ def ratio(our: dict, peer: dict) -> dict:
     }
 
 
-def machine(device: str) -> dict:
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def versions() -> dict:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "diffusers", "muse-maskgit-pytorch"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def run(options: argparse.Namespace, size: Size) -> dict:
     place = {"device": options.device, "dtype": {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]}
-    sides, missing = build(options.sides or list(VARIANTS if options.variants else MAIN), size, place)
+    sides, missing = build(options.sides or list(SETS[options.set]), size, place, options.set)
     parameters = {name: sum(p.numel() for p in side.network.parameters()) for name, side in sides.items()}
     results = {
         "command": options.command,
         "machine": machine(options.device),
-        "versions": versions(),
+        "versions": versions("torch", "diffusers", "muse-maskgit-pytorch"),
         "dtype": options.dtype,
         "size": asdict(size),
         "sides": {name: {"about": side.about, "parameters": parameters[name]} for name, side in sides.items()},
@@ -333,8 +415,12 @@ def run(options: argparse.Namespace, size: Size) -> dict:
         "cases": [],
     }
     for batch, steps, guidance in itertools.product(options.batch, options.steps, options.guidance):
-        results["cases"].append(measure(sides, Case(batch, steps, guidance), size, options.rounds, options.device))
-        print(table(results).splitlines()[-1], file=sys.stderr, flush=True)
+        results["cases"].append(
+            measure(sides, Case(batch, steps, guidance, options.schedule), size, options.rounds, options.device)
+        )
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(table(results).splitlines()[-3], file=sys.stderr, flush=True)
     return results
 
 
@@ -353,6 +439,31 @@ def table(results: dict) -> str:
                 cell += f"; **{r['median']:.2f}x** ({r['min']:.2f} to {r['max']:.2f})"
             lines[-1].append(cell)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + footnote(results)
+
+
+def processor_table(results: dict) -> str:
+    """Markdown: a row a side; passes, latency and throughput apart, in processor time: what an idle core takes."""
+    lines = [
+        "| batch | guidance | | passes | rows in them | GFLOP a picture | seconds to the end | pictures a second | |",
+        "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for case in results["cases"]:
+        for name, side in case["sides"].items():
+            seconds = statistics.median(side["cpu_seconds"])
+            passes = side["calls"] if name == RASTER else case["steps"]  # rows may go through in parts
+            cells = [f"{case['batch']}", f"{case['guidance']:g}", name, f"{passes}", f"{side['rows']}"]
+            cells += [f"{side['gflop_per_image']:.1f}", f"{seconds:.2f}", f"{case['batch'] / seconds:.2f}"]
+            r = case["ratios"].get(name)
+            cells.append(f"{OURS} **{r['cpu_median']:.2f}x** as fast" if r else "")
+            lines.append(f"| {' | '.join(cells)} |")
+    sizes = "; ".join(f"{n}: {s['about']}, {s['parameters'] / 1e6:.1f} M weights" for n, s in results["sides"].items())
+    steps = f"{results['cases'][0]['steps']} steps" + (", guidance linear" if "linear" in results["command"] else "")
+    rounds = len(results["cases"][0]["sides"][OURS]["cpu_seconds"])
+    m = results["machine"]
+    foot = (
+        f"{steps}, {rounds} rounds. {m['cpu']}, {m['threads']} thread(s), {results['dtype']}; `{results['command']}`."
+    )
+    return "\n".join(lines) + f"\n\n{sizes}. {foot}"
 
 
 def footnote(results: dict) -> str:
@@ -374,13 +485,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--steps", type=int, nargs="+", default=[8, 12], help="decoding steps (default: 8 12)")
     add("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="guidance scales, 1 is none (default: 1 3)")
     add("--rounds", type=int, default=5, help="measured rounds after the warm-up (default: 5)")
-    add("--variants", action="store_true", help=f"instead of {', '.join(MAIN)}: {'; '.join(VARIANTS)}")
-    add("--sides", nargs="+", choices=[*MAIN, *VARIANTS], metavar="SIDE", help="these sides alone, by name")
+    add("--schedule", default="constant", help="of guidance; our sides only (default: constant)")
+    about = "; ".join(f"{name}: {', '.join(sides)}" for name, sides in SETS.items())
+    add("--set", choices=list(SETS), default="main", help=f"which sides. {about} (default: main)")
+    add("--sides", nargs="+", choices=list(EVERY), metavar="SIDE", help="these sides alone, by name")
     add("--dtype", choices=["fp32", "bf16"], default="fp32", help="of weights and activations (default: fp32)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     add("--threads", type=int, default=1, help="of PyTorch on the processor (default: 1)")
-    add("--out", type=Path, default=RESULTS / "decode.json", help="the JSON (default: benchmarks/results/decode.json)")
+    add("--out", type=Path, help="the JSON (default: benchmarks/results/decode.json, or decode-SET.json)")
     options = parser.parse_args(arguments)
+    options.out = options.out or RESULTS / ("decode.json" if options.set == "main" else f"decode-{options.set}.json")
     options.command = shlex.join(["python", "benchmarks/decode.py", *arguments])
     return options
 
@@ -390,8 +504,6 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(options.threads)
     diffusers.utils.logging.set_verbosity_error()
     results = run(options, Size())
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 
 

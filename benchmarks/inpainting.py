@@ -227,14 +227,14 @@ def table(results: dict[str, Any], mask: str) -> str:
     lines.append(f"| the originals | {' | '.join(f'{share:.0%}; 0' for share in whole)} | | |")
     first = one(OURS, names[0]) or {}
     c, m = results["classifier"], results["machine"]
-    foot = (
-        f"{first['hidden_share']:.0%} of the pixels hidden, {first['pictures']} pictures a set; class agreement and "
-        f"mean distance to the original in features, both of {c['name']} ({c['accuracy']:.0%} on "
-        f"held-out emoji). "
-        f"PSNR and processor time on the first set. {m['cpu']}, {m['threads']} thread(s); torch {results['versions']['torch']}, "
-        f"OpenCV {results['versions']['opencv-python-headless']}; `{results['command']}`."
-    )
-    return "\n".join(lines) + f"\n\n{foot}"
+    foot = [
+        f"{first['hidden_share']:.0%} of the pixels hidden, {first['pictures']} pictures a set; class agreement and",
+        f"mean distance to the original in features, both of {c['name']} ({c['accuracy']:.0%} on held-out emoji).",
+        f"PSNR and processor time on the first set. {m['cpu']}, {m['threads']} thread(s);",
+        f"torch {results['versions']['torch']}, OpenCV {results['versions']['opencv-python-headless']};",
+        f"`{results['command']}`.",
+    ]
+    return "\n".join([*lines, "", " ".join(foot)])
 
 
 if __name__ == "__main__":

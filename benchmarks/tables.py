@@ -18,6 +18,7 @@ import collapse
 import decode
 import inpainting
 import representation
+import sampling_table
 import tiling
 import tokenizer_families
 import train_step
@@ -26,7 +27,7 @@ import yaml
 HERE = Path(__file__).parent
 DOCUMENTS = [
     HERE / "README.md",
-    *(HERE.parent / "docs" / f"{name}.md" for name in ("tokenizers", "methods", "editing")),
+    *(HERE.parent / "docs" / f"{name}.md" for name in ("decoding", "tokenizers", "methods", "editing")),
 ]
 
 
@@ -44,6 +45,15 @@ def families(data: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "decode": lambda: decode.table(results("decode")),
     "decode-variants": lambda: decode.table(results("decode-variants")),
+    **{
+        f"decode-{name}": lambda name=name: decode.processor_table(results(f"decode-{name}"))
+        for name in ("savings", "dropping", "raster")
+    },
+    **{
+        f"sampling-{name}": lambda name=name: sampling_table.table(results("sampling"), name)
+        for name in sampling_table.TABLES
+    },
+    "sampling-raster": lambda: sampling_table.raster_table(results("sampling")),
     "adversarial": lambda: adversarial.speed_table(results("adversarial")),
     "adversarial-guards": lambda: adversarial.guards_table(results("adversarial-guards")),
     "tokenizers-emoji": lambda: families("emoji"),

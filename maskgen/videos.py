@@ -15,6 +15,8 @@ from torch import Tensor
 from maskgen.pictures import grid, to_uint8
 from maskgen.pictures import save as save_picture
 
+CRF = "12"  # H.264's quality: 0 is without losses, 23 its default
+
 
 def save(
     pixels: Float[Tensor, "c t h w"], path: str | Path, fps: int = 10, parameters: Mapping[str, Any] | None = None
@@ -44,11 +46,21 @@ def save(
         pictures = [Image.fromarray(frame) for frame in frames]
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
     else:
-        import imageio.v3 as imageio
-
-        even = np.pad(frames, ((0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)), mode="edge")
-        imageio.imwrite(path, even, plugin="pyav", codec="libx264", fps=fps)
+        _write_mp4(frames, path, fps)
     return path
+
+
+def _write_mp4(frames: UInt8[np.ndarray, "t h w 3"], path: Path, fps: int) -> None:
+    import av  # not through imageio, which collects garbage twice a file: seconds where much is loaded
+
+    even = np.pad(frames, ((0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)), mode="edge")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": CRF})
+        stream.height, stream.width = even.shape[1:3]
+        stream.pix_fmt = "yuv420p"  # what every player plays
+        for frame in even:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 def to_frames(pixels: Float[Tensor, "c t h w"]) -> UInt8[np.ndarray, "t h w 3"]:

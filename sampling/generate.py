@@ -1,7 +1,7 @@
 """Generate pictures, one file each.
 
 python sampling/generate.py                                   # the bundled emoji model, every class
-python sampling/generate.py runs/mine --class flags --class 3 --count 4 --steps 16 --guidance 3
+python sampling/generate.py runs/mine --class flags --class 3 --count 4 --steps 16 --guidance 1.5
 """
 
 import argparse

@@ -6,13 +6,16 @@ import json
 import math
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from maskgen.config import check
 from maskgen.evaluation.classifier import SmallClassifier, save_classifier
@@ -23,9 +26,10 @@ from maskgen.training.run import STAGE, run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # they import each other, as scripts do
-budget, collapse, decode, families, measures, photos, tables = (
-    importlib.import_module(name)
-    for name in ("budget", "collapse", "decode", "tokenizer_families", "tokenizer_measures", "photos", "tables")
+SCRIPTS = ("budget", "collapse", "decode", "tokenizer_families", "tokenizer_measures", "photos", "tables", "inpainting")
+budget, collapse, decode, families, measures, photos, tables, inpainting = map(importlib.import_module, SCRIPTS)
+mage_authors, representation, sampling, train_step = map(
+    importlib.import_module, ("mage_authors", "representation", "sampling_table", "train_step")
 )
 
 TINY = decode.Size(width=16, depth=2, heads=2, side=4, codes=8)
@@ -36,12 +40,31 @@ CPU = {"device": "cpu", "dtype": torch.float32}
 def test_the_savings_change_no_code(guidance):
     """What the headline measures gives the codes of the plain formulation."""
     case, codes = decode.Case(batch=3, steps=5, guidance=guidance), []
-    for make in (decode.ours, decode.plain):
+    savings = [lambda *a, off=off: decode.ours(*a, off=off) for off in decode.OFF]
+    for make in (decode.ours, decode.plain, *savings):
         torch.manual_seed(0)
         side = make(TINY, CPU)
         torch.manual_seed(1)
         codes.append(side.generate(case))
-    assert codes[0].equal(codes[1])
+    assert len(codes) == 5
+    assert all(each.equal(codes[0]) for each in codes[1:])
+
+
+@pytest.mark.parametrize("name", ["savings", "dropping", "raster"])
+def test_sides_of_a_question_run_and_are_shown(name, tmp_path):
+    options = decode.parse(["--batch", "2", "--steps", "3", "--rounds", "1", "--schedule", "linear", "--set", name])
+    options.out = tmp_path / "results.json"
+    results = json.loads(json.dumps(decode.run(options, replace(decode.Size(16, 4, 2), side=4, codes=8))))
+    assert list(results["sides"]) == list(decode.SETS[name])
+    unguided, guided = (case["sides"] for case in results["cases"])
+    lines = decode.processor_table(results).splitlines()
+    assert len(lines) == 2 + 2 * len(unguided) + 2
+    if name == "savings":  # of one class: the blank canvas once; both passes at one step fewer
+        assert [side["rows"] for side in unguided.values()] == [1 + 4, 1 + 4, 6, 2 + 8, 6]
+        assert [side["rows"] for side in guided.values()] == [1 + 8, 1 + 8, 2 + 8, 2 + 8, 2 + 8]
+    if name == "raster":
+        assert unguided[decode.RASTER]["calls"] == 16  # a token each
+        assert f"| 2 | 1 | {decode.RASTER} | 16 |" in "\n".join(lines)
 
 
 def test_all_sides_that_are_installed_run(tmp_path):
@@ -96,6 +119,104 @@ def test_committed_ratios_are_those_of_their_rounds():
             assert math.isclose(our["images_per_second"], case["batch"] / middle, rel_tol=1e-3)
             for name, ratio in case["ratios"].items():
                 assert ratio == decode.ratio(our, case["sides"][name])
+
+
+# ---------------------------------------------------------------- training steps, representations
+
+GOLDEN = Path(__file__).parent / "golden" / "mage" / "pretrain" / "a"
+THEIR_NAMES = {
+    "token_emb.word_embeddings": "words",
+    "token_emb.position_embeddings": "positions",
+    "token_emb.LayerNorm": "embedding_norm",
+    "attn.qkv": "attention.qkv",
+    "attn.proj": "attention.out",
+    "mlp.fc1": "up",
+    "mlp.fc2": "down",
+    "decoder_pos_embed_learned": "decoder_positions",
+    "mlm_layer.bias": "word_bias",
+    "mlm_layer.fc": "to_word",
+    "mlm_layer.ln": "word_norm",
+}
+KEYS = {"width": "embed_dim", "depth": "depth", "heads": "num_heads"}
+MADE = representation.TOKENIZERS
+
+
+def test_the_authors_mage_is_theirs():
+    """Given their weights, codes, ratio and noise: their logits and loss."""
+    spec = json.loads((GOLDEN / "fixture.json").read_text())
+    c, ratio = spec["config"]["model"], spec["config"]["forward"]["mask_rate"]
+    recorded = load_file(GOLDEN / "inputs.safetensors") | load_file(GOLDEN / "outputs.safetensors")
+    weights = {}
+    for name, value in load_file(GOLDEN / "weights_generator.safetensors").items():
+        for theirs, ours in THEIR_NAMES.items():
+            name = name.replace(theirs, ours)
+        weights[name] = value
+    n = (c["img_size"] // c["patch_size"]) ** 2
+    decoder = {f"decoder_{name}": c[f"decoder_{key}"] for name, key in KEYS.items()}
+    size = {name: c[key] for name, key in KEYS.items()}
+    model = mage_authors.MAGE(spec["config"]["vqgan"]["n_embed"], n, **size, **decoder).eval()
+    weights["positions.weight"] = weights["positions.weight"][: n + 1]
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    codes = recorded["gt_indices"].long()
+    logits, masked = model.logits(codes, ratio, recorded["noise"])
+    torch.testing.assert_close(logits[..., : model.codes], recorded["logits"], atol=5e-5, rtol=1e-5)
+    assert masked.equal(recorded["token_all_mask"])
+    torch.testing.assert_close(model(codes, ratio, recorded["noise"]), recorded["loss"], atol=8e-6, rtol=1e-5)
+
+
+def test_training_steps_are_timed_side_by_side(monkeypatch):
+    """Every side that is installed trains; a table has a line a pair that is there."""
+    small = {"width": 16, "depth": 2, "heads": 2}
+    monkeypatch.setattr(train_step, "SIZE", small)
+    monkeypatch.setattr(train_step, "ENCODER", {**train_step.ENCODER, **small})
+    monkeypatch.setattr(train_step, "DECODER", {"decoder_depth": 1, "decoder_heads": 2})
+    model = {**train_step.ENCODER, **train_step.DECODER, "decoder_width": 16}
+    monkeypatch.setattr(train_step, "MAE_MODEL", model)
+    monkeypatch.setattr(train_step, "GRID", (4, 4))
+    sides, missing = train_step.build(2)
+    before = {name: [p.detach().clone() for p in side[0].parameters()] for name, side in sides.items()}
+    found = train_step.measure(sides, "fp32", 1)
+    assert set(sides) | set(missing) == set(train_step.SIDES)
+    assert all(len(times["seconds"]) == len(times["cpu_seconds"]) == 1 for times in found.values())
+    for name, (network, _) in sides.items():
+        assert any(not now.equal(then) for now, then in zip(network.parameters(), before[name])), name
+    results = {"seconds": {"fp32": found}, "batch": 2, "rounds": 1, "parameters": {}, "versions": {}}
+    lines = train_step.table(
+        {**results, "machine": {"cpu": "a processor", "threads": 1, "load_before": 0}}
+    ).splitlines()
+    assert len(lines) == 4 + sum(one in sides and other in sides for one, other in train_step.PAIRS)
+
+
+def test_a_step_is_as_many_times_as_fast_as_its_rounds_say():
+    assert train_step.faster([1.0, 2.0, 4.0], [2.0, 4.0, 12.0]) == "**2.00x** (2.00 to 3.00)"
+
+
+@pytest.mark.parametrize("method", list(representation.METHODS))
+def test_learners_are_configurations(method, tmp_path, monkeypatch):
+    """Checked as `maskgen train` checks them; what they need of tokenizers is named."""
+    monkeypatch.setattr(representation, "tokenizer", lambda name, options: {"of": name})
+    monkeypatch.setattr(representation, "load_tokenizer", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(representation, "FashionMNIST", lambda size: None)
+    monkeypatch.setattr(representation, "encode_dataset", lambda *_, **__: None)
+    options = SimpleNamespace(work=tmp_path)
+    config, trained = representation.configuration(method, 1, options)
+    assert (trained is not None) == any(name in json.dumps(representation.METHODS[method]) for name in MADE)
+    checked = check(run, budget._with_steps(config, "x", 20, 4), method)
+    assert checked["training"].seed == 1
+    assert not any(f'"{name}"' in json.dumps(config) for name in MADE)
+
+
+def test_gains_are_over_the_best_control():
+    def row(seed: int, top1: float) -> dict:
+        training = {"steps": 7, "budget_seconds": 90}
+        where = {"machine": {"cpu": "a processor", "threads": 1}, "versions": {"torch": "2"}}
+        return {"seed": seed, "top1": {"1%": top1, "10%": 0.5}, "training": training, **where}
+
+    top1 = {"raw pixels": {"1%": 0.6, "10%": 0.7}, "random weights, seed 0": {"1%": 0.65, "10%": 0.6}}
+    results = {"controls": {"top1": top1}, "MAE/0": row(0, 0.7), "MAE/1": row(1, 0.72)}
+    lines = representation.table(results).splitlines()
+    assert lines[2] == "| raw pixels | 60.0% | | 70.0% | | |"
+    assert lines[4] == "| MAE | 70.0%, 72.0% | +6.0 | 50.0%, 50.0% | -20.0 | 7 |"
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -312,3 +433,37 @@ def test_crops_are_split_by_photograph(tmp_path, monkeypatch):
         assert set(made["labels"]) == set(range(len(names) - 1))
         assert not set(made["sources"]) & set(made["holdout_sources"])
         assert len(made["sources"]) + len(made["holdout_sources"]) == len(names)
+
+
+# ---------------------------------------------------------------- inpainting
+
+
+@pytest.mark.parametrize("kind", inpainting.MASKS)
+def test_holes_hide_a_part(kind):
+    hidden = inpainting.holes(kind, 5, 32)
+    shares = hidden.flatten(1).float().mean(1)
+    assert ((shares > 0.02) & (shares <= 0.5)).all()
+    assert (len({row.numpy().tobytes() for row in hidden}) == 5) == (kind == "strokes")
+    assert hidden.equal(inpainting.holes(kind, 5, 32))
+
+
+def test_what_inpainting_is_compared_with_leaves_known_pixels_and_judges_them():
+    pytest.importorskip("cv2")
+    pixels = torch.randint(0, 256, (4, 3, 32, 32)) / 127.5 - 1
+    hidden = inpainting.holes("strokes", 4, 32)
+    classifier, categories = SmallClassifier(3, 9).eval(), torch.zeros(4, dtype=torch.long)
+    for method in ("telea", "navier-stokes"):
+        made = inpainting.opencv(pixels, hidden, method)
+        found = inpainting.judge(classifier, pixels, made, hidden, categories)
+        assert found["psnr_known"] is None  # not a byte differs
+        assert found["psnr_hidden"] < 30
+    hidden[0, 31, 0] = False
+    made = torch.where(hidden[:, None], 0, pixels)
+    made[0, 0, 31, 0] += 1 / 127.5 if made[0, 0, 31, 0] < 0 else -1 / 127.5  # one byte by one
+    assert 60 < inpainting.judge(classifier, pixels, made, hidden, categories)["psnr_known"] < 100
+
+
+def test_committed_inpainting_changed_no_known_pixel():
+    entries = tables.results("inpainting")["entries"]
+    assert {e["method"] for e in entries} >= {inpainting.OURS, "mean fill", "OpenCV, Telea"}
+    assert all(e["psnr_known"] is None for e in entries if e["mask"] != "none")

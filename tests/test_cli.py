@@ -19,7 +19,7 @@ from maskgen.data.tokens import TokenCache
 from maskgen.pipelines.store import fingerprint, load_tokenizer, save_tokenizer
 
 COMMANDS = ("train", "sample", "inpaint", "outpaint", "edit", "vary", "interpolate", "join", "batch", "parameters")
-COMMANDS += ("reconstruct", "encode", "fid", "quickstart")
+COMMANDS += ("reconstruct", "encode", "visualise", "evaluate", "fid", "quickstart", "app")
 PARTS = {
     "encoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
     "quantizer": {"codebook_size": 16, "dim": 4},
@@ -198,7 +198,8 @@ def test_fid_of_two_files_of_statistics_needs_no_network(maskgen, tmp_path):
     done = maskgen("fid", tmp_path / "a.npz", tmp_path / "b.npz", "--out", tmp_path / "report.json")
     assert done.code == 0
     assert "= 3.0000" in done.out
-    assert json.loads((tmp_path / "report.json").read_text())["value"] == pytest.approx(3)
+    (metric,) = json.loads((tmp_path / "report.json").read_text())["metrics"].values()
+    assert metric["value"] == pytest.approx(3)
 
 
 def test_help_names_every_command(maskgen):
@@ -275,7 +276,7 @@ def test_an_error_is_one_message(maskgen, arguments, message):
 
 
 def test_fid_without_weights_or_network_says_both_ways(maskgen, monkeypatch, tmp_path):
-    monkeypatch.delenv("MASKGEN_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.delenv("MASKGEN_INCEPTION", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing cached,
     for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # and nothing can be fetched
@@ -284,7 +285,7 @@ def test_fid_without_weights_or_network_says_both_ways(maskgen, monkeypatch, tmp
     done = maskgen("fid", "pictures", "pictures")
     assert done.code == 1
     assert done.message.startswith("maskgen: could not download the Inception weights (")
-    for way in ("run where the internet can be reached", str(tmp_path), "--weights PATH", "MASKGEN_INCEPTION_WEIGHTS"):
+    for way in ("run where the internet can be reached", str(tmp_path), "--weights PATH", "MASKGEN_INCEPTION"):
         assert way in done.message
 
 

@@ -142,7 +142,7 @@ training: {batch_size: 8}
     ]
     assert found[2:] == [
         "stage.tokenizer: is required",
-        "data.type: is required; allowed: emoji, image_folder, tar_shards, npz, idx, fashion_mnist, tokens",
+        "data.type: is required; allowed: emoji, image_folder, tar_shards, npz, idx, fashion_mnist, videos, tokens",
         "training.steps: is required",
     ]
 

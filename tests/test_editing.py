@@ -17,6 +17,8 @@ from maskgen.pipelines.editing import view_of
 from maskgen.pipelines.inputs import masks_of, pictures_of
 from maskgen.pipelines.jobs import TASKS, batch, perform
 from maskgen.pipelines.trace import DecodeTrace, heatmap
+from maskgen.tasks.masks import receptive_radius, token_mask
+from maskgen.tasks.pictures import filled
 
 SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
 FLAT = {"type": "vit", "patch": 4, "size": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 4}
@@ -107,9 +109,6 @@ def test_fault_9_hidden_pixels_do_not_leak(pipeline, size):
 
 def test_inpainting_is_completion(pipeline):
     """The codes are those of `complete` on the filled picture's codes; without the paste, the pictures are theirs."""
-    from maskgen.tasks.masks import token_mask
-    from maskgen.tasks.pictures import filled
-
     image, hole = picture(), mask()
     pixels, hidden = pictures_of(image, 3)[0][None], masks_of(hole, [(8, 8)])[0][None]
     canvas, tokens = pipeline.tokenizer.encode(filled(pixels, hidden)), token_mask(hidden, (4, 4))
@@ -118,6 +117,17 @@ def test_inpainting_is_completion(pipeline):
     assert codes.equal(pipeline.inpaint(image, hole, "bee", generator=seeded(), output_type="codes").images)
     bare = pipeline.inpaint(image, hole, "bee", generator=seeded(), output_type="pt", paste_back=False).images
     torch.testing.assert_close(bare, ((pipeline.tokenizer.decode(codes) + 1) / 2).clamp(0, 1))
+
+
+def test_automatic_dilation_is_the_measured_radius(pipeline):
+    radius = receptive_radius(pipeline.tokenizer, (8, 8))
+    assert radius >= 1
+    drawn = [
+        pipeline.inpaint(picture(), mask((2, 2, 3, 3)), 1, dilation=d, generator=seeded(), output_type="codes").images
+        for d in ("auto", radius, 0)
+    ]
+    assert drawn[0].equal(drawn[1])
+    assert not drawn[0].equal(drawn[2])
 
 
 def test_batches_and_copies_and_seeds(pipeline):

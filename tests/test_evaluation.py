@@ -1,19 +1,22 @@
-"""Distances against closed forms and torch-fidelity, the names they are reported under, and the small classifier."""
+"""Distances against closed forms and ADM's arithmetic, their uncertainty, and the small classifier."""
 
 import json
-from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
-from PIL import Image
 
 from maskgen.evaluation import classifier as C
-from maskgen.evaluation import inception
-from maskgen.evaluation.fid import fid
-from maskgen.evaluation.sources import open_pictures
-from maskgen.evaluation.statistics import Gaussian, fit, frechet_distance
+from maskgen.evaluation.metrics import (
+    deviation,
+    frechet_infinity,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    resampled,
+)
+from maskgen.evaluation.statistics import BLOCK, Gaussian, fit, frechet_distance
 
 # ------------------------------------------------------------------------------------------------------- statistics
 
@@ -34,14 +37,25 @@ def test_distance_of_commuting_gaussians_is_the_closed_form():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-10)
 
 
-def test_distance_of_general_gaussians_is_scipys():
-    import scipy.linalg
-
+def test_distance_is_adms_arithmetic():
+    """guided-diffusion's evaluator takes scipy's root of the product of the covariances, which have full rank here."""
     rng = np.random.default_rng(1)
-    a, b = fit(rng.standard_normal((50, 8)) @ rng.standard_normal((8, 8))), fit(rng.standard_normal((40, 8)) + 0.3)
-    root = scipy.linalg.sqrtm(a.sigma @ b.sigma).real
-    expected = ((a.mu - b.mu) ** 2).sum() + np.trace(a.sigma + b.sigma - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    a, b = fit(rng.standard_normal((90, 16)) @ rng.standard_normal((16, 16))), fit(rng.standard_normal((80, 16)) + 0.3)
+    root, difference = scipy.linalg.sqrtm(a.sigma.dot(b.sigma)), a.mu - b.mu
+    assert np.abs(np.imag(root)).max() < 1e-3
+    adm = difference.dot(difference) + np.trace(a.sigma) + np.trace(b.sigma) - 2 * np.trace(root.real)
+    assert frechet_distance(a, b) == pytest.approx(adm, rel=1e-6)
+
+
+def test_the_factor_of_few_samples_changes_no_distance():
+    rng = np.random.default_rng(2)
+    few, many = fit(rng.standard_normal((7, 20))), fit(rng.standard_normal((50, 20)))
+    plain = Gaussian(few.mu, few.sigma)
+    assert few.factor is not None
+    assert many.factor is None
+    for other in (many, fit(rng.standard_normal((9, 20)))):
+        assert frechet_distance(few, other) == pytest.approx(frechet_distance(plain, other), rel=1e-9)
+        assert frechet_distance(other, few) == pytest.approx(frechet_distance(plain, other), rel=1e-9)
 
 
 @pytest.mark.parametrize("n", [5, 200])
@@ -62,6 +76,8 @@ def test_fit_is_numpys_mean_and_covariance():
     np.testing.assert_allclose(gaussian.mu, x.mean(0))
     np.testing.assert_allclose(gaussian.sigma, np.cov(x, rowvar=False))
     assert gaussian.count == 30
+    many = np.random.default_rng(1).standard_normal((2 * BLOCK + 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(fit(many).sigma, np.cov(many.astype(np.float64), rowvar=False), rtol=1e-9)
 
 
 def test_bad_statistics_are_refused():
@@ -80,229 +96,55 @@ def test_bad_statistics_are_refused():
         frechet_distance(eye, Gaussian(np.zeros(3), np.eye(3) + np.eye(3, k=1)))
 
 
-# -------------------------------------------------------------------------------------------------- pictures and FID
+# ---------------------------------------------------------------------------------------------------------- metrics
 
 
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory):
-    """A weights file of torch-fidelity's Inception, its convolutions drawn at random."""
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight)
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(network.state_dict(), path)
-    return path
+def draws(n, seed, d=4, shift=0.0):
+    return (np.random.default_rng(seed).standard_normal((n, d)) * np.arange(1, d + 1) + shift).astype(np.float32)
 
 
-@pytest.fixture
-def no_weights(monkeypatch, tmp_path):
-    """No weights by environment or cache, and no network."""
-
-    def unreachable(*args, **kwargs):
-        raise URLError("no route to host")
-
-    monkeypatch.delenv(inception.WEIGHTS_VARIABLE, raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "urlopen", unreachable)
-    return tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+def test_the_bootstrap_knows_how_far_another_draw_falls():
+    reference = Gaussian(np.full(4, 0.2), np.diag(np.arange(2, 6) ** 2.0))
+    real = np.std([frechet_distance(fit(draws(300, seed)), reference) for seed in range(300)])
+    found = [deviation(draws(300, 1000 + i), reference, 40, seed=i) for i in range(10)]
+    assert np.mean(found) == pytest.approx(real, rel=0.2)
 
 
-def write_pictures(folder, arrays):
-    for i, pixels in enumerate(arrays):
-        (folder / f"class-{i % 2}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"class-{i % 2}" / f"{i:03}.png")
-    return folder
+@pytest.mark.parametrize("d", [4, 30])
+def test_a_resample_is_the_distance_of_its_repeated_samples(d):
+    x, reference = draws(20, 3, d), fit(draws(150, 4, d, shift=0.5))
+    counts = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20), size=3)
+    expected = [frechet_distance(fit(np.repeat(x, row, axis=0)), reference) for row in counts]
+    np.testing.assert_allclose(resampled(x, reference, counts), expected, rtol=1e-6)
 
 
-def noise(n, seed, size=32, high=256):
-    return np.random.default_rng(seed).integers(0, high, (n, size, size, 3), dtype=np.uint8)
+def test_extrapolation_takes_the_bias_out():
+    reference = Gaussian(np.zeros(8), np.diag(np.arange(1, 9) ** 2.0))
+    plain = [frechet_distance(fit(draws(800, seed, d=8)), reference) for seed in range(12)]
+    infinite = [frechet_infinity(draws(800, seed, d=8), reference)["value"] for seed in range(12)]
+    assert abs(np.mean(infinite)) < 0.35 * np.mean(plain)  # the truth is 0
+    with pytest.raises(ValueError, match="needs more than 8 there; draw over 80, got 80"):
+        frechet_infinity(draws(80, 0, d=8), reference)
 
 
-def test_fid_agrees_with_torch_fidelity(random_weights, tmp_path):
-    """On the same features to 1e-6; and the features are those torch-fidelity takes from the same folder."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
-
-    folder = write_pictures(tmp_path / "a", noise(8, seed=0))
-    stream = [torch.from_numpy(noise(8, seed=1, high=100)).permute(0, 3, 1, 2)]
-    report = fid(folder, lambda: stream, weights=str(random_weights), batch_size=5, device="cpu", progress=False)
-
-    network = inception.load_extractor(weights=random_weights, device="cpu")
-    a = network.features(open_pictures(folder).read())
-    b = network.features(open_pictures(stream).read())
-    assert report.value == pytest.approx(frechet_distance(fit(a), fit(b)), rel=1e-4)  # batches of 5 round otherwise
-    assert report.value > 1e-3
-    theirs = create_feature_extractor(
-        "inception-v3-compat", ["2048"], cuda=False, feature_extractor_weights_path=str(random_weights), verbose=False
-    )
-    options = {"cuda": False, "batch_size": 8, "samples_find_deep": True, "verbose": False, "save_cpu_ram": True}
-    same = extract_featuresdict_from_input_id(1, theirs, input1=str(folder), **options)["2048"]
-    np.testing.assert_allclose(np.sort(a, axis=0), np.sort(same.numpy(), axis=0), rtol=1e-4, atol=1e-5)
-
-    few = slice(0, 2048, 400)  # 6 of the features, so that covariances have full rank and roots are well-conditioned
-    x, y = (torch.from_numpy(f[:, few]).double() for f in (a, b))
-    expected = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), verbose=False)
-    assert frechet_distance(fit(x), fit(y)) == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
+def test_scores_of_known_logits():
+    sure = np.eye(10, dtype=np.float32)[np.arange(200) % 10] * 100
+    assert inception_score(sure, splits=1)["value"] == pytest.approx(10, rel=1e-6)  # ten sure and equal classes
+    assert inception_score(np.zeros((40, 10), np.float32))["value"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least 10 pictures, got 9"):
+        inception_score(sure[:9])
 
 
-def test_only_the_published_weights_make_an_fid(random_weights, no_weights, monkeypatch):
-    stream = [noise(2, seed=0)]
-    given = fid(stream, stream, weights=str(random_weights), device="cpu", progress=False)
-    sha256 = inception.sha256_of(random_weights)
-    assert given.metric == f"frechet_distance[inception-v3-compat/{sha256[:8]}]"
-    assert "fid" not in str(given).lower()
-    assert (given.count_a, given.count_b, given.weights_sha256) == (2, 2, sha256)
-    assert "299x299" in given.resize
-    assert any("2 pictures for 2048 features" in warning for warning in given.warnings)
-    assert json.loads(given.to_json())["metric"] == given.metric
-
-    # Were this file the published one, found in torch hub's cache, the metric would be FID.
-    no_weights.parent.mkdir(parents=True)
-    no_weights.write_bytes(random_weights.read_bytes())
-    with pytest.raises(ValueError, match="is not the file published at"):
-        inception.weights_file()
-    monkeypatch.setattr(inception, "PUBLISHED_SHA256", sha256)
-    assert inception.weights_file() == no_weights
-    network = inception.Extractor(None, inception.STANDARD, sha256, torch.device("cpu"))
-    assert network.metric == "fid"
-    assert inception.Extractor(None, "vgg16", None, torch.device("cpu")).metric == "frechet_distance[vgg16]"
-
-
-def test_without_weights_both_ways_to_them_are_named(no_weights):
-    stream = [noise(4, seed=0)]
-    with pytest.raises(RuntimeError) as error:
-        fid(stream, stream, device="cpu", progress=False)
-    for part in (
-        "no route to host",
-        "internet",
-        "`weights`",
-        "MASKGEN_INCEPTION_WEIGHTS",
-        "github.com",
-        str(no_weights),
-    ):
-        assert part in str(error.value)
-    assert not no_weights.exists()
-
-
-def test_wrong_weights_are_refused(tmp_path, monkeypatch, random_weights):
-    text, other = tmp_path / "text.pth", tmp_path / "other.pth"
-    text.write_text("not weights")
-    torch.save({"layer.weight": torch.zeros(2)}, other)
-    with pytest.raises(ValueError, match=r"text.pth cannot be read as a file of weights"):
-        inception.load_extractor(weights=text)
-    with pytest.raises(ValueError, match=r"other.pth holds the weights of another network"):
-        inception.load_extractor(weights=other)
-    monkeypatch.setenv(inception.WEIGHTS_VARIABLE, str(tmp_path / "gone.pth"))
-    with pytest.raises(ValueError, match=r"\$MASKGEN_INCEPTION_WEIGHTS names .*gone.pth, which is no file"):
-        inception.load_extractor()
-    with pytest.raises(ValueError, match="unknown feature extractor 'inception'; choose one of clip-"):
-        inception.load_extractor("inception")
-    with pytest.raises(ValueError, match="vgg16 loads its own"):
-        inception.load_extractor("vgg16", weights=random_weights)
-    monkeypatch.setenv(inception.WEIGHTS_VARIABLE, str(random_weights))
-    assert inception.weights_file() == random_weights
-
-
-def test_a_file_of_weights_runs_no_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "run"), "w"))
-
-    torch.save({"a": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="cannot be read as a file of weights"):
-        inception.load_extractor(weights=tmp_path / "evil.pth")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_may_mix_sizes_and_modes(tmp_path):
-    folder = write_pictures(tmp_path, [*noise(3, 0), *noise(2, 1, size=16), *noise(2, 2)[..., 0]])
-    pictures = open_pictures(folder, batch_size=2)
-    batches = list(pictures.read())
-    assert sorted(tuple(batch.shape) for batch in batches) == [(1, 3, 32, 32), (2, 3, 16, 16)] + [(2, 3, 32, 32)] * 2
-    assert pictures.notes["grey pictures converted to RGB"] == 2
-    assert pictures.notes["picture sizes in one folder, each resized on its own"] == 2
-    limited = list(open_pictures(folder, limit=4).read())
-    assert sum(map(len, limited)) == 4
-
-
-def test_an_npz_gives_pictures_or_statistics(tmp_path):
-    images = noise(5, 0)
-    np.savez(tmp_path / "images.npz", arr_0=images)
-    read = torch.cat(list(open_pictures(tmp_path / "images.npz", batch_size=2).read()))
-    assert torch.equal(read, torch.from_numpy(images).permute(0, 3, 1, 2))
-    np.savez(tmp_path / "a.npz", mu=np.zeros(3, np.float32), sigma=np.eye(3))
-    np.savez(tmp_path / "b.npz", mu=np.ones(3), sigma=4 * np.eye(3))
-    report = fid(tmp_path / "a.npz", str(tmp_path / "b.npz"))  # needs no network
-    assert report.value == pytest.approx(6)
-    assert report.metric == "frechet_distance[statistics]"
-    assert report.count_a is None
-    assert "unknown number" in str(report)
-
-
-def test_statistics_are_not_compared_in_other_features(tmp_path, random_weights):
-    np.savez(tmp_path / "a.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(ValueError, match=r"holds only mu and sigma.*inception-v3-compat/"):
-        fid(tmp_path / "a.npz", [noise(2, 0)], weights=random_weights, device="cpu", progress=False)
-
-
-def test_a_pipeline_draws_its_classes_in_turn_with_a_seed_per_picture():
-    """The picture's colour says what it was asked for, so the batches show the calls."""
-
-    class Oracle:
-        class_names = ("a", "b", "c")
-
-        def __call__(self, class_labels, generator, output_type, guidance_scale):
-            assert output_type == "np"
-            assert guidance_scale == 2
-            colours = [(label / 255, g.initial_seed() / 255, 1.0) for label, g in zip(class_labels, generator)]
-            return SimpleNamespace(images=np.broadcast_to(np.array(colours)[:, None, None], (len(colours), 4, 4, 3)))
-
-    pictures = open_pictures(Oracle(), batch_size=3, num_samples=7, seed=5, pipeline_options={"guidance_scale": 2})
-    pixels = torch.cat(list(pictures.read()))[:, :, 0, 0]
-    assert pixels.tolist() == [[i % 3, 5 + i, 255] for i in range(7)]
-    assert "3 classes in turn" in str(pictures.notes)
-
-
-def test_a_data_set_is_read_back_as_its_pictures():
-    class Set(list):
-        class_names = ("a",)
-
-    images = noise(5, 0)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-    batches = open_pictures(Set({"pixels": p, "label": 0} for p in pixels), batch_size=2).read()
-    assert torch.equal(torch.cat(list(batches)), torch.from_numpy(images).permute(0, 3, 1, 2))
-
-
-def test_bad_pictures_are_named(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no pictures; looked in all its folders for .*\.png"):
-        open_pictures(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="gone does not exist; give a folder"):
-        fid(tmp_path / "gone", tmp_path / "gone")
-    folder = write_pictures(tmp_path / "some", noise(1, 0))
-    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ValueError, match=r"cannot read the picture .*broken\.png"):
-        list(open_pictures(folder).read())
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "broken.png")
-    with pytest.raises(ValueError, match=r"broken\.png has more than 8 bits a channel"):
-        list(open_pictures(folder).read())
-    (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError, match=r"text\.npz is no \.npz file"):
-        open_pictures(tmp_path / "text.npz")
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match=r"other\.npz holds x; expected `arr_0` or `images`, or `mu` and `sigma`"):
-        open_pictures(tmp_path / "other.npz")
-    with pytest.raises(ValueError, match=r"uint8 .* got a Tensor, torch.float32, \(2, 3, 4, 4\)"):
-        list(open_pictures([torch.zeros(2, 3, 4, 4)]).read())
-    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
-        fid(folder, folder, limit=0)
+def test_kernel_distance_and_manifolds_of_known_features():
+    a, b = draws(200, 0), draws(200, 1)
+    assert abs(kernel_distance(a, b)["value"]) < kernel_distance(a, b + 3)["value"]
+    assert kernel_distance(a, b[:50])["subset_size"] == 50
+    precision, recall = precision_recall(a[:30], a)  # every sample is a reference picture
+    assert precision["value"] == 1
+    assert recall["value"] > 0.5
+    assert [r["value"] for r in precision_recall(a, a + 1000)] == [0, 0]
+    with pytest.raises(ValueError, match="3 neighbours need more than 3 pictures on each side, got 3"):
+        precision_recall(a[:3], a)
 
 
 # ------------------------------------------------------------------------------------------------------- classifier

@@ -12,7 +12,9 @@ from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
-NAMES = sorted(path.stem for path in (configs_folder() / "generation").glob("*.yaml"))
+ALL = sorted(path.stem for path in (configs_folder() / "generation").glob("*.yaml"))
+NAMES = [name for name in ALL if load(f"generation/{name}", [])["stage"]["type"] == "generator"]
+assert NAMES  # the other stages: test_critic.py
 MODEL = {"width": 16, "depth": 2, "heads": 2}
 CONV = {"width": 8, "multipliers": [1, 2], "blocks": 1}
 TOKENIZERS = {
@@ -119,6 +121,31 @@ def test_continuous_tokens_are_completed_and_known_ones_stay(data):
     assert (done[mask] != tokens[mask]).all()
     with pytest.raises(ValueError, match="cannot be mixed; take 1, no guidance"):
         drawn(folder, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("name", ["maskbit", "givt", "multichannel"])
+def test_every_task_works_on_it(name, data):
+    """A picture is completed, extended, varied and joined whatever a place of its canvas holds."""
+    model, masking = MODEL, {}
+    if name == "givt":
+        masking = {"target": "latents", "objective": {"type": "gaussian_mixture", "components": 2}}
+    else:
+        model = {**MODEL, "groups": 2}
+    pipeline = MaskedImagePipeline.from_pretrained(trained(name, data, model=model, masking=masking))
+    pipeline.set_progress_bar_config(disable=True)
+    with np.load("data.npz") as file:
+        one, two = file["images"][:2]
+    mask = np.zeros((8, 8), bool)
+    mask[:4, :4] = True
+    options = {"class_labels": 1, "output_type": "np"}
+    filled = pipeline.inpaint(one, mask, generator=torch.Generator().manual_seed(0), **options).images[0]
+    assert np.array_equal((filled * 255).round().astype(np.uint8)[~mask], one[~mask])
+    assert pipeline.outpaint(one, right=5, top=3, **options).images.shape == (1, 11, 13, 3)
+    same = pipeline.vary(one, 0.0, **options).images[0]
+    assert not np.array_equal(pipeline.vary(one, 0.7, **options).images[0], same)
+    frames = pipeline.interpolate(one, two, num_frames=3, **options).images
+    np.testing.assert_allclose(frames[0], same, atol=1e-5)
+    assert pipeline.join(one, two, gap=4, **options).images.shape == (1, 8, 20, 3)
 
 
 def test_tokenizers_of_several_codes_need_as_many_groups(data):

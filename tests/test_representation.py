@@ -13,8 +13,15 @@ from maskgen.pipelines.backbone import load_backbone
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
+from maskgen.training.saved import load_learner
 
 NAMES = sorted(path.stem for path in (configs_folder() / "representation").glob("*.yaml"))
+CODES, FEATURES = ["target", "predicted", "pasted"], ["agreement"]
+ROWS = {
+    "mae": ["predicted", "pasted"],
+    **dict.fromkeys(("beit", "beit2", "ccvit", "maskfeat"), CODES),
+    **dict.fromkeys(("attmask", "ibot", "maskalign", "maskdistill"), FEATURES),
+}
 TINY = {"width": 16, "depth": 2, "heads": 2}
 
 
@@ -83,6 +90,11 @@ def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
     assert np.isfinite(lines[-1]["holdout/loss"])
     with Image.open(folder / "samples" / "step_00000002.png") as picture:
         assert picture.height > 2 * 32
+    saved = load_learner(folder)
+    sheet = saved.visualise(saved.dataset, count=3, ratio=0.5)
+    assert list(sheet.rows) == ["picture", "mask", *ROWS.get(name, ROWS["mae"])]
+    assert all(row.isfinite().all() and len(row) == 3 for row in sheet.rows.values())
+    assert sheet.draw().height > sum(row.shape[2] for row in sheet.rows.values())
     for layer in (0, -1):
         backbone = load_backbone(folder, layer)
         features = extract(backbone, NpzArrays("data.npz"), prefix=backbone.prefix, progress=False)
@@ -142,6 +154,6 @@ def test_no_hidden_pixel_reaches_the_backbone_or_the_picture(data):
 
     built.dataset = Changed()
     second = np.asarray(built.picture(model))
-    third = len(first) // 3
-    assert not np.array_equal(first[:third], second[:third])  # the pictures themselves differ
-    assert np.array_equal(first[third + 4 :], second[third + 4 :])
+    row = 4 + 3 * 32
+    assert not np.array_equal(first[:row], second[:row])  # the pictures themselves differ
+    assert np.array_equal(first[row:], second[row:])

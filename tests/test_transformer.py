@@ -165,6 +165,23 @@ def test_places_differ_on_a_blank_canvas():
     assert differ(positions="none", relative_bias="shared", registers=1)  # a place's share of it says where it is
 
 
+@pytest.mark.parametrize("width", [32, 384])
+def test_weights_start_at_a_scale_of_their_width(width):
+    """A fixed one kept narrow networks from learning: outputs of each linear layer must be about as large as inputs."""
+    model = MaskTransformer(8, (2, 2), width=width, depth=2, heads=4, decoder_depth=1)
+    for block in (*model.blocks, *model.decoder.blocks):
+        for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
+            fan = linear.in_features + linear.out_features
+            torch.testing.assert_close(linear.weight.std().item(), (2 / fan) ** 0.5, rtol=0.05, atol=0)
+    assert not model.head.weight.any()
+
+
+@pytest.mark.parametrize(("tokens", "same"), [(257, True), (641, False)])
+def test_bfloat16_attention_on_a_processor_is_plain_products_where_they_fit(tokens, same):
+    q, k, v = torch.randn(3, 1, tokens, 2, 16, dtype=torch.bfloat16)
+    assert attend(q, k, v).equal(attend(q, k, v, "explicit")) == same
+
+
 # ------------------------------------------------------------------------------------------------------ ragged rows
 
 

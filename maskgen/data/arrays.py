@@ -83,19 +83,19 @@ class NpzArrays(_Arrays):
         text: str | None = None,
     ) -> None:
         file = Path(path).expanduser()
-        with _open_npz(file) as data:
-            image_key = _key(data, images, ("images", "arr_0", "x"), "images", file)
+        with open_npz(file) as data:
+            image_key = find_key(data, images, ("images", "arr_0", "x"), "images", file)
             if image_key is None and len(data.files) == 1:
                 image_key = data.files[0]
             if image_key is None:
                 raise ValueError(f"no pictures found in {file}: it has {', '.join(data.files)}; name one as `images`")
-            label_key = _key(data, labels, ("labels", "arr_1", "y"), "labels", file)
-            pictures = to_nhwc(_read(data, image_key, file), f"{image_key!r} in {file}")
+            label_key = find_key(data, labels, ("labels", "arr_1", "y"), "labels", file)
+            pictures = to_nhwc(read_array(data, image_key, file), f"{image_key!r} in {file}")
             numbers = np.zeros(len(pictures), np.int64)
             if label_key is not None and label_key != image_key:
-                numbers = check_labels(_read(data, label_key, file), len(pictures), f"{label_key!r} in {file}")
-            text_key = _key(data, text, ("text",), "text", file)
-            features = None if text_key is None else _read(data, text_key, file)
+                numbers = check_labels(read_array(data, label_key, file), len(pictures), f"{label_key!r} in {file}")
+            text_key = find_key(data, text, ("text",), "text", file)
+            features = None if text_key is None else read_array(data, text_key, file)
         if features is not None:
             _check_text(features, len(pictures), f"{text_key!r} in {file}")
         super().__init__(to_255(pictures, f"{image_key!r} in {file}"), numbers, size, text=features)
@@ -109,7 +109,7 @@ def _check_text(array: np.ndarray, count: int, what: str) -> None:
         )
 
 
-def _open_npz(file: Path) -> Any:
+def open_npz(file: Path) -> Any:
     if not file.is_file():
         raise ValueError(f"{file} does not exist; give an .npz file")
     try:
@@ -121,13 +121,13 @@ def _open_npz(file: Path) -> Any:
     return data
 
 
-def _key(data: Any, asked: str | None, usual: tuple[str, ...], what: str, file: Path) -> str | None:
+def find_key(data: Any, asked: str | None, usual: tuple[str, ...], what: str, file: Path) -> str | None:
     if asked is not None and asked not in data.files:
         raise ValueError(f"no {what} {asked!r} in {file}; it has {', '.join(data.files)}")
     return asked if asked is not None else next((key for key in usual if key in data.files), None)
 
 
-def _read(data: Any, key: str, file: Path) -> np.ndarray:
+def read_array(data: Any, key: str, file: Path) -> np.ndarray:
     try:
         return data[key]
     except Exception as error:  # pickled objects, or a damaged archive

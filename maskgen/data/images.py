@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from maskgen.data.labels import classes_of_file, classes_of_folders
-from maskgen.data.pixels import UnreadableImage, check_channels, check_header, check_size, load_image
-
-log = logging.getLogger(__name__)
+from maskgen.data.pixels import check_channels, check_header, check_size, load_image
+from maskgen.data.unreadable import Unreadable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -46,10 +42,11 @@ class Pictures:
         max_unreadable: int,
         check_headers: bool,
     ) -> None:
-        self.where, self.class_names, self.max_unreadable = Path(where), class_names, max_unreadable
+        self.where, self.class_names = Path(where), class_names
         self.size, self.channels = check_size(size), check_channels(channels)
         self.names = list(names)
-        self.unreadable: dict[str, str] = {}  # name -> reason: those met in this process
+        self._tally = Unreadable(self.where, "picture", max_unreadable)
+        self.unreadable = self._tally.reasons  # name -> reason: those met in this process
         if check_headers:
             self._check_headers()
         kept = [i for i, name in enumerate(names) if name not in self.unreadable]
@@ -57,26 +54,16 @@ class Pictures:
             raise ValueError(f"none of the {len(names)} pictures in {self.where} can be read")
         self.names = [names[i] for i in kept]
         self.labels = np.array([numbers[i] for i in kept], np.int64)
-        self._left_out = len(names) - len(kept)
-        # In shared memory: DataLoader workers see each other's, and every later epoch's workers inherit it.
-        self._failed = torch.zeros(len(kept), dtype=torch.bool).share_memory_()
+        self._tally.watch(self.names, [self._place(name) for name in self.names])
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        start = range(len(self))[index]
-        for i in chain(range(start, len(self)), range(start)):
-            if self._failed[i]:
-                continue
-            try:
-                pixels = load_image(self._open(self.names[i]), self.size, self.channels)
-            except UnreadableImage as error:
-                self._failed[i] = True
-                self._note(self.names[i], str(error), self._left_out + int(self._failed.sum()))
-                continue
-            return {"pixels": pixels, "label": int(self.labels[i])}
-        raise ValueError(f"none of the {len(self)} pictures in {self.where} can be read")
+        return self._tally.first(range(len(self))[index], self._read)
+
+    def _read(self, i: int) -> dict[str, Any]:
+        return {"pixels": load_image(self._open(self.names[i]), self.size, self.channels), "label": int(self.labels[i])}
 
     def _open(self, name: str) -> Path | BytesIO:
         return self.where / name
@@ -90,21 +77,7 @@ class Pictures:
                 with Image.open(self._open(name)) as picture:
                     check_header(picture)
             except Exception as error:  # decoders meet damaged files with errors of every kind
-                self._note(name, f"{self._place(name)}: {error}", len(self.unreadable) + 1)
-
-    def _note(self, name: str, problem: str, count: int) -> None:
-        """Log an unreadable picture, the `count`-th of the run; ValueError past the limit."""
-        self.unreadable[name] = problem
-        log.warning("unreadable picture passed over (%d so far): %s", count, problem)
-        if count > self.max_unreadable:
-            problems = list(self.unreadable.values())
-            if count > len(problems):  # the rest were met by other workers; their reasons are in the log
-                others = [self.names[i] for i in self._failed.nonzero().flatten().tolist()]
-                problems += [self._place(other) for other in others if other not in self.unreadable]
-            raise ValueError(
-                f"{count} unreadable pictures in {self.where}, more than max_unreadable={self.max_unreadable}; "
-                "remove or replace them, or raise max_unreadable:\n  " + "\n  ".join(problems)
-            )
+                self._tally.leave_out(name, f"{self._place(name)}: {error}")
 
 
 class ImageFolder(Pictures):

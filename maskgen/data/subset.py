@@ -1,10 +1,11 @@
-"""Some pictures of a data set."""
+"""Some pictures of a data set, and one as training takes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from torch import Generator
 
 
 class Subset:
@@ -21,3 +22,11 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dataset[self.indices[index]]
+
+    def draw(self, index: int, generator: Generator) -> dict[str, Any]:
+        return draw(self.dataset, self.indices[index], generator)
+
+
+def draw(dataset: Any, index: int, generator: Generator) -> dict[str, Any]:
+    """An item to train on: of data sets that draw something of it themselves (where a clip begins), as drawn."""
+    return dataset.draw(index, generator) if hasattr(dataset, "draw") else dataset[index]

@@ -89,7 +89,7 @@ class TokenCacheWriter:
         self.plan, self.progress = self.folder / "plan.json", self.folder / "progress"
         if first and not self._begun():
             self._lay_out(rows, item)
-        _wait(self._begun, "the first process has not laid out its files", lambda: 0)
+        wait_until(self._begun, "the first process has not laid out its files", lambda: 0)
         self._refuse_another()
         codes = np.load(self.folder / "codes.npy", mmap_mode="r")
         self.dtype, self.row_bytes, self.offset = codes.dtype, codes[:1].nbytes, codes.offset
@@ -156,7 +156,7 @@ class TokenCacheWriter:
         Raises:
             RuntimeError: the other processes have done nothing for half an hour.
         """
-        _wait(lambda: len(self.done()) == self.chunks, "other processes do nothing", lambda: len(self.done()))
+        wait_until(lambda: len(self.done()) == self.chunks, "other processes do nothing", lambda: len(self.done()))
         try:
             os.replace(self.plan, self.folder / "meta.json")
         except FileNotFoundError:  # another process was faster
@@ -212,7 +212,7 @@ def _short(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
-def _wait(condition: Callable[[], bool], problem: str, sign_of_life: Callable[[], int]) -> None:
+def wait_until(condition: Callable[[], bool], problem: str, sign_of_life: Callable[[], int]) -> None:
     """Poll until `condition()`; RuntimeError where `sign_of_life()` stays the same for `PATIENCE` seconds."""
     last, since = sign_of_life(), time.monotonic()
     while not condition():

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from maskgen.evaluation.inception import Extractor
 from maskgen.evaluation.statistics import fit, frechet_distance
 
+NAME = "small-classifier"
 Pixels = Float[Tensor, "n c h w"]
 Labels = Int64[Tensor, "n"]
 
@@ -55,12 +57,17 @@ class SmallClassifier(nn.Module):
         return self.head(self.features(pixels))
 
     @property
-    def name(self) -> str:
-        """What its numbers are reported under: "small-classifier/" and 8 hexadecimal digits of its weights' SHA-256."""
+    def sha256(self) -> str:
+        """Of the weights: 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for key, value in sorted(self.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().numpy().tobytes())
-        return f"small-classifier/{digest.hexdigest()[:8]}"
+        return digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What its numbers are reported under: "small-classifier/" and 8 hexadecimal digits of its weights' SHA-256."""
+        return f"{NAME}/{self.sha256[:8]}"
 
 
 def _block(inputs: int, outputs: int, **convolution: Any) -> nn.Sequential:
@@ -200,6 +207,29 @@ def load_classifier(folder: str | Path) -> SmallClassifier:
     model = SmallClassifier(**json.loads((folder / "classifier.json").read_text(encoding="utf-8"))["config"])
     model.load_state_dict(load_file(folder / "classifier.safetensors"))
     return model.eval()
+
+
+def classifier_extractor(model: SmallClassifier, device: torch.device | str | None = None) -> Extractor:
+    """The classifier as what evaluation looks through, in the place of Inception; its numbers carry its own name."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    seen = _Seen(model.eval().requires_grad_(False)).to(device)
+    return Extractor(seen, NAME, model.sha256, device, ("features", "logits"))
+
+
+class _Seen(nn.Module):
+    """uint8 pictures -> features and logits."""
+
+    def __init__(self, model: SmallClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: UInt8[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
+        if self.model.config["channels"] == 1:
+            if not torch.equal(pictures[:, 0], pictures[:, 1]) or not torch.equal(pictures[:, 0], pictures[:, 2]):
+                raise ValueError("this classifier takes grey pictures, these are coloured; give one of 3 channels")
+            pictures = pictures[:, :1]
+        features = self.model.features(pictures.float() / 127.5 - 1)
+        return features, self.model.head(features)
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers

@@ -1,4 +1,4 @@
-"""The feature extractors behind the Fréchet distances: torch-fidelity's networks and the care around their weights.
+"""The networks that evaluation looks through: torch-fidelity's, and the care around their weights.
 
 Only torch-fidelity's published Inception weights make a distance an "FID"; every other choice carries its own name.
 """
@@ -17,13 +17,29 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 STANDARD = "inception-v3-compat"
-WEIGHTS_VARIABLE = "MASKGEN_INCEPTION_WEIGHTS"
+WEIGHTS_VARIABLE = "MASKGEN_INCEPTION"
 # weights-inception-2015-12-05-6726825d.pth, release v0.2.0 of torch-fidelity (its name carries the first 8 digits).
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
+
+
+RESIZES = {
+    "tensorflow": "299x299, bilinear as in TensorFlow 1 (torch-fidelity), no anti-aliasing",
+    "clean": "299x299, PIL's bicubic with anti-aliasing on floats, clipped, not rounded (clean-fid)",
+}
+# How a metric is called where the network is Inception with the published weights, and in other features.
+NAMES = {
+    "fid": ("fid", "frechet_distance"),
+    "fid_infinity": ("fid_infinity", "frechet_distance_infinity"),
+    "is": ("inception_score", "score"),
+    "kid": ("kid", "kernel_distance"),
+    "precision": ("precision", "precision"),
+    "recall": ("recall", "recall"),
+}
 
 
 @dataclass
@@ -31,15 +47,20 @@ class Extractor:
     """A network from uint8 pictures to features, and what a report must say of it.
 
     Args:
-        module: torch-fidelity's extractor, in eval mode, on `device`.
+        module: uint8 (b, 3, h, w) -> features (b, d), and logits (b, k) behind them where it has them; in eval mode,
+            on `device`.
         name: its name in torch-fidelity.
         sha256: of the weights file; None where torch-fidelity fetched the weights itself.
+        layers: of the features and of the logits.
+        resize_mode: "tensorflow", or "clean" for clean-fid's; other networks than Inception have their own.
     """
 
     module: Any
     name: str
     sha256: str | None
     device: torch.device
+    layers: tuple[str, ...] = ()
+    resize_mode: str = "tensorflow"
 
     @property
     def standard(self) -> bool:
@@ -48,22 +69,39 @@ class Extractor:
 
     @property
     def metric(self) -> str:
-        """The name a distance in these features is reported under."""
+        """The name a Fréchet distance in these features is reported under."""
+        return self.metric_name("fid")
+
+    def metric_name(self, metric: str) -> str:
+        """The name that `metric`, of ``fid``, ``is``, ``kid`` ..., is reported under: of other weights it says so."""
+        published, other = NAMES[metric]
         if self.standard:
-            return "fid"
-        return f"frechet_distance[{self.name}{'/' + self.sha256[:8] if self.sha256 else ''}]"
+            return published if self.resize_mode == "tensorflow" else f"clean_{published}"
+        digest = f"/{self.sha256[:8]}" if self.sha256 else ""
+        return f"{other}[{self.name}{digest}{'/clean' if self.resize_mode == 'clean' else ''}]"
 
     @property
     def resize(self) -> str:
         """How pictures reach the network's input size."""
-        if self.name == STANDARD:
-            return "299x299, bilinear as in TensorFlow 1 (torch-fidelity), no anti-aliasing"
-        return f"torch-fidelity's own for {self.name}"
+        return RESIZES[self.resize_mode] if self.name == STANDARD else f"the network's own ({self.name})"
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it; two numbers are comparable only where these are equal."""
+        return {"name": self.name, "weights_sha256": self.sha256, "layers": list(self.layers), "resize": self.resize}
 
     @torch.no_grad()
+    def __call__(
+        self, batch: UInt8[Tensor, "b 3 h w"]
+    ) -> tuple[Float32[np.ndarray, "b d"], Float32[np.ndarray, "b k"] | None]:
+        """Features, and logits where the network has them; without TF32, whose rounding shows in a distance."""
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            outputs = self.module(batch.to(self.device))
+        features, logits = (*(output.float().cpu().numpy() for output in outputs), None)[:2]
+        return features, logits
+
     def features(self, batches: Iterable[UInt8[Tensor, "b 3 h w"]]) -> Float32[np.ndarray, "n d"]:
         """The features of all pictures, in order; (0, 0) where there are none."""
-        rows = [self.module(batch.to(self.device))[0].float().cpu().numpy() for batch in batches]
+        rows = [self(batch)[0] for batch in batches]
         return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 
 
@@ -71,40 +109,69 @@ def load_extractor(
     name: str = STANDARD,
     weights: str | Path | None = None,
     device: torch.device | str | None = None,
+    resize: str = "tensorflow",
 ) -> Extractor:
-    """One of torch-fidelity's feature extractors, at the layer it takes for FID.
+    """One of torch-fidelity's feature extractors, at the layers it takes for FID and, where another, for IS.
 
     Args:
         name: "inception-v3-compat" or another of torch-fidelity's names ("vgg16", "clip-vit-b-32", ...).
         weights: a local file of Inception weights; see :func:`weights_file` for where they come from otherwise.
         device: default: CUDA where there is one.
+        resize: how pictures reach Inception's 299x299: "tensorflow" as in the papers, or "clean" as in clean-fid
+            (Parmar et al. 2022, arXiv:2104.11222).
 
     Raises:
-        ValueError: unknown name, weights given for another extractor, or a file that holds other weights.
+        ValueError: unknown name, weights or a resize given for another extractor, or a file that holds other weights.
         RuntimeError: the weights are neither here nor to be downloaded.
     """
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
 
     if name not in known:
         raise ValueError(f"unknown feature extractor {name!r}; choose one of {', '.join(sorted(known))}")
+    if resize not in RESIZES:
+        raise ValueError(f"unknown resize {resize!r}; choose one of {', '.join(RESIZES)}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    layer = known[name].get_default_feature_layer_for_metric("fid")
+    layers = tuple(dict.fromkeys(known[name].get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")))
     if name == STANDARD:
         path = weights_file(weights)
         sha256 = sha256_of(path)
-        module = _inception(path, sha256, layer)
-    elif weights is not None:
-        raise ValueError(f"`weights` is for {STANDARD} only; {name} loads its own (leave `weights` out)")
+        module = _inception(path, sha256, layers)
+        module = module if resize == "tensorflow" else CleanInception(module)
+    elif weights is not None or resize != "tensorflow":
+        raise ValueError(f"`weights` and `resize` are for {STANDARD} only; {name} has its own (leave them out)")
     else:
         sha256 = None
         try:
-            module = known[name](name, [layer])
+            module = known[name](name, list(layers))
         except OSError as error:
             raise RuntimeError(
                 f"could not download the weights of {name} ({error}); run once with internet access, which caches them "
                 f"under {torch.hub.get_dir()}, or use {STANDARD} with `weights`"
             ) from error
-    return Extractor(module.eval().requires_grad_(False).to(device), name, sha256, device)
+    return Extractor(module.eval().requires_grad_(False).to(device), name, sha256, device, layers, resize)
+
+
+class CleanInception(nn.Module):
+    """torch-fidelity's Inception behind clean-fid's resize; its own takes whole numbers only and resizes by itself."""
+
+    def __init__(self, inception: Any) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(child for name, child in inception.named_children() if name != "fc"))
+        self.fc = inception.fc
+
+    def forward(
+        self, pictures: UInt8[Tensor, "b 3 h w"]
+    ) -> tuple[Float32[Tensor, "b 2048"], Float32[Tensor, "b 1008"]]:
+        pixels = clean_resize(pictures).to(self.fc.weight.device)
+        features = self.body((pixels - 128) / 128).flatten(1)
+        return features, features @ self.fc.weight.T  # without the bias, as the original Inception score
+
+
+def clean_resize(pictures: UInt8[Tensor, "b c h w"], side: int = 299) -> Float32[Tensor, "b c s s"]:
+    """PIL's bicubic filter, anti-aliased, on each channel in floats; clipped to [0, 255] and not rounded."""
+    channels = pictures.cpu().flatten(0, 1).numpy().astype(np.float32)
+    resized = [np.asarray(Image.fromarray(x).resize((side, side), Image.Resampling.BICUBIC)) for x in channels]
+    return torch.from_numpy(np.stack(resized).clip(0, 255)).unflatten(0, pictures.shape[:2])
 
 
 def weights_file(weights: str | Path | None = None) -> Path:
@@ -160,7 +227,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _inception(path: Path, sha256: str, layer: str) -> Any:
+def _inception(path: Path, sha256: str, layers: tuple[str, ...]) -> Any:
     """torch-fidelity unpickles without restriction, so any file but the published one is first read with it."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -174,7 +241,7 @@ def _inception(path: Path, sha256: str, layer: str) -> Any:
         if not isinstance(state, dict):
             raise ValueError(f"{path} holds a {type(state).__name__}, not a state_dict; {advice}")
     try:
-        return FeatureExtractorInceptionV3(STANDARD, [layer], feature_extractor_weights_path=str(path))
+        return FeatureExtractorInceptionV3(STANDARD, list(layers), feature_extractor_weights_path=str(path))
     except (RuntimeError, TypeError) as error:
         brief = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} holds the weights of another network ({brief} ...); {advice}") from error

@@ -207,14 +207,19 @@ def _scores(lpips: str | None, report: Report) -> dict[str, Score]:
     if lpips is None:
         report.left_out["lpips"] = "no weights of VGG-16 given (--lpips FILE, or the word download)"
         return scores
+    name, network = load_lpips(lpips)
+    scores[name] = lambda made, pixels: float(network.to(pixels.device)(made, pixels)) * len(pixels)
+    return scores
+
+
+def load_lpips(weights: str) -> tuple[str, Any]:
+    """LPIPS and its name, which tells weights other than torchvision's; from a file, or "download"."""
     from maskgen.evaluation.inception import sha256_of
     from maskgen.tokenizer.perceptual import Lpips
 
-    network = Lpips(None if lpips == "download" else lpips)
-    digest = VGG16 if lpips == "download" else sha256_of(Path(lpips).expanduser())[: len(VGG16)]
-    name = "lpips" if digest == VGG16 else f"lpips[vgg16/{digest}]"  # of other weights, as Fréchet distances
-    scores[name] = lambda made, pixels: float(network.to(pixels.device)(made, pixels)) * len(pixels)
-    return scores
+    network = Lpips(None if weights == "download" else weights)
+    digest = VGG16 if weights == "download" else sha256_of(Path(weights).expanduser())[: len(VGG16)]
+    return "lpips" if digest == VGG16 else f"lpips[vgg16/{digest}]", network  # of other weights, as Fréchet distances
 
 
 def _leave_out_small(scores: dict[str, Score], size: tuple[int, int], report: Report) -> None:

@@ -167,8 +167,9 @@ class Pixels:
         pixels: Float[Tensor, "b c *size"],
         hidden: Bool[Tensor, "b n"],
         peek: bool = False,
+        everywhere: bool = False,
     ) -> Float[Tensor, "b c *size"]:
-        """The visible patches as they are and the predictions at the hidden ones, for looking at.
+        """The visible patches as they are and the predictions at the hidden ones, or `everywhere`, for looking at.
 
         A normalised prediction says nothing of its patch's mean and contrast. They come from the visible patches, so
         that no hidden pixel reaches the picture; `peek` takes the true ones (MAE's demo).
@@ -179,7 +180,8 @@ class Pixels:
         by = statistics(patches, self.normalise, pixels.shape[1])
         if not peek and self.normalise != "none":
             by = guessed(by, hidden, grid)
-        filled = torch.where(hidden[..., None], denormalised(predictions, by), patches)
+        made = denormalised(predictions, by)
+        filled = made if everywhere else torch.where(hidden[..., None], made, patches)
         return unpatchify(filled, grid, self.patch, self.frames)
 
 

@@ -42,7 +42,7 @@ class Scene:
     """A picture with a hole, and the tokens that stand for a part of it.
 
     pixels: float (1, c, H, W) in [-1, 1]; hidden: bool (1, H, W).
-    canvas, mask: int64 and bool (1, h, w), the tokens of the pixels at `view`.
+    canvas, mask: the tokens of the pixels at `view`, int64 (1, h, w) or what else a place holds, and bool (1, h, w).
     view: rows and columns that the tokens stand for.
     crop: rows and columns of the result.
     """
@@ -181,7 +181,7 @@ def vary(pipeline: Any, image: Any, strength: float = 0.5, class_labels: Any = N
     check_share(strength)
     canvas = pipeline.tokenizer.eval().encode(_fitted(pipeline, image))
     copies = options.get("num_images_per_prompt", 1)
-    mask = share_mask(len(canvas) * copies, canvas.shape[1:], strength, options.get("generator"))
+    mask = share_mask(len(canvas) * copies, tuple(pipeline.transformer.grid), strength, options.get("generator"))
     return _tokens_drawn(pipeline, canvas, mask.to(canvas.device), class_labels, **options)
 
 
@@ -213,13 +213,16 @@ def interpolate(
     ends = [pipeline.tokenizer.eval().encode(_fitted(pipeline, end)) for end in (image, image_2)]
     if len(ends[0]) != 1 or len(ends[1]) != 1:
         raise ValueError("give one picture at either end")
-    a, b = (end.flatten(1) for end in ends)
-    order, draw = (r.to(a.device) for r in ranks(2, a.shape[1], generator).split(1))
-    draw = (draw + (a == b) * a.shape[1]).argsort(1).argsort(1)  # among the places that differ
+    grid = tuple(pipeline.transformer.grid)
+    places = math.prod(grid)
+    a, b = (end.reshape(1, places, -1) for end in ends)
+    order, draw = (r.to(a.device) for r in ranks(2, places, generator).split(1))
+    differ = (a != b).any(-1)
+    draw = (draw + ~differ * places).argsort(1).argsort(1)  # among the places that differ
     seed = torch.randint(2**31, (1,), generator=generator, device="cpu" if generator is None else generator.device)
     t = torch.linspace(0, 1, num_frames, device=a.device)[:, None]
-    canvas = torch.where(order < t * a.shape[1], b, a).view(num_frames, *ends[0].shape[1:])
-    mask = (draw < strength * 4 * t * (1 - t) * (a != b).sum()).view(canvas.shape)
+    canvas = torch.where((order < t * places)[..., None], b, a).view(num_frames, *ends[0].shape[1:])
+    mask = (draw < strength * 4 * t * (1 - t) * differ.sum()).view(num_frames, *grid)
     same = [torch.Generator().manual_seed(int(seed)) for _ in range(num_frames)]
     return _tokens_drawn(pipeline, canvas, mask, class_labels, generator=same, **options)
 
@@ -270,8 +273,9 @@ def join(
         )
     space = parts[0].new_zeros(*parts[0].shape[:3], between * factor)
     codes = [tokenizer.encode(part.to(pipeline.device)) for part in parts]
-    hole = codes[0].new_zeros(1, rows, between)
-    mask = torch.cat([torch.zeros_like(codes[0]), torch.ones_like(hole), torch.zeros_like(codes[1])], 2) > 0
+    hole = codes[0].new_zeros(1, rows, between, *codes[0].shape[3:])
+    mask = torch.zeros(1, rows, width, dtype=torch.bool, device=pipeline.device)
+    mask[:, :, codes[0].shape[2] : codes[0].shape[2] + between] = True
     pixels = torch.cat([parts[0], space, parts[1]], 3)
     hidden = mask.cpu().repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     view = (slice(0, pixels.shape[2]), slice(0, pixels.shape[3]))
@@ -362,13 +366,14 @@ def _border(
     codes = pipeline.tokenizer.eval().encode(
         resized(picture[None], (rows * factor[0], columns * factor[1])).to(pipeline.device)
     )
-    mask = F.pad(torch.zeros_like(codes, dtype=torch.bool), tokens, value=True)
+    mask = F.pad(torch.zeros(codes.shape[:3], dtype=torch.bool, device=codes.device), tokens, value=True)
     mask = token_mask(mask, (mask.shape[1], mask.shape[2]), _tokens(pipeline, dilation))
     pixels = F.pad(picture[None], pad)
     hidden = F.pad(torch.zeros(1, height, width, dtype=torch.bool), pad, value=True)
     crop = (slice(pad[2] - top, pad[2] + height + bottom), slice(pad[0] - left, pad[0] + width + right))
     view = (slice(0, pixels.shape[2]), slice(0, pixels.shape[3]))
-    return Scene(pixels, hidden, F.pad(codes, tokens), mask, view, crop)
+    beyond = [0, 0] * (codes.ndim - 3)  # what a place holds is not padded
+    return Scene(pixels, hidden, F.pad(codes, [*beyond, *tokens]), mask, view, crop)
 
 
 def _tokens(pipeline: Any, dilation: Dilation) -> int:
@@ -409,7 +414,7 @@ def _completed(
     trace: Any = None,
     overlap: int | None = None,
 ) -> Tensor:
-    """Codes (n * copies, h, w); a mask may have a row a picture or a row a copy."""
+    """Tokens (n * copies, h, w, ...); a mask may have a row a picture or a row a copy."""
     if num_images_per_prompt < 1:
         raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
     n, copies = len(canvas), num_images_per_prompt

@@ -16,6 +16,8 @@ from maskgen.pictures import grid, save, to_pil
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.trace import Tracer, film_for
 
+BUNDLED = "bundled emoji"  # the bundled pipeline, in what pictures keep
+
 
 def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, for each process of a launch its own, else the CPU."""
@@ -110,4 +112,4 @@ def parameters(pipeline: Any, model: str | Path | None, settings: Mapping[str, A
     kept = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items() if v is not None}
     config = pipeline.scheduler.config
     defaults = {"steps": config.num_inference_steps, "guidance": config.guidance_scale}
-    return {"model": "bundled emoji" if model is None else str(model), "version": __version__, **defaults, **kept}
+    return {"model": BUNDLED if model is None else str(model), "version": __version__, **defaults, **kept}

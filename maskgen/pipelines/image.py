@@ -18,7 +18,7 @@ from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.parts import nearest
 from maskgen.pictures import to_pil
 from maskgen.pipelines import editing
-from maskgen.pipelines.predictor import Predictor
+from maskgen.pipelines.predictor import CriticScores, Predictor
 from maskgen.pipelines.store import pipeline_folder
 from maskgen.pipelines.tokens import Places
 from maskgen.pipelines.trace import Tracer, Watch
@@ -57,7 +57,10 @@ class MaskedImagePipeline(DiffusionPipeline):
     Args:
         tokenizer, transformer, scheduler: the parts; the transformer's codebook must be the tokenizer's.
         class_names: a name a class, in the order of the labels.
+        critic: scores drawn tokens for the scheduler's order ``critic`` (stage ``critic`` trains one); else not needed.
     """
+
+    _optional_components = ["critic"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -65,10 +68,11 @@ class MaskedImagePipeline(DiffusionPipeline):
         transformer: MaskTransformer,
         scheduler: MaskScheduler,
         class_names: list[str] | None = None,
+        critic: MaskTransformer | None = None,
     ):
         super().__init__()
         Places(tokenizer, transformer)  # refuses what was not trained together
-        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler, critic=critic)
         self.register_to_config(class_names=class_names)
 
     inpaint, outpaint, edit = editing.inpaint, editing.outpaint, editing.edit
@@ -169,7 +173,8 @@ class MaskedImagePipeline(DiffusionPipeline):
         the frames of a video, the first axis of its grid.
 
         Raises:
-            ValueError: guidance of continuous tokens: the predictions are no logits that it could mix.
+            ValueError: guidance of continuous tokens: the predictions are no logits that it could mix; order ``critic``
+                without a critic.
         """
         places = Places(self.tokenizer, self.transformer)
         steps = num_inference_steps or self.scheduler.config.num_inference_steps
@@ -178,6 +183,7 @@ class MaskedImagePipeline(DiffusionPipeline):
             raise ValueError(
                 f"guidance_scale {scale}: mixtures of continuous tokens cannot be mixed; take 1, no guidance"
             )
+        critic = self._critic(labels, places)
         watch = None if trace is None else Watch(trace, canvas, mask, places)
 
         def window(tokens: Tensor, hidden: Tensor, place: Place) -> Tensor:
@@ -203,6 +209,7 @@ class MaskedImagePipeline(DiffusionPipeline):
                     generator,
                     advance,
                     grid=places.grid,
+                    critic=critic,
                     draw=places.draw,
                     trace=None if watch is None else told,
                 )
@@ -210,6 +217,17 @@ class MaskedImagePipeline(DiffusionPipeline):
 
         share = min(places.grid) // 2 if overlap is None else overlap
         return complete_by_windows(window, canvas, mask, places.grid, share)
+
+    def _critic(self, labels: list[int] | None, places: Places) -> CriticScores | None:
+        """The scores of order ``critic``, for rows of `labels`."""
+        if self.scheduler.config.order != "critic":
+            return None
+        if self.critic is None:
+            raise ValueError(
+                "the scheduler's order is 'critic' and this pipeline has no critic: train one (`maskgen train "
+                "generation/critic_emoji`), give one (critic=...), or take another order"
+            )
+        return CriticScores(self.critic.eval(), labels, places.shape)
 
     def check_output_type(self, output_type: str) -> None:
         """Before anything is drawn."""

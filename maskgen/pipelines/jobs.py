@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from maskgen.parts import choose, nearest
@@ -16,7 +17,7 @@ from maskgen.pictures import save
 from maskgen.pipelines import editing
 from maskgen.pipelines.generate import class_label, parameters, pick_device
 from maskgen.pipelines.image import MaskedImagePipeline
-from maskgen.pipelines.trace import film_for
+from maskgen.pipelines.trace import Tracer, film_for
 
 
 def _sample(pipeline: Any, class_labels: Any = None, **options: Any) -> Any:
@@ -75,6 +76,42 @@ def load(model: str | Path | None, device: str) -> Any:
     return MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
 
 
+def make(
+    pipeline: Any,
+    task: str,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    trace: Tracer | None = None,
+    model: str | Path | None = None,
+) -> list[tuple[Image.Image, dict[str, Any]]]:
+    """Run one task; give its pictures, each with what made it.
+
+    Args:
+        task: of :data:`TASKS`.
+        settings: of :data:`SETTINGS`, as values or as text; None leaves a task's own default.
+        seed: picture i is drawn with seed + i.
+        trace: told of every step.
+        model: as the pictures shall name it.
+
+    Raises:
+        ValueError: an unknown task or setting, one that is missing or that the task does not have; what the task
+            raises.
+    """
+    function = choose(TASKS, task, "task")
+    arguments = _arguments(task, function, {k: v for k, v in settings.items() if v is not None})
+    name = arguments.get("class_labels")
+    if name is not None:
+        arguments["class_labels"] = class_label(pipeline, name)
+    one = task == "interpolate"  # one random order for all frames
+    seeds = [seed] if one else [seed + i for i in range(arguments.get("num_images_per_prompt", 1))]
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    pictures = function(pipeline, **arguments, generator=generators[0] if one else generators, trace=trace).images
+    told = {k: v for k, v in settings.items() if not isinstance(v, Image.Image)}
+    made = {"task": task, **parameters(pipeline, model, told)}
+    each = seeds * len(pictures) if one else seeds
+    return [(picture, {**made, "seed": s, "number": i}) for i, (picture, s) in enumerate(zip(pictures, each))]
+
+
 def perform(
     pipeline: Any,
     task: str,
@@ -87,35 +124,23 @@ def perform(
     """Run one task, write its pictures with what made them, and give their paths.
 
     Args:
-        task: of :data:`TASKS`.
-        settings: of :data:`SETTINGS`, as values or as text; None leaves a task's own default.
+        task, settings, seed, model: as :func:`make` takes them.
         out: the ``.png`` file; where there are several, numbers go before the suffix.
-        seed: picture i is drawn with seed + i.
         trace: a ``.gif`` of the decode to write.
-        model: as the pictures shall name it.
 
     Raises:
-        ValueError: an unknown task or setting, one that is missing or that the task does not have; what the task
-            raises.
+        ValueError: a result that is no ``.png``; what :func:`make` raises.
     """
-    function = choose(TASKS, task, "task")
+    choose(TASKS, task, "task")
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise ValueError(f"the result {out} must end in .png, which keeps what made it")
-    arguments = _arguments(task, function, {k: v for k, v in settings.items() if v is not None})
-    name = arguments.get("class_labels")
-    if name is not None:
-        arguments["class_labels"] = class_label(pipeline, name)
-    one = task == "interpolate"  # one random order for all frames
-    seeds = [seed] if one else [seed + i for i in range(arguments.get("num_images_per_prompt", 1))]
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
     film = film_for(trace)
-    pictures = function(pipeline, **arguments, generator=generators[0] if one else generators, trace=film).images
-    made = {"task": task, **parameters(pipeline, model, settings)}
-    numbered = len(pictures) > 1
+    made = make(pipeline, task, settings, seed, film, model)
+    numbered = len(made) > 1
     paths = [
-        save(picture, out.with_stem(f"{out.stem}_{i:03d}") if numbered else out, {**made, "seed": s, "number": i})
-        for i, (picture, s) in enumerate(zip(pictures, seeds * len(pictures) if one else seeds))
+        save(picture, out.with_stem(f"{out.stem}_{i:03d}") if numbered else out, told)
+        for i, (picture, told) in enumerate(made)
     ]
     if film is not None and trace is not None:
         paths.append(film.save(trace, pipeline.tokenizer))

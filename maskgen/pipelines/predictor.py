@@ -65,7 +65,7 @@ class Predictor:
             conditions = self.conditions[first]
         hidden = step.hidden[:1].expand(1 if conditions is None else len(conditions), -1)
         tokens = step.tokens.new_zeros(len(hidden), *step.tokens.shape[1:])
-        logits = self._network(tokens, hidden, conditions, None)
+        logits = by_rows(self.transformer, tokens, hidden, conditions, None, self.grid)
         return logits[rows[:, None], step.positions.repeat(len(rows) // len(step.positions), 1)]
 
     def _logits(self, step: Step, guided: bool) -> Tensor:
@@ -74,30 +74,53 @@ class Predictor:
         tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
         conditions = None if self.conditions is None else self.conditions[: len(tokens)]
         actions = None if self.actions is None else torch.cat([self.actions] * copies)
-        return self._network(tokens, hidden, conditions, positions, actions)
+        return by_rows(self.transformer, tokens, hidden, conditions, positions, self.grid, actions)
 
-    def _network(
-        self,
-        tokens: Tensor,
-        hidden: Tensor,
-        conditions: Tensor | None,
-        positions: Tensor | None,
-        actions: Tensor | None = None,
-    ) -> Tensor:
-        """Logits; on a processor a few rows at a time, so that what they make stays in its caches."""
 
-        def some(rows: slice) -> Tensor:
-            return self.transformer(
-                tokens[rows].unflatten(1, self.grid),
-                hidden[rows].unflatten(1, self.grid),
-                predict_at=None if positions is None else positions[rows],
-                conditions=None if conditions is None else conditions[rows],
-                actions=None if actions is None else actions[rows],
-            ).predictions
+def by_rows(
+    transformer: MaskTransformer,
+    tokens: Tensor,
+    hidden: Tensor,
+    conditions: Tensor | None,
+    positions: Tensor | None,
+    grid: tuple[int, ...],
+    actions: Tensor | None = None,
+) -> Tensor:
+    """Predictions; on a processor a few rows at a time, so that what they make stays in its caches."""
 
-        size = tokens.shape[1] * self.transformer.config.width
-        count = max(1, CACHED * torch.get_num_threads() // size) if tokens.device.type == "cpu" else len(tokens)
-        return torch.cat([some(slice(i, i + count)) for i in range(0, len(tokens), count)])
+    def some(rows: slice) -> Tensor:
+        return transformer(
+            tokens[rows].unflatten(1, grid),
+            hidden[rows].unflatten(1, grid),
+            predict_at=None if positions is None else positions[rows],
+            conditions=None if conditions is None else conditions[rows],
+            actions=None if actions is None else actions[rows],
+        ).predictions
+
+    size = tokens.shape[1] * transformer.config.width
+    count = max(1, CACHED * torch.get_num_threads() // size) if tokens.device.type == "cpu" else len(tokens)
+    return torch.cat([some(slice(i, i + count)) for i in range(0, len(tokens), count)])
+
+
+class CriticScores:
+    """A transformer of one prediction a token as the `critic` of the decode loop: how real each token looks, a logit.
+
+    Args:
+        network: trained by :class:`maskgen.training.critic_stage.CriticStage`.
+        labels: a class a row, or None for an unconditional one.
+        grid: of the tokens.
+    """
+
+    def __init__(self, network: MaskTransformer, labels: list[int] | None, grid: tuple[int, ...]):
+        self.network, self.grid, self.conditions = network, grid, None
+        if labels is not None:
+            with torch.no_grad():
+                given = torch.tensor(labels, device=next(network.parameters()).device)
+                self.conditions = network.conditions(given, len(labels))
+
+    def __call__(self, tokens: Tensor, drawn: Tensor) -> Tensor:
+        """Scores (b, n); which tokens were drawn just now it does not look at."""
+        return by_rows(self.network, tokens, torch.zeros_like(drawn), self.conditions, None, self.grid)[..., 0]
 
 
 class NextPredictor:

@@ -83,9 +83,8 @@ class DecodeTrace:
         """
         if not self.steps:
             raise ValueError("no decode was traced; hand this object to a pipeline's call as trace=")
-        if self.steps[0][1].ndim != 3:
-            raise ValueError("1-D tokens have no place in the picture: their decode cannot be drawn")
-        return [self._frame(tokenizer, i, side) for i in range(len(self.steps))]
+        last = len(self.steps) - 1
+        return [self.frame(tokenizer, i, side, last) for i in range(len(self.steps))]
 
     def save(self, path: str | Path, tokenizer: Tokenizer, side: int = 192, seconds: float = 0.35) -> Path:
         """An animated GIF of :meth:`frames`, `seconds` each, the last one longer."""
@@ -97,8 +96,11 @@ class DecodeTrace:
         return path
 
     @torch.no_grad()
-    def _frame(self, tokenizer: Tokenizer, number: int, side: int) -> Image.Image:
+    def frame(self, tokenizer: Tokenizer, number: int, side: int = 192, last: int | None = None) -> Image.Image:
+        """One of :meth:`frames`: step `number` (0: before the first) of `last`, where that is known."""
         tokens, hidden, confidence = self.steps[number]
+        if hidden.ndim != 3:
+            raise ValueError("1-D tokens have no place in the picture: their decode cannot be drawn")
         made = tokenizer.decode(tokens).float().cpu().clamp(-1, 1).expand(-1, 3, -1, -1)
         size = (made.shape[2], made.shape[3])
         hole = F.interpolate(hidden[:, None].float().cpu(), size, mode="nearest") > 0
@@ -108,7 +110,7 @@ class DecodeTrace:
         sheet = grid(pairs, columns, scale=max(1, round(side / size[0])))
         done = Image.new("RGB", (max(sheet.width, 260), sheet.height + 24), "white")
         done.paste(sheet, (0, 24))
-        text = f"step {number}/{len(self.steps) - 1}    {int(hidden[0].sum())} tokens hidden"
+        text = f"step {number}{'' if last is None else f'/{last}'}    {int(hidden[0].sum())} tokens hidden"
         ImageDraw.Draw(done).text((6, 12), text, fill="black", font=ImageFont.load_default(size=14), anchor="lm")
         return done
 

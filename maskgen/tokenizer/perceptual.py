@@ -39,8 +39,12 @@ class Lpips(Frozen):
         _fill(self.lpips.net, state)
         self.freeze()
 
+    def each(self, made: Pixels, pixels: Pixels) -> Float[Tensor, "b"]:
+        """The distance of each picture."""
+        return self.lpips(rgb(made), rgb(pixels)).flatten()
+
     def forward(self, made: Pixels, pixels: Pixels) -> Scalar:
-        return self.lpips(rgb(made), rgb(pixels)).mean()
+        return self.each(made, pixels).mean()
 
 
 def _fill(net: nn.Module, state: dict[str, Tensor]) -> None:

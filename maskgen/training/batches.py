@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from maskgen.data.augment import Augmentation, Views
+from maskgen.data.subset import draw as drawn_item
 
 
 @runtime_checkable
@@ -74,9 +75,12 @@ class _Drawn(Dataset[dict[str, Any]]):
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
         index, seed = draw
-        item = self.dataset[index]
+        generator = torch.Generator().manual_seed(seed)
+        item = drawn_item(self.dataset, index, generator)
+        if "actions" in item and self.augmentation.flip:
+            raise ValueError("a flip would mirror the frames but not the actions beside them; set augment.flip=0")
         if "pixels" in item:
-            item |= self.augmentation.item(item["pixels"], torch.Generator().manual_seed(seed))
+            item |= self.augmentation.item(item["pixels"], generator)
         return item
 
 

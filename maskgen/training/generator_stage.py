@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgen.decoding.scheduler import MaskScheduler
+from maskgen.evaluation.visualise import Inputs
 from maskgen.mim.core import Learner, grid_of
 from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
@@ -67,11 +68,11 @@ class GeneratorStage:
         self.conditional, self.actions, self.progress = conditional, actions, 0.0
         self.dataset, self.holdout = dataset, holdout
         self.columns, self.rows = samples_per_class, sample_classes
-        _check_cache(dataset, self.tokenizer)
+        check_cache(dataset, self.tokenizer)
         first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
         tokens, acts = self._tokens(first), self._actions(first)
         core = build_masking(masking, model)
-        size, grid = _codes_of_a_group(self.tokenizer, self.groups), grid_of(tokens)
+        size, grid = codes_of_a_group(self.tokenizer, self.groups), grid_of(tokens)
         learned = learner(
             model,
             core,
@@ -95,18 +96,8 @@ class GeneratorStage:
         options = {"progress": self.progress, "views": views, "groups": self.groups, "actions": self._actions(batch)}
         yield "model", self.modules["model"](self._tokens(batch), labels, **options)
 
-    @torch.no_grad()
     def _tokens(self, batch: dict[str, Any]) -> Shaped[Tensor, "b *grid"]:
-        """Codes (b, *grid), or (b, *grid, groups), or continuous tokens (b, *grid, d)."""
-        if "codes" in batch:
-            tokens = batch["codes"]
-        else:
-            pixels = batch["pixels"]
-            with torch.autocast(pixels.device.type, enabled=False):
-                tokens = self.tokenizer.to(pixels.device).encode(pixels)
-        if self.groups > 1 and self.tokenizer.levels == 1:
-            tokens = split_codes(tokens, _codes_of_a_group(self.tokenizer, self.groups), self.groups)
-        return tokens
+        return tokens_of(batch, self.tokenizer, self.groups)
 
     def _actions(self, batch: dict[str, Any]) -> Float[Tensor, "b t a"] | None:
         """Those of each token's frames.
@@ -125,15 +116,17 @@ class GeneratorStage:
         """Loss and accuracy on the held-out pictures, with the same masks every time; nothing without a holdout."""
         if self.holdout is None:
             return {}
-        items = [self.holdout[i] for i in range(min(len(self.holdout), 256))]
-        device = next(model.parameters()).device
-        batch = torch.utils.data.default_collate(items)
-        labels = batch["label"].to(device) if self.conditional else None
-        there = {k: v.to(device) for k, v in batch.items()}
-        tokens, network = self._tokens(there), model.acting(self._actions(there))
+        batch = held_out(self.holdout, next(model.parameters()).device)
+        labels = batch["label"] if self.conditional else None
+        tokens, network = self._tokens(batch), model.acting(self._actions(batch))
         generator = torch.Generator().manual_seed(0)
         terms = model.masking.main_losses(network, tokens, labels, generator, self.groups)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
+
+    def inputs(self, batch: dict[str, Any]) -> Inputs:
+        """What the network is given for a batch of ``pixels`` or ``codes``, with a ``label`` or without."""
+        labels = batch.get("label") if self.conditional else None
+        return Inputs(self._tokens(batch), self.tokenizer, batch.get("pixels"), condition=labels, groups=self.groups)
 
     def pipeline(self, model: Learner) -> MaskedImagePipeline | MaskedVideoPipeline:
         kind: Any = MaskedVideoPipeline if self._of_videos(model) else MaskedImagePipeline
@@ -145,13 +138,7 @@ class GeneratorStage:
         """A row of samples a class; of videos, clips above what follows their first frames by the model."""
         if self._of_videos(model):
             return self._predictions(model)
-        generator = torch.Generator().manual_seed(0)
-        rows = list(range(min(len(self.class_names), self.rows))) if self.class_names else None
-        count = self.columns if rows else self.columns * 4
-        pipeline: Any = self.pipeline(model)
-        pixels = pipeline(rows, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
-        names = None if rows is None or self.class_names is None else [self.class_names[i] for i in rows]
-        return picture_grid(pixels.cpu(), self.columns, row_names=names)
+        return sample_sheet(self.pipeline(model), self.columns, self.rows)
 
     def _of_videos(self, model: Learner) -> bool:
         grid: Any = model.network.grid
@@ -183,7 +170,37 @@ class GeneratorStage:
         replace_folder(folder, lambda part: self.pipeline(model).save_pretrained(part))
 
 
-def _codes_of_a_group(tokenizer: Tokenizer, groups: int) -> int:
+@torch.no_grad()
+def tokens_of(batch: dict[str, Any], tokenizer: Tokenizer, groups: int = 1) -> Shaped[Tensor, "b *grid"]:
+    """A batch's codes (b, *grid), or (b, *grid, groups), or continuous tokens (b, *grid, d); pixels are encoded."""
+    if "codes" in batch:
+        tokens = batch["codes"]
+    else:
+        pixels = batch["pixels"]
+        with torch.autocast(pixels.device.type, enabled=False):
+            tokens = tokenizer.to(pixels.device).encode(pixels)
+    if groups > 1 and tokenizer.levels == 1:
+        tokens = split_codes(tokens, codes_of_a_group(tokenizer, groups), groups)
+    return tokens
+
+
+def held_out(holdout: MapDataset, device: torch.device, most: int = 256) -> dict[str, Any]:
+    """The first held-out items as one batch."""
+    items = [holdout[i] for i in range(min(len(holdout), most))]
+    return {k: v.to(device) for k, v in torch.utils.data.default_collate(items).items()}
+
+
+def sample_sheet(pipeline: Any, columns: int, rows: int) -> Image.Image:
+    """A row of samples a class, at most `rows`; four rows without classes."""
+    generator = torch.Generator().manual_seed(0)
+    names = pipeline.class_names[:rows]
+    labels = list(range(len(names))) if names else None
+    count = columns if names else columns * 4
+    pixels = pipeline(labels, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
+    return picture_grid(pixels.cpu(), columns, row_names=names or None)
+
+
+def codes_of_a_group(tokenizer: Tokenizer, groups: int) -> int:
     """Codes that the transformer chooses among; 0 where tokens are continuous."""
     size = int(tokenizer.codebook_size)
     return group_size(size, groups) if size and groups > 1 and tokenizer.levels == 1 else size
@@ -203,7 +220,7 @@ def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
         )
 
 
-def _check_cache(dataset: MapDataset, tokenizer: nn.Module) -> None:
+def check_cache(dataset: MapDataset, tokenizer: nn.Module) -> None:
     meta = getattr(dataset, "meta", None)
     if meta is not None and meta["tokenizer"] != fingerprint(tokenizer):
         raise ValueError(

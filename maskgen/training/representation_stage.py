@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskgen.evaluation.reconstruction import spread
+from maskgen.evaluation.visualise import Inputs, visualise
 from maskgen.mim.core import Learner, grid_of
 from maskgen.mim.targets import Pixels
 from maskgen.parts import Part, build
@@ -58,7 +59,7 @@ class RepresentationStage:
         teacher: Annotated[Any, TEACHER] | None = None,
     ):
         self.tokenizer = build(TOKENS, tokens).eval().requires_grad_(False)
-        self.target_tokenizer = target_tokenizer and load_tokenizer(target_tokenizer).requires_grad_(False)
+        self.target_tokenizer = load_tokenizer(target_tokenizer).requires_grad_(False) if target_tokenizer else None
         self.teacher = None if teacher is None else build(TEACHER, teacher)
         self.dataset, self.holdout, self.progress = dataset, holdout, 0.0
         own = isinstance(self.teacher, EMATeacher)
@@ -128,33 +129,37 @@ class RepresentationStage:
         terms = model.masking.main_losses(model.network, tokens, generator=generator, **sources)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
+    def inputs(self, batch: dict[str, Any]) -> Inputs:
+        """What the network is given for a batch of pictures."""
+        tokens, sources = self._sources(batch["pixels"])
+        return Inputs(tokens, self.tokenizer, batch["pixels"], sources, self.target_tokenizer)
+
     @torch.no_grad()
     def picture(self, model: Learner) -> Image.Image:
-        """Pictures or videos' frames, what is left of them, and, where the target is pixels, the predictions pasted
-        into that.
+        """Pictures and what is predicted of them, see :func:`maskgen.evaluation.visualise.visualise`; of videos the
+        frames, what is left of them, and where the target is pixels the predictions pasted into that."""
+        videos = self.dataset[0]["pixels"].ndim == 4
+        pixels = next(spread(self.holdout or self.dataset, 2 if videos else 16)).to(next(model.parameters()).device)
+        inputs = self.inputs({"pixels": pixels})
+        return self._frames(model, inputs) if videos else visualise(model, inputs).draw()
 
-        Normalised predictions take mean and contrast from the visible patches: no hidden pixel reaches the picture.
-        """
-        pixels = next(spread(self.holdout or self.dataset, 16 if self.dataset[0]["pixels"].ndim == 3 else 2))
-        device = next(model.parameters()).device
-        tokens, sources = self._sources(pixels.to(device))
-        core, size = model.masking, tuple(pixels.shape[2:])
-        grid = tuple(self.tokenizer.grid(size))
-        plan = core.plan(len(pixels), grid, torch.Generator().manual_seed(0), **sources)
-        rows, names = [pixels], ["picture"]
-        if len(grid) == len(size):
-            cover = plan.hidden
-            for axis, (pixels_long, tokens_long) in enumerate(zip(size, grid), 1):
-                cover = cover.repeat_interleave(pixels_long // tokens_long, axis)
-            rows.append(torch.where(cover[:, None], 0.0, pixels))
-            names.append("seen")
+    def _frames(self, model: Learner, inputs: Inputs) -> Image.Image:
+        """Normalised predictions take mean and contrast from visible patches: no hidden pixel reaches the picture."""
+        pixels, core = inputs.pixels, model.masking
+        assert pixels is not None
+        size, grid = tuple(pixels.shape[2:]), grid_of(inputs.tokens)
+        plan = core.plan(len(pixels), grid, torch.Generator().manual_seed(0), **inputs.sources)
+        cover = plan.hidden.to(pixels.device)
+        for axis, (pixels_long, tokens_long) in enumerate(zip(size, grid), 1):
+            cover = cover.repeat_interleave(pixels_long // tokens_long, axis)
+        rows, names = [pixels, torch.where(cover[:, None], 0.0, pixels)], ["picture", "seen"]
         if isinstance(core.target, Pixels):
-            output, keep, _ = core.outputs(model.network, tokens, plan, **sources)
+            output, keep, _ = core.outputs(model.network, inputs.tokens, plan, **inputs.sources)
             if keep is None:  # else what was dropped is not predicted
-                predictions = output.predictions.float().cpu()
-                rows.append(core.target.picture(predictions, pixels, plan.hidden.flatten(1)))
+                hidden = plan.hidden.flatten(1).to(pixels.device)
+                rows.append(core.target.picture(output.predictions.float(), pixels, hidden))
                 names.append("predicted")
-        frames = [frames_of(row) for row in rows]
+        frames = [frames_of(row.cpu()) for row in rows]
         return picture_grid(torch.cat(frames), len(frames[0]), row_names=names)
 
     def export(self, model: Learner, folder: Path) -> None:

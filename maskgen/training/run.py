@@ -16,8 +16,10 @@ from maskgen.data import DATASETS
 from maskgen.data.augment import AUGMENTATIONS
 from maskgen.data.subset import Subset
 from maskgen.parts import Part, build
+from maskgen.training.autoregressive_stage import AutoregressiveStage
 from maskgen.training.batches import MapDataset, mix
 from maskgen.training.centroid_stage import CentroidStage
+from maskgen.training.critic_stage import CriticStage
 from maskgen.training.generator_stage import GeneratorStage
 from maskgen.training.loop import Training, train
 from maskgen.training.representation_stage import RepresentationStage
@@ -29,6 +31,8 @@ STAGES = {
     "vqkd": VqkdStage,
     "centroids": CentroidStage,
     "generator": GeneratorStage,
+    "critic": CriticStage,
+    "autoregressive": AutoregressiveStage,
     "representation": RepresentationStage,
 }
 STAGE = Part(STAGES, given=("dataset", "holdout"))
@@ -50,7 +54,7 @@ def run(
 
     Args:
         name: of the run.
-        stage: ``tokenizer``, ``vqkd``, ``centroids``, ``generator`` or ``representation``, with its parts.
+        stage: name in :data:`STAGES`, with its parts.
         data: the data set.
         training: settings of the loop.
         augment: of training pictures.
@@ -82,13 +86,21 @@ def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:
-    """The training part and the held-out part; the same draw for every run."""
+    """The training part and the held-out part; the same draw for every run.
+
+    Of videos cut into several clips, all clips of a video are in one part (``groups``), so more may be held out.
+    """
     if not 0 <= holdout < len(dataset):
         raise ValueError(f"holdout {holdout} must be at least 0 and below the data's {len(dataset)} pictures")
     if holdout == 0:
         return dataset, None
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-    return Subset(dataset, sorted(order[holdout:])), Subset(dataset, sorted(order[:holdout]))
+    groups = getattr(dataset, "groups", range(len(dataset)))
+    held = {int(groups[i]) for i in order[:holdout]}
+    parts = [[i for i in range(len(dataset)) if (int(groups[i]) in held) == kept_out] for kept_out in (False, True)]
+    if not parts[0]:
+        raise ValueError(f"holdout {holdout} takes a clip of every video, so none is left to train on; hold out fewer")
+    return Subset(dataset, parts[0]), Subset(dataset, parts[1])
 
 
 def _same_run(path: Path, config: dict[str, Any]) -> None:

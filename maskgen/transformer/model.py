@@ -252,10 +252,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             raise ValueError(problem)
 
     def _initialise(self) -> None:
-        """Truncated normal 0.02, zero biases; adaLN-zero's modulations and the head start at zero."""
+        """Xavier's uniform weights (MAE, DiT), whose scale goes with the width: a narrow network learns slowly from a
+        fixed 0.02. Zero biases; embeddings truncated normal 0.02; adaLN-zero's modulations and the head start at zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
@@ -263,11 +265,6 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         for name, parameter in self.named_parameters():
             if name.split(".")[-1] in ("mask_token", "register_tokens", "position_embedding", "first_embedding"):
                 nn.init.trunc_normal_(parameter, std=0.02)
-        decoders = [module for module in self.children() if isinstance(module, Decoder)]
-        for blocks in (self.blocks, *(decoder.blocks for decoder in decoders)):
-            for name, parameter in blocks.named_parameters():
-                if name.endswith(("attention.out.weight", "mlp.down.weight")):  # GPT-2's scaling of residual branches
-                    parameter.data.mul_((2 * len(blocks)) ** -0.5)
         zeros = [self.head] if isinstance(self.head, nn.Linear) else []
         for linear in zeros + ([*self.modulations, self.final_modulation] if self.modulated else []):
             nn.init.zeros_(linear.weight)

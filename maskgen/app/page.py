@@ -1,0 +1,212 @@
+"""The page: which function each of its buttons calls. What they do is in `drawing`, `painting` and `models`."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from maskgen.app import layout
+from maskgen.app.drawing import LIMITS, SIDES, TASKS, Drawn, Job, draw, job_from, job_of, told_of
+from maskgen.app.models import Models, defaults
+from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
+
+HERE = Path(__file__).parent
+QUEUE = 16  # draws that may wait; one is drawn at a time
+UPLOAD = "12mb"
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+Updates = dict[Any, Any]
+
+
+def launch(models: Models, folder: Path, host: str, port: int) -> None:
+    """Serve the page of `models` until it is stopped; files lie in `folder`."""
+    page = build(models, folder).queue(max_size=QUEUE, default_concurrency_limit=1)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        run_history=False,
+        max_file_size=UPLOAD,
+        footer_links=[],
+        theme=layout.THEME,
+        css_paths=HERE / "page.css",
+        js=(HERE / "page.js").read_text(),
+    )
+
+
+def build(models: Models, folder: Path) -> gr.Blocks:
+    """The page; drawn files go to `folder`."""
+    with gr.Blocks(title="maskgen", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.Markdown(layout.TITLE, elem_id="title")
+        with gr.Row():
+            with gr.Column(scale=3, min_width=270):
+                controls, dice, sample = layout.settings(models)
+                again = layout.reopening()
+            with gr.Column(scale=5, min_width=440):
+                work = layout.workplace()
+                own, buttons = layout.tasks()
+            with gr.Column(scale=5, min_width=400):
+                results = layout.results()
+        page = _Page(models, folder, {**controls, **own}, work, again, results)
+        page.wire(dice, {"sample": sample, **buttons})
+    return blocks
+
+
+class _Page:
+    """What its buttons do. Handlers take and give values by component."""
+
+    def __init__(
+        self,
+        models: Models,
+        folder: Path,
+        controls: layout.Controls,
+        work: layout.Work,
+        again: layout.Again,
+        results: layout.Results,
+    ):
+        self.models, self.folder, self.controls = models, folder, controls
+        self.work, self.again, self.results = work, again, results
+
+    def wire(self, dice: gr.Button, buttons: Mapping[str, gr.Button]) -> None:
+        """Connect the components."""
+        controls, work, again, results = self.controls, self.work, self.again, self.results
+        on_picture = [work.picture, work.editor, work.caption, *(controls[side] for side in SIDES)]
+        form = {*controls.values(), work.picture, work.editor}
+        drawing: dict[str, Any] = {"outputs": results.shown, "concurrency_id": "draw", **QUIET}
+        draws = [b.click(self.drawer(task), form, **drawing) for task, b in buttons.items()]
+        draws.append(again.button.click(self.make_again, {again.job}, **drawing))
+        results.stop.click(lambda: "Stopped.", None, results.status, cancels=draws, queue=False, **QUIET)
+        dice.click(lambda: random.randint(0, LIMITS["seed"][2]), None, controls["seed"], queue=False, **QUIET)
+        controls["model"].input(self.model_chosen, controls["model"], list(controls.values()), **QUIET)
+        results.gallery.select(self.picture_chosen, results.files, [results.chosen, results.save], **QUIET)
+        results.take.click(self.taken, [results.files, results.chosen], on_picture, **QUIET)
+        work.editor.clear(lambda: (None, layout.NO_PICTURE), None, [work.picture, work.caption], **QUIET)
+        work.upload.upload(self.uploaded, work.upload, on_picture, **QUIET)
+        reopened = {*controls.values(), *on_picture, again.job, again.summary, again.button}
+        again.upload.upload(self.reopened, again.upload, reopened, **QUIET)
+
+    def drawer(self, task: str) -> Callable[[dict[Any, Any]], Iterator[Updates]]:
+        """The handler that draws `task` with what the form says."""
+
+        def run(values: dict[Any, Any]) -> Iterator[Updates]:
+            with friendly():
+                form = {name: values[control] for name, control in self.controls.items()}
+                form["class"] = None if form["class"] == layout.ANY else form["class"]
+                form["image"] = picture = values[self.work.picture]
+                layers = (values[self.work.editor] or {}).get("layers", [])
+                needs = picture is not None and "mask" in TASKS[task]
+                form["mask"] = mask_of(layers, picture.size) if needs else None
+                yield from self.drawn(job_from(task, form))
+
+        return run
+
+    def make_again(self, values: dict[Any, Any]) -> Iterator[Updates]:
+        """Draw the job of the picture that was opened."""
+        with friendly():
+            yield from self.drawn(values[self.again.job])
+
+    def drawn(self, job: Job) -> Iterator[Updates]:
+        """The steps of the decode as they come, then the pictures."""
+        shown, start = self.results, time.perf_counter()
+        yield {shown.status: "Drawing ..."}
+        steps = draw(self.models, job, self.folder)
+        done: Drawn | None = None
+        while done is None:
+            try:
+                yield {shown.decode: next(steps)}
+            except StopIteration as end:
+                done = end.value
+            except Exception:
+                yield {shown.status: "Nothing was drawn."}
+                raise
+        files = [str(file) for file in done.files]
+        seeds = range(job.seed, job.seed + len(files))
+        those = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        film = None if done.film is None else str(done.film)
+        yield {
+            shown.files: files,
+            shown.chosen: 0,
+            shown.status: f"**Done** in {time.perf_counter() - start:.1f} s, {those}",
+            shown.decode: film,
+            shown.gallery: gr.Gallery(
+                [(file, f"seed {n}") for file, n in zip(files, seeds)],
+                columns=2 if len(files) < 3 else math.ceil(len(files) ** 0.5) + 1,
+                selected_index=0,
+            ),
+            shown.save: gr.DownloadButton("Save number 1 as PNG", value=files[0], interactive=True),
+            shown.film: gr.DownloadButton(value=film, interactive=film is not None),
+            shown.take: gr.Button(interactive=True),
+        }
+
+    def picture_chosen(self, files: list[str], event: gr.SelectData) -> Updates:
+        """One of the pictures was clicked."""
+        label = f"Save number {event.index + 1} as PNG"
+        return {self.results.chosen: event.index, self.results.save: gr.DownloadButton(label, value=files[event.index])}
+
+    def taken(self, files: list[str], chosen: int) -> Updates:
+        """The chosen picture goes into the editor."""
+        with friendly():
+            return self.shown(opened(files[chosen]))
+
+    def uploaded(self, file: str) -> Updates:
+        """A file goes into the editor."""
+        with friendly():
+            return self.shown(opened(file))
+
+    def shown(
+        self, picture: Image.Image, mask: Image.Image | None = None, added: Mapping[str, int] | None = None
+    ) -> Updates:
+        """A picture in the editor, with what is painted on it, and what is to be `added` to its sides."""
+        canvas = canvas_of(picture)
+        layers = [] if mask is None else [layer_of(mask, canvas.size)]
+        times = f", shown {canvas.width // picture.width} times as large" if canvas.width > picture.width else ""
+        most = max(picture.size)
+        added = added or {"right": most // 2}
+        sides = {side: gr.Slider(maximum=most, value=added.get(side, 0)) for side in SIDES}
+        return {
+            self.work.picture: picture,
+            self.work.editor: {"background": canvas, "layers": layers, "composite": None},
+            self.work.caption: f"{picture.width}x{picture.height} pixels{times}",
+            **{self.controls[side]: slider for side, slider in sides.items()},
+        }
+
+    def model_chosen(self, name: str) -> Updates:
+        """Another model's classes and defaults."""
+        names = layout.classes(self.models, name)
+        values = {self.controls[key]: value for key, value in defaults(self.models[name]).items()}
+        return {self.controls["class"]: gr.Dropdown(names, value=layout.first(names)), **values}
+
+    def reopened(self, file: str) -> Updates:
+        """The settings of a picture of ours, and what it was made from."""
+        with friendly():
+            job = job_of(self.models, file)
+            sources = {name: job.settings[name] for name in ("image", "mask") if name in job.settings}
+            added = {side: job.settings[side] for side in SIDES if side in job.settings}
+            updates = self.shown(sources["image"], sources.get("mask"), added) if sources else {}
+            kept = {**job.settings, "model": job.model, "seed": job.seed}
+            kept |= {"temperature": job.temperature, "order": job.order}
+            values = {
+                control: kept[name] for name, control in self.controls.items() if name in kept.keys() - set(SIDES)
+            }
+            names = layout.classes(self.models, job.model)
+            values[self.controls["class"]] = gr.Dropdown(names, value=kept["class"] or layout.ANY)
+            values |= {self.again.job: job, self.again.summary: told_of(job)}
+            return {**updates, **values, self.again.button: gr.Button(interactive=True)}
+
+
+@contextmanager
+def friendly() -> Iterator[None]:
+    """What is wrong is told in the page, and no traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        raise gr.Error(str(error), print_exception=False) from error

@@ -1,0 +1,183 @@
+"""Encoded videos, read with PyAV (imageio[pyav] brings it): where each frame lies in time, and single frames."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from maskgen.data.pixels import MAX_PIXELS
+from maskgen.data.unreadable import UnreadableVideo
+
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".gif", ".webm", ".mov", ".mkv", ".m4v")
+UNEVEN = 1.5  # frames are unevenly spaced where two gaps differ by this factor; timestamps are rounded to milliseconds
+
+Frame = UInt8[np.ndarray, "h w c"]
+
+
+@dataclass
+class Index:
+    """What is known of a video before any of its frames is decoded.
+
+    Args:
+        runs: the frames' timestamps in order of display, as [first, [gap, repeats], [gap, repeats], ...].
+        base: of the timestamps, in seconds, as a fraction.
+        size: [height, width], upright.
+    """
+
+    runs: list[Any]
+    base: str
+    size: list[int]
+
+    @property
+    def stamps(self) -> Int64[np.ndarray, " n"]:
+        first, *gaps = self.runs
+        return first + np.cumsum([0] + [gap for gap, repeats in gaps for _ in range(repeats)]).astype(np.int64)
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """When each frame is shown, from 0: float64 (n,)."""
+        stamps = self.stamps
+        return (stamps - stamps[0]) * float(Fraction(self.base))
+
+    @property
+    def variable(self) -> bool:
+        """Whether the frame rate varies."""
+        gaps = [gap for gap, _ in self.runs[1:]]
+        return len(gaps) > 1 and max(gaps) > UNEVEN * min(gaps)
+
+
+def index_video(file: Path) -> Index:
+    """Read the packets of a video, and decode its first frame.
+
+    Raises:
+        UnreadableVideo: damaged, no video in it (audio only), frames that do not say when they are shown, or more than
+            MAX_PIXELS pixels.
+    """
+    import av
+
+    try:
+        with av.open(str(file)) as container:
+            stream = _stream(container)
+            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+            stamps = sorted(_stamp(packet) for packet in packets)
+            base, width, height = stream.time_base, stream.width, stream.height
+    except UnreadableVideo as error:
+        raise UnreadableVideo(f"{file}: {error}") from None
+    except Exception as error:  # decoders meet damaged files with errors of every kind
+        raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
+    if not stamps:
+        raise UnreadableVideo(f"{file}: it has no frames")
+    if width * height > MAX_PIXELS:
+        raise UnreadableVideo(f"{file}: {width}x{height} is more than the {MAX_PIXELS} pixels allowed (MAX_PIXELS)")
+    gaps = [[int(gap), len(list(same))] for gap, same in groupby(np.diff(stamps).tolist())]
+    index = Index([stamps[0], *gaps], str(base), [height, width])
+    index.size = list(next(read_frames(file, index, [0])).shape[:2])
+    return index
+
+
+def _stream(container: Any) -> Any:
+    """The first stream of moving pictures: an audio file's cover is none."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+    raise UnreadableVideo(f"no video in it, only {' and '.join(kinds)}")
+
+
+def _stamp(packet: Any) -> int:
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    if stamp is None:
+        raise UnreadableVideo("its frames do not say when they are shown; write it anew as .mp4")
+    return int(stamp)
+
+
+def read_frames(file: Path, index: Index, rows: Sequence[int]) -> Iterator[Frame]:
+    """The frames `rows` (in order, repeats allowed), uint8 RGB (h, w, 3); found by their timestamps, from the last
+    keyframe before them.
+
+    Raises:
+        UnreadableVideo: a frame that cannot be decoded or found.
+    """
+    stamps = index.stamps
+    wanted = [int(stamps[row]) for row in rows]
+    found: dict[int, Frame] = {}
+    try:
+        for seek in (True, False):  # a few files find no keyframe: then from their beginning
+            found = _decode(file, set(wanted), wanted[0] if seek else None)
+            if len(found) == len(set(wanted)):
+                break
+    except Exception as error:
+        raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
+    if missing := [row for row, stamp in zip(rows, wanted) if stamp not in found]:
+        raise UnreadableVideo(f"{file}: frame {missing[0]} of {len(stamps)} cannot be decoded")
+    return (found[stamp] for stamp in wanted)
+
+
+def _decode(file: Path, wanted: set[int], start: int | None) -> dict[int, Frame]:
+    import av
+
+    found: dict[int, Frame] = {}
+    with av.open(str(file)) as container:
+        stream = _stream(container)
+        if start is not None:
+            container.seek(start, stream=stream)
+        for frame in container.decode(stream):
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            if stamp in wanted:
+                found[stamp] = _upright(frame.to_ndarray(format="rgb24"), frame.rotation)
+            if len(found) == len(wanted) or (stamp is not None and stamp > max(wanted)):
+                break
+    return found
+
+
+def _upright(picture: Frame, rotation: int) -> UInt8[np.ndarray, "_ _ c"]:
+    """Turned as the file asks (telephones lay their videos down): degrees, counterclockwise."""
+    return np.ascontiguousarray(np.rot90(picture, round(rotation / 90))) if rotation else picture
+
+
+class IndexCache:
+    """Indices kept in a JSON file; a video whose length in bytes or time of change differs is indexed anew."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file, self.changed = file, False
+        self._known: dict[str, Any] = {}
+        if file is not None and file.is_file():
+            try:
+                self._known = dict(json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise ValueError(f"{file} is no index of videos ({error}); remove it, and it is made anew") from error
+
+    def index(self, name: str, file: Path) -> Index:
+        """As :func:`index_video`; failures are remembered too."""
+        stat = file.stat()
+        state = [stat.st_size, stat.st_mtime_ns]
+        entry = self._known.get(name, {})
+        if entry.get("state") != state:
+            entry = {"state": state}
+            try:
+                entry["index"] = asdict(index_video(file))
+            except UnreadableVideo as error:
+                entry["error"] = str(error)
+            self._known[name], self.changed = entry, True
+        if "error" in entry:
+            raise UnreadableVideo(entry["error"])
+        return Index(**entry["index"])
+
+    def save(self) -> None:
+        """Write the file, whole or not at all, where something was indexed."""
+        if self.file is not None and self.changed:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+            part.write_text(json.dumps(self._known), encoding="utf-8")
+            os.replace(part, self.file)

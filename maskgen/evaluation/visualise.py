@@ -1,0 +1,253 @@
+"""What a masked model predicts, to look at: picture, mask, prediction, and the prediction pasted into the visible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from maskgen.evaluation.hog_glyphs import glyphs
+from maskgen.mim.core import Learner, MaskedModeling, grid_of
+from maskgen.mim.hog import HOG
+from maskgen.mim.objective import GaussianMixture
+from maskgen.mim.plan import MaskPlan
+from maskgen.mim.targets import Bits, CentredSoftmax, Codes, Latents, Pixels
+from maskgen.pictures import grid as picture_grid
+from maskgen.tokenizer.model import Tokenizer
+from maskgen.transformer.groups import group_size, join_codes
+
+Rows = dict[str, Tensor]
+SIDE = 96  # least side of a drawn picture, in pixels
+
+
+@dataclass
+class Inputs:
+    """What a stage's network is given.
+
+    tokens: codes (b, *grid), or continuous (b, *grid, d), by `tokenizer`; grouped codes have their groups last.
+    pixels: (b, c, H, W) in [-1, 1]; None where a token cache holds codes only.
+    sources: what sampler, corruption and target are made of, by name.
+    target_tokenizer: makes the target's codes where they are not the tokens.
+    condition: class labels, or None.
+    groups: codes a place.
+    """
+
+    tokens: Tensor
+    tokenizer: Tokenizer
+    pixels: Tensor | None = None
+    sources: dict[str, Any] = field(default_factory=dict)
+    target_tokenizer: Tokenizer | None = None
+    condition: Tensor | None = None
+    groups: int = 1
+
+
+@dataclass
+class Sheet:
+    """Rows of pictures by name, float (b, c, H, W) in [-1, 1], and what they mean; each row may have its own size."""
+
+    rows: Rows
+    legend: list[str]
+
+    def draw(self) -> Image.Image:
+        """The rows under each other, brought to one size without smoothing, the legend below."""
+        size = [max(row.shape[axis] for row in self.rows.values()) for axis in (2, 3)]
+        same = [enlarged(row.float().cpu(), size).expand(-1, 3, -1, -1) for row in self.rows.values()]
+        scale = -(-SIDE // max(size))
+        return picture_grid(torch.cat(same), len(same[0]), scale, list(self.rows), self.legend)
+
+
+@torch.no_grad()
+def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = False) -> Sheet:
+    """One step of masked modeling as pictures.
+
+    Rows are the picture, the mask, and what the target allows: pixels are painted, codes and latents decoded, HOG drawn
+    as glyphs; of anything else the agreement of prediction and target is a heat map. But for picture, target and
+    agreement, which are the truth or compare with it, no row depends on what is hidden from the network (the content
+    of replaced tokens is not): normalised pixels take mean and contrast from the visible patches.
+
+    Args:
+        learner: in evaluation mode.
+        inputs: of it, by its stage.
+        seed: of the mask.
+        peek: give normalised pixels the hidden patches' own mean and contrast; the sheet then says so.
+
+    Raises:
+        ValueError: `peek`, and the target is not normalised pixels.
+    """
+    core, generator = learner.masking, torch.Generator().manual_seed(seed)
+    grid, groups = grid_of(inputs.tokens), inputs.groups
+    plan = core.plan(len(inputs.tokens), grid, generator, groups=groups, **inputs.sources)
+    output, keep, there = core.outputs(
+        learner.network, inputs.tokens, plan, inputs.condition, generator, groups, **inputs.sources
+    )
+    painting = keep is None and isinstance(core.target, Pixels)
+    if peek and not (painting and core.target.normalise != "none"):
+        raise ValueError(
+            "peek takes the hidden patches' own mean and contrast; this run's target is not normalised pixels and "
+            "needs none: leave it out"
+        )
+    view = _View(core, inputs, plan, mean(core, output.predictions.float()))
+    rows, legend = view.given()
+    if keep is not None:
+        more, said = view.agreement(keep, there)
+    elif painting:
+        more, said = view.painted(core.target, peek)
+    elif isinstance(core.target, HOG):
+        more, said = view.drawn(core.target)
+    elif view.decodes:
+        more, said = view.decoded()
+    else:
+        more, said = view.agreement()
+    return Sheet({**rows, **more}, legend + said)
+
+
+class _View:
+    """A step's parts, and the rows that can be made of them."""
+
+    def __init__(self, core: MaskedModeling, inputs: Inputs, plan: MaskPlan, predictions: Tensor):
+        self.core, self.inputs, self.predictions = core, inputs, predictions
+        self.hidden = plan.hidden.to(predictions.device)
+        places = self.hidden.float().flatten(1).unflatten(1, (-1, inputs.groups)).mean(-1)
+        grid = grid_of(inputs.tokens)[: -1 if inputs.groups > 1 else None]
+        self.flat = len(grid) == 1  # 1-D tokens have no place in the picture
+        self.grid = (1, *grid) if self.flat else grid
+        self.share = places.unflatten(1, self.grid)[:, None]  # of each place's codes that is hidden
+        self.own = (
+            core.target.source != "codes" or "codes" not in inputs.sources
+        )  # the target's tokens are the network's
+        self.tokenizer = inputs.tokenizer if self.own else inputs.target_tokenizer
+        self.picture = self._pixels(inputs.tokens) if inputs.pixels is None else inputs.pixels
+
+    @property
+    def decodes(self) -> bool:
+        """Whether predictions are tokens that a decoder makes pixels of."""
+        tokens = isinstance(self.core.target, (Codes, Bits, Latents))
+        pixels = self.tokenizer is not None and self.tokenizer.config["target"] == "pixels"
+        return tokens and pixels and not self.tokenizer.reads_text  # type: ignore[union-attr]
+
+    @property
+    def trained(self) -> str:
+        """Where predictions are learned."""
+        kinds = {"masked": "Only hidden ones are", "visible": "Only visible ones are", "all": "All are"}
+        return f"{kinds[self.core.objective.support]} trained."
+
+    @property
+    def seen(self) -> Float[Tensor, "b c H W"]:
+        """The picture, grey (0) where hidden."""
+        return self.picture * (1 - enlarged(self.share, self.picture.shape[2:]))
+
+    def given(self) -> tuple[Rows, list[str]]:
+        """The picture, and what is hidden of it."""
+        rows, hidden = {"picture": self.picture}, f"{self.hidden.float().mean():.0%} of {self.hidden[0].numel()} tokens"
+        if self.inputs.pixels is None:
+            rows = {"codes, decoded": self.picture}
+        given = ["The class is given."] if self.inputs.condition is not None else []
+        if self.flat:
+            return rows, [f"Hidden: {hidden}, which have no place of their own in the picture.", *given]
+        return {**rows, "mask": self.seen}, [f"Grey: {hidden}, hidden.", *given]
+
+    def painted(self, target: Pixels, peek: bool) -> tuple[Rows, list[str]]:
+        arguments = (self.predictions, self.picture, self.hidden.flatten(1), peek)
+        rows = {"predicted": target.picture(*arguments, everywhere=True), "pasted": target.picture(*arguments)}
+        said = [f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}"]
+        if target.normalise != "none" and peek:
+            said.append("PEEKED: with the hidden patches' own mean and contrast.")
+        elif target.normalise != "none":
+            said.append("A hidden patch's mean and contrast are guessed from the visible patches.")
+        return rows, said
+
+    def drawn(self, target: HOG) -> tuple[Rows, list[str]]:
+        wanted, made = (
+            glyphs(values, target, self.picture.shape[1], self.grid)
+            for values in (target(self.picture), self.predictions)
+        )
+        size = made.shape[2:]
+        pasted = torch.where(enlarged(self.share, size) > 0, made, enlarged(self.picture, size))
+        rows = {"target": wanted, "predicted": made, "pasted": pasted}
+        return rows, [
+            "A line is an edge: the brighter, the more of the gradients are across it (HOG, mean over channels).",
+            f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}",
+        ]
+
+    def decoded(self) -> tuple[Rows, list[str]]:
+        """Predicted tokens, at every place and at the hidden ones, through the tokenizer's decoder."""
+        tokens = self.inputs.tokens if self.own else self.inputs.sources["codes"]
+        made = predicted_tokens(self.core, self.predictions, tokens)
+        visible = tokens if self.own else self._codes_of_the_visible()
+        hidden = self.hidden.view(self.hidden.shape + (1,) * (tokens.ndim - self.hidden.ndim))
+        rows = {"predicted": self._pixels(made), "pasted": self._pixels(torch.where(hidden, made, visible))}
+        if self.inputs.pixels is not None:
+            rows = {"target": self._pixels(tokens), **rows}
+        what = "mean" if isinstance(self.core.target, Latents) else "likeliest code"
+        said = f"Predicted: the {what} at every place, decoded. Pasted: at the hidden ones only. {self.trained}"
+        return rows, [said]
+
+    def agreement(self, keep: Tensor | None = None, there: Tensor | None = None) -> tuple[Rows, list[str]]:
+        """A heat map of how alike prediction and target are; grey where nothing is predicted."""
+        target = self.core.wanted(self.inputs.tokens, **self.inputs.sources)
+        if keep is not None and there is not None:
+            rows = torch.arange(len(keep), device=keep.device)[:, None]
+            found, meaning = likeness(self.core, self.predictions, target[rows, keep])
+            values = torch.full(target.shape[:2], torch.nan, device=found.device)
+            values[rows.expand_as(keep)[there], keep[there]] = found[there]
+        else:
+            values, meaning = likeness(self.core, self.predictions, target)
+        values = values.unflatten(1, (-1, self.inputs.groups)).mean(-1).unflatten(1, self.grid)
+        grey = "." if keep is None else ", grey: dropped, not predicted."
+        said = f"Agreement: {meaning}; yellow 1, violet 0 or less{grey}"
+        return {"agreement": enlarged(heat(values), self.picture.shape[2:])}, [said]
+
+    def _codes_of_the_visible(self) -> Tensor:
+        """By the target's tokenizer, which sees grey where the network sees nothing."""
+        return self.tokenizer.encode(self.seen)  # type: ignore[union-attr]
+
+    def _pixels(self, tokens: Tensor) -> Float[Tensor, "b c H W"]:
+        tokenizer: Any = self.tokenizer
+        if self.inputs.groups > 1 and tokenizer.levels == 1:
+            tokens = join_codes(tokens, group_size(tokenizer.codebook_size, self.inputs.groups))
+        return tokenizer.decode(tokens).float()
+
+
+def mean(core: MaskedModeling, predictions: Float[Tensor, "b m e"]) -> Float[Tensor, "b m d"]:
+    """Of a predicted mixture; other predictions are values or logits already."""
+    if not isinstance(core.objective, GaussianMixture):
+        return predictions
+    weights, means, _ = core.objective.split(predictions)
+    return (weights.exp()[..., None] * means).sum(-2)
+
+
+def predicted_tokens(core: MaskedModeling, predictions: Float[Tensor, "b n e"], like: Tensor) -> Tensor:
+    """The likeliest codes, or continuous tokens as they are predicted, in the shape of `like`."""
+    if isinstance(core.target, Codes):
+        return predictions.argmax(-1).view(like.shape)
+    if isinstance(core.target, Bits):
+        return ((predictions > 0).long() << torch.arange(core.target.bits, device=like.device)).sum(-1).view(like.shape)
+    return predictions.view(like.shape)
+
+
+def likeness(core: MaskedModeling, predictions: Float[Tensor, "b m e"], target: Tensor) -> tuple[Tensor, str]:
+    """How alike prediction and target are at each token, (b, m), 1 at best; and what that is."""
+    if not target.is_floating_point():
+        return predictions.softmax(-1).gather(-1, target[..., None])[..., 0], "the probability of the right code"
+    if isinstance(core.target, CentredSoftmax):
+        predictions = (predictions / core.objective.temperature).softmax(-1)
+    return F.cosine_similarity(predictions, target.float(), dim=-1), "the cosine of prediction and target"
+
+
+def heat(values: Float[Tensor, "b h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Colours in [-1, 1] of values clipped to [0, 1]; NaN is grey."""
+    from matplotlib import colormaps
+
+    colours = torch.from_numpy(colormaps["viridis"](values.clamp(0, 1).nan_to_num().cpu().numpy())[..., :3])
+    pixels = colours.float().permute(0, 3, 1, 2) * 2 - 1
+    return torch.where(values.cpu().isnan()[:, None], 0.0, pixels).to(values.device)
+
+
+def enlarged(pixels: Float[Tensor, "b c h w"], size: Any) -> Float[Tensor, "b c H W"]:
+    """To `size` (H, W) without smoothing."""
+    return F.interpolate(pixels, tuple(size), mode="nearest")

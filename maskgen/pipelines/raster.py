@@ -1,0 +1,50 @@
+"""Pictures from the autoregressive baseline: one token after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from maskgen.decoding.autoregressive import decode_raster
+from maskgen.decoding.noise import Generators
+from maskgen.pipelines.predictor import NextPredictor
+from maskgen.tokenizer.model import Tokenizer
+from maskgen.transformer.autoregressive import CausalTransformer
+
+
+@torch.no_grad()
+def draw_raster(
+    tokenizer: Tokenizer,
+    transformer: CausalTransformer,
+    labels: Sequence[int] | None,
+    generator: Generators = None,
+    guidance_scale: float = 1.0,
+    guidance_schedule: Literal["constant", "linear", "cosine", "power"] = "constant",
+    draw_temperature: float = 1.0,
+    count: int = 1,
+) -> Float[Tensor, "n c h w"]:
+    """Pixels in [-1, 1], a picture a label, or `count` of an unconditional model.
+
+    Args:
+        generator: one, or a list of one a picture.
+        guidance_scale, guidance_schedule, draw_temperature: as in :func:`decode_raster`.
+    """
+    rows = count if labels is None else len(labels)
+    canvas = torch.zeros(rows, transformer.tokens, dtype=torch.long, device=next(transformer.parameters()).device)
+    predict = NextPredictor(
+        transformer.eval(), None if labels is None else list(labels), guided=guidance_scale != 1, rows=rows
+    )
+    codes = decode_raster(
+        predict,
+        canvas,
+        torch.ones_like(canvas, dtype=torch.bool),
+        draw_temperature=draw_temperature,
+        guidance_scale=guidance_scale,
+        guidance_schedule=guidance_schedule,
+        generator=generator,
+    )
+    return tokenizer.eval().decode(codes.unflatten(1, transformer.grid)).float()

@@ -1,0 +1,113 @@
+"""A run read back whole: not only what its pipeline holds, but what it hid and had to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from maskgen.config import check, load
+from maskgen.data.source import open_files_or_dataset
+from maskgen.evaluation.visualise import Sheet, visualise
+from maskgen.mim.core import Learner
+from maskgen.mim.ratios import Fixed
+from maskgen.parts import build
+from maskgen.training.batches import MapDataset
+from maskgen.training.checkpoint import checkpoints
+from maskgen.training.generator_stage import GeneratorStage
+from maskgen.training.representation_stage import RepresentationStage
+from maskgen.training.run import DATA, STAGE, run, split
+
+
+@dataclass
+class SavedRun:
+    """A run of a generator or of a representation.
+
+    path: its folder. stage: as it was trained. learner: the averaged network and its masked modeling, in evaluation
+    mode. dataset: what was held out of training; where nothing was, the training pictures or codes.
+    """
+
+    path: Path
+    stage: GeneratorStage | RepresentationStage
+    learner: Learner
+    dataset: MapDataset
+
+    def open(self, files: Sequence[str] | None = None, data: str | None = None, size: int | None = None) -> Any:
+        """Picture files, or the set `data`, at the run's own size where `size` is None; else `dataset`.
+
+        Raises:
+            ValueError: see :func:`maskgen.data.source.open_files_or_dataset`.
+        """
+        if not files and data is None:
+            return self.dataset
+        pixels = self.dataset[0].get("pixels")
+        own = pixels.shape[1] if pixels is not None and pixels.shape[1] == pixels.shape[2] else None
+        channels = self.stage.tokenizer.channels
+        return open_files_or_dataset(files, data, str(self.path), size or own, channels)
+
+    def visualise(
+        self, dataset: Any, count: int = 8, seed: int = 0, ratio: float | None = None, peek: bool = False
+    ) -> Sheet:
+        """:func:`maskgen.evaluation.visualise.visualise` of `count` pictures, evenly spread over a data set.
+
+        Classes of another data set than the run's own mean nothing to its network and are left out.
+
+        Args:
+            seed: of the masks.
+            ratio: to hide; None is the run's own.
+            peek: give normalised pixels the hidden patches' own mean and contrast.
+
+        Raises:
+            ValueError: pictures of several sizes; or see the function.
+        """
+        count = min(count, len(dataset))
+        items = [dataset[i * len(dataset) // count] for i in range(count)]
+        if len({item["pixels"].shape for item in items if "pixels" in item}) > 1:
+            raise ValueError("the pictures differ in size; give one: --size 224")
+        if list(dataset.class_names) != list(self.dataset.class_names):
+            items = [{key: value for key, value in item.items() if key != "label"} for item in items]
+        device = next(self.learner.parameters()).device
+        batch = {key: value.to(device) for key, value in torch.utils.data.default_collate(items).items()}
+        masking = self.learner.masking
+        own, masking.ratio = masking.ratio, masking.ratio if ratio is None else Fixed(ratio)
+        try:
+            return visualise(self.learner, self.stage.inputs(batch), seed, peek)
+        finally:
+            masking.ratio = own
+
+
+def load_learner(path: str | Path, device: torch.device | str = "cpu") -> SavedRun:
+    """Build a run's stage again, from its ``config.yaml`` and its data, with the averaged weights of its newest
+    checkpoint, and its EMA teacher's.
+
+    Raises:
+        FileNotFoundError: there is no run, or no checkpoint in it.
+        ValueError: a run of another stage.
+    """
+    folder = Path(path)
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"no config.yaml in {folder}: give the folder of a run, as `maskgen train` makes it")
+    config = check(run, load(str(file)), str(file))
+    kind = STAGE.table[config["stage"]["type"]]
+    if kind not in (GeneratorStage, RepresentationStage):
+        raise ValueError(
+            f"{folder} is a run of stage {config['stage']['type']}, which hides nothing: give one of stage generator "
+            "or representation (`maskgen reconstruct` shows what a tokenizer does)"
+        )
+    done = checkpoints(folder / "checkpoints")
+    if not done:
+        raise FileNotFoundError(f"no checkpoint in {folder} yet: train on, with the command that began it")
+    kept, held = split(build(DATA, config["data"]), config.get("holdout", 0))
+    stage = build(STAGE, config["stage"], dataset=kept, holdout=held)
+    learner = stage.modules["model"]
+    averaged = load_file(done[-1] / "ema.safetensors")
+    prefix = "module."  # AveragedModel's, beside its count
+    learner.load_state_dict({k.removeprefix(prefix): v for k, v in averaged.items() if k.startswith(prefix)})
+    for name, module in getattr(stage, "state", {}).items():
+        module.load_state_dict(load_file(done[-1] / f"{name}.safetensors"))
+    return SavedRun(folder, stage, learner.to(device).eval(), held or kept)

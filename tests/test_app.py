@@ -1,0 +1,318 @@
+"""The web page without a browser: models, painted masks, drawings, and pictures that say how to make them again."""
+
+import sys
+from dataclasses import replace
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen.app import serve
+from maskgen.app.drawing import TASKS, Job, as_told, check, draw, job_from, job_of, told_of
+from maskgen.app.models import Models, defaults, scheduled
+from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
+from maskgen.pictures import parameters_of, save, sources_of
+from maskgen.pipelines.jobs import perform
+
+SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A saved pipeline of 8x8 pictures, 4x4 tokens and random weights."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL)
+    transformer = MaskTransformer(32, (4, 4), num_classes=3, width=32, depth=2, heads=2)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    scheduler = MaskScheduler(num_inference_steps=4, temperature=(3.0, 1.0))
+    folder = tmp_path_factory.mktemp("app") / "run"
+    MaskedImagePipeline(tokenizer, transformer, scheduler, ["ant", "bee", "cat"]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models(run):
+    return Models([run], "cpu")
+
+
+def picture(width=8, height=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def mask(box=(2, 2, 6, 6), size=(8, 8)):
+    made = Image.new("L", size)
+    made.paste(255, box)
+    return made
+
+
+def form(run, **changes):
+    """As the page fills it."""
+    numbers = {"count": 1, "steps": 3, "guidance": 1.5, "seed": 5, "temperature": 2.0, "grow": 1, "strength": 0.5}
+    sides = {"left": 0, "top": 0, "right": 3, "bottom": 0}
+    filled = {"model": run, "class": "bee", "order": "halton", "image": picture(), "mask": mask()}
+    return {**numbers, **sides, **filled, **changes}
+
+
+def drawn(models, job, folder):
+    """The steps' pictures and the result."""
+    frames, steps = [], draw(models, job, folder)
+    while True:
+        try:
+            frames.append(next(steps))
+        except StopIteration as end:
+            return frames, end.value
+
+
+def array(image):
+    return np.asarray(image if isinstance(image, Image.Image) else Image.open(image))
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def test_the_models_given_come_first_and_the_bundled_one_is_there(models, run, tmp_path):
+    assert models.names == [run, "bundled emoji"]
+    assert models["bundled emoji"].class_names[0] == "face-smiling"
+    with pytest.raises(ValueError, match=r"model 'bundled emojy' is not open here: did you mean 'bundled emoji'"):
+        models["bundled emojy"]
+    with pytest.raises(FileNotFoundError, match=r"no run or pipeline at .*none"):
+        Models([str(tmp_path / "none")], "cpu")
+
+
+def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
+    pipeline = models[run]
+    assert defaults(pipeline) == {"steps": 4, "guidance": 1.0, "temperature": 3.0, "order": "confidence"}
+    view = scheduled(pipeline, 0.5, "raster")
+    assert (view.scheduler.config.temperature, view.scheduler.config.order) == (0.5, "raster")
+    assert view.transformer is pipeline.transformer
+    assert view.class_names == ["ant", "bee", "cat"]
+    assert defaults(pipeline)["order"] == "confidence"
+    untouched = scheduled(pipeline, **{k: defaults(pipeline)[k] for k in ("temperature", "order")})
+    assert tuple(untouched.scheduler.config.temperature) == (3.0, 1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- painting
+
+
+def test_small_pictures_are_enlarged_pixel_by_pixel():
+    image = picture(32, 24)
+    canvas = canvas_of(image)
+    assert canvas.size == (384, 288)
+    np.testing.assert_array_equal(array(canvas), array(image).repeat(12, 0).repeat(12, 1))
+    assert canvas_of(picture(1000, 500)).size == (384, 192)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 24), (500, 300)])
+def test_a_pixel_is_hidden_if_any_part_of_it_is_painted(size):
+    canvas = canvas_of(picture(*size))
+    painted = np.zeros((canvas.height, canvas.width, 4), np.uint8)
+    painted[canvas.height // 2, 5:200, 3] = 255
+    painted[0, 0, 3] = 127  # the faint rim of a stroke
+    hidden = array(mask_of([None, Image.fromarray(painted)], size)) > 0
+    width, height = size
+    for y, x in np.ndindex(height, width):
+        rows = slice(y * canvas.height // height, -(-(y + 1) * canvas.height // height))
+        columns = slice(x * canvas.width // width, -(-(x + 1) * canvas.width // width))
+        assert hidden[y, x] == (painted[rows, columns, 3] >= 128).any()
+
+
+def test_a_mask_painted_again_is_the_same():
+    hole = mask((1, 2, 5, 7))
+    layer = layer_of(hole, canvas_of(picture()).size)
+    np.testing.assert_array_equal(array(mask_of([layer], (8, 8))), array(hole))
+
+
+def test_pictures_that_cannot_be_worked_on_are_told(tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"^bad.png cannot be read as a picture; give a PNG, JPEG"):
+        opened(tmp_path / "bad.png")
+    with pytest.raises(ValueError, match="1025x2 pixels; the page takes sides of at most 1024"):
+        opened(picture(1025, 2))
+    for layers in ([], [None], [layer_of(mask((0, 0, 0, 0)), (8, 8))]):
+        with pytest.raises(ValueError, match="nothing is painted yet"):
+            mask_of(layers, (8, 8))
+    clear = Image.new("RGBA", (2, 2), (9, 9, 9, 0))
+    np.testing.assert_array_equal(array(opened(clear)), np.full((2, 2, 3), 255))
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def test_a_drawing_shows_its_steps_and_is_what_the_command_draws(models, run, tmp_path):
+    job = job_from("sample", form(run, order="confidence", temperature=3.0, count=3))
+    frames, result = drawn(models, job, tmp_path)
+    assert len(frames) == 4  # the blank canvas and 3 steps
+    with Image.open(result.film) as film:
+        assert film.n_frames == 4
+    settings = {"class": "bee", "count": 3, "steps": 3, "guidance": 1.5}
+    expected = perform(models[run], "sample", settings, tmp_path / "x.png", 5)
+    for got, wanted in zip(result.files, expected, strict=True):
+        np.testing.assert_array_equal(array(got), array(wanted))
+    kept = {**settings, "task": "sample", "model": run, "seed": 7, "number": 2, "temperature": 3.0}
+    assert kept.items() <= parameters_of(result.files[2]).items()
+
+
+def test_the_order_and_the_class_of_the_form_are_used(models, run, tmp_path):
+    made = {}
+    for changes in ({}, {"order": "raster"}, {"class": "ant"}, {"class": None}):
+        _, result = drawn(models, job_from("sample", form(run, **changes)), tmp_path)
+        made[str(changes)] = array(result.files[0]).tobytes()
+    assert len(set(made.values())) == 4
+
+
+def test_what_is_not_painted_stays_bit_for_bit(models, run, tmp_path):
+    _, result = drawn(models, job_from("inpaint", form(run, count=2)), tmp_path)
+    hidden = array(mask()) > 0
+    for file in result.files:
+        np.testing.assert_array_equal(array(file)[~hidden], array(picture())[~hidden])
+        assert (array(file)[hidden] != array(picture())[hidden]).any()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_any_picture_of_a_batch_can_be_made_again_from_its_file(models, run, tmp_path, task):
+    _, result = drawn(models, job_from(task, form(run, count=3)), tmp_path)
+    job = job_of(models, result.files[2])
+    assert (job.task, job.seed, job.settings["count"], job.order, job.temperature) == (task, 7, 1, "halton", 2.0)
+    _, again = drawn(models, job, tmp_path)
+    (file,) = again.files
+    np.testing.assert_array_equal(array(file), array(result.files[2]))
+    assert told_of(job).startswith(f"{task} of bee by {run}: seed 7")
+
+
+def test_a_picture_of_the_command_is_drawn_by_its_models_own_scheduler(models, run, tmp_path):
+    (file,) = perform(models[run], "sample", {"class": "2"}, tmp_path / "x.png", 3, model=run)
+    job = job_of(models, file)
+    assert job == Job(run, "sample", {"class": "cat", "steps": 4, "guidance": 1.0, "count": 1}, 3, 3.0, "confidence")
+    _, again = drawn(models, job, tmp_path)
+    np.testing.assert_array_equal(array(again.files[0]), array(file))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("sample", {"steps": 0}, "steps is 0; give a whole number from 1 to 256"),
+        ("sample", {"count": 17}, "count is 17; give a whole number from 1 to 16"),
+        ("sample", {"seed": None}, "seed is None; give a whole number from 0"),
+        ("sample", {"guidance": float("nan")}, "guidance is nan; give a number from 0 to 20"),
+        ("sample", {"temperature": "hot"}, "temperature is 'hot'; give a number from 0"),
+        ("sample", {"class": "be"}, "unknown class 'be': did you mean 'bee'?"),
+        ("sample", {"order": "rastr"}, "did you mean 'raster'?"),
+        ("inpaint", {"image": None, "mask": None}, "there is no picture yet: upload one"),
+        ("edit", {"class": None}, "choose the class to change to"),
+        ("outpaint", {"right": 0}, "outpainting by 0 pixels on every side"),
+        ("outpaint", {"right": 1020}, "1028x8 pixels; the page takes sides of at most 1024"),
+        ("vary", {"strength": 2}, "strength is 2; give a number from 0 to 1"),
+        ("paint", {}, "unknown task 'paint': did you mean 'inpaint'?"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(models, run, tmp_path, task, changes, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        drawn(models, job_from(task, form(run, **changes)), tmp_path)
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_do_not_say_how_they_were_made_are_told(models, run, tmp_path):
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"^a.png does not say what made it: give a PNG that maskgen wrote"):
+        job_of(models, tmp_path / "a.png")
+    picture().save(tmp_path / "b.png")
+    mask().save(tmp_path / "m.png")
+    settings = {"image": tmp_path / "b.png", "mask": tmp_path / "m.png"}
+    (file,) = perform(models[run], "inpaint", settings, tmp_path / "c.png", model=run)
+    with pytest.raises(ValueError, match=r"c.png does not hold the image and the mask that it was made from"):
+        job_of(models, file)
+    kept = {"task": "sample", "model": run}
+    for wrong, message in (
+        ({"model": "runs/other"}, "the model 'runs/other' is not open here"),
+        ({"task": ["sample"]}, "unknown task"),
+        ({"steps": "many"}, "d.png cannot be made again: steps is 'many'"),
+        ({"seed": -1}, "d.png cannot be made again: seed is -1"),
+        ({"class": "dog"}, "unknown class 'dog'"),
+    ):
+        file = save(picture(), tmp_path / "d.png", {**kept, **wrong})
+        with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+            job_of(models, file)
+
+
+def test_a_picture_keeps_its_sources_beside_its_parameters(tmp_path):
+    file = save(picture(), tmp_path / "a.png", {"seed": 1}, {"image": picture(9, 7, 1), "mask": mask()})
+    assert parameters_of(file) == {"seed": 1}
+    kept = sources_of(file)
+    assert set(kept) == {"image", "mask"}
+    np.testing.assert_array_equal(array(kept["image"]), array(picture(9, 7, 1)))
+    np.testing.assert_array_equal(array(kept["mask"]), array(mask()))
+    picture().save(tmp_path / "b.png")
+    assert sources_of(tmp_path / "b.png") == {}
+    (tmp_path / "c.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"cannot read what .*c.png was made from"):
+        sources_of(tmp_path / "c.png")
+
+
+# ------------------------------------------------------------------------------------------------- a thread that tells
+
+
+def test_steps_come_while_the_work_goes_on():
+    proceed = Event()
+
+    def work(tell):
+        tell("first")
+        assert proceed.wait(10)
+        tell("second")
+        return "result"
+
+    steps = as_told(work)
+    assert next(steps) == "first"  # though the work has not ended
+    proceed.set()
+    assert next(steps) == "second"
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    assert end.value.value == "result"
+
+
+def test_an_error_of_the_work_comes_after_its_steps():
+    def work(tell):
+        tell(1)
+        raise ValueError("no more")
+
+    steps = as_told(work)
+    assert next(steps) == 1
+    with pytest.raises(ValueError, match="no more"):
+        next(steps)
+
+
+def test_the_work_ends_when_nobody_waits():
+    told = []
+
+    def work(tell):
+        while True:
+            tell(1)
+            told.append(1)
+
+    steps = as_told(work)
+    next(steps)
+    steps.close()  # returns when the thread has ended
+    count = len(told)
+    Event().wait(0.01)
+    assert count == len(told)
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ValueError, match=r"the page needs Gradio: pip install 'maskgen\[app\]'"):
+        serve.serve()
+
+
+def test_a_check_before_the_page_is_a_check_in_it(models, run):
+    job = job_from("sample", form(run))
+    check(job, models)
+    with pytest.raises(ValueError, match="count is True"):
+        check(replace(job, settings={**job.settings, "count": True}), models)
