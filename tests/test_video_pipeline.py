@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen.pipelines.tokens import actions_of_tokens
 from maskgen.pipelines.video_jobs import predict_video, read_clip
 from maskgen.tasks.planning import cross_entropy_plan
-from maskgen.tasks.videos import actions_of_tokens, held, video_token_mask
+from maskgen.tasks.videos import held, video_token_mask
 
 CONV = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
 CAUSAL = {"type": "causal", "channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1, "temporal": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
@@ -80,3 +81,8 @@ class Places:
     def confidence(self, values: Float[Tensor, "b n"]) -> Float[Tensor, "b p"]:
         """Mean of each place's values that are no NaN."""
         return values.unflatten(1, (-1, self.groups)).nanmean(-1)
+
+
+def actions_of_tokens(actions: Float[Tensor, "b T a"], factor: int = 1) -> Float[Tensor, "b t fa"]:
+    """The actions of a token's frames side by side; before the first frame, whose token is its own, stand zeros."""
+    return F.pad(actions, (0, 0, factor - 1, 0)).unflatten(1, (-1, factor)).flatten(2)

@@ -18,8 +18,8 @@ from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.pictures import to_pil
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import pipeline_folder
-from maskgen.pipelines.tokens import Places
-from maskgen.tasks.videos import actions_of_tokens, held, video_token_mask
+from maskgen.pipelines.tokens import Places, actions_of_tokens
+from maskgen.tasks.videos import held, video_token_mask
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.model import MaskTransformer
 

@@ -1,4 +1,4 @@
-"""A video with a hole in space and time: which tokens are hidden, what the tokenizer is shown; actions by token."""
+"""A video with a hole in space and time: which tokens are hidden, and what the tokenizer is shown."""
 
 from __future__ import annotations
 
@@ -37,8 +37,3 @@ def held(pixels: Float[Tensor, "b c T H W"], hidden: Bool[Tensor, "b T H W"]) ->
     apart = (torch.arange(t)[:, None] - torch.arange(t)).abs().to(hidden.device)
     nearest = apart.expand(b, -1, -1).masked_fill(blind[:, None], t).argmin(-1)
     return frames[torch.arange(b, device=hidden.device)[:, None], nearest].transpose(1, 2)
-
-
-def actions_of_tokens(actions: Float[Tensor, "b T a"], factor: int = 1) -> Float[Tensor, "b t fa"]:
-    """The actions of a token's frames side by side; before the first frame, whose token is its own, stand zeros."""
-    return F.pad(actions, (0, 0, factor - 1, 0)).unflatten(1, (-1, factor)).flatten(2)

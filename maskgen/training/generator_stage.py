@@ -18,8 +18,8 @@ from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint, load_tokenizer, replace_folder
+from maskgen.pipelines.tokens import actions_of_tokens
 from maskgen.pipelines.video import MaskedVideoPipeline
-from maskgen.tasks.videos import actions_of_tokens
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
 from maskgen.training.masked import Masking, Model, build_masking, by_view, learner, setting
