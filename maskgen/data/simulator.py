@@ -47,9 +47,8 @@ class Simulator:
         except ImportError as error:
             raise ValueError("the simulator needs gymnasium: pip install 'maskgen[video]'") from error
         try:
-            self.world: Any = gymnasium.make(
-                environment, render_mode="rgb_array", max_episode_steps=-1, **(options or {})
-            )
+            settings: dict[str, Any] = {"render_mode": "rgb_array", "max_episode_steps": -1, **(options or {})}
+            self.world: Any = gymnasium.make(environment, **settings)
         except (gymnasium.error.Error, TypeError) as error:  # TypeError: no such option
             raise ValueError(
                 f"gymnasium cannot make {environment!r} with {options or 'no options'}: {error}"
