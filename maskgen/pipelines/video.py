@@ -78,6 +78,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
         MaskedImagePipeline._number,
     )
     class_names, check_output_type = MaskedImagePipeline.class_names, MaskedImagePipeline.check_output_type
+    _critic, critic = MaskedImagePipeline._critic, None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
