@@ -116,7 +116,7 @@ def test_committed_ratios_are_those_of_their_rounds():
         for case in json.loads(path.read_text())["cases"]:
             our = case["sides"][decode.OURS]
             middle = statistics.median(our["seconds"])
-            assert math.isclose(our["images_per_second"], case["batch"] / middle, rel_tol=1e-3)
+            assert math.isclose(our["images_per_second"], case["batch"] / middle, rel_tol=5e-3)
             for name, ratio in case["ratios"].items():
                 assert ratio == decode.ratio(our, case["sides"][name])
 
