@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from maskgen.config import check
 from maskgen.data.augment import Views
 from maskgen.mim.core import Learner, MaskedModeling
 from maskgen.mim.dropping import DropAll, DropShare, ReplaceAll, ReplaceMore, kept_tokens
-from maskgen.mim.plan import DROP, REPLACE, SUBSTITUTE
+from maskgen.mim.plan import DROP, REPLACE, SUBSTITUTE, MaskPlan
+from maskgen.mim.terms import Outcome
+from maskgen.pipelines.backbone import save_backbone
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
+from maskgen.training.representation_stage import patches
 from maskgen.training.run import run
 from maskgen.training.teachers import EMATeacher, RunTeacher
 from maskgen.transformer.groups import group_size, join_codes, split_codes
@@ -79,6 +83,18 @@ def test_nothing_tells_the_network_what_replace_all_replaced():
     plan = ReplaceAll()(mask)
     assert torch.equal(plan.roles == REPLACE, mask)
     assert not plan.substituted.any()
+
+
+@pytest.mark.parametrize(
+    ("dropping", "corruption", "says"),
+    [
+        ("replace_all", "mask_token", r"ReplaceAll replaces tokens, masking.corruption MaskToken does not say by what"),
+        ("none", "foreign", r"Keep replaces no tokens, masking.corruption Foreign does say by what: replace_more and"),
+    ],
+)
+def test_what_is_replaced_and_by_what_belong_together(dropping, corruption, says):
+    with pytest.raises(ValueError, match=says):
+        MaskedModeling(dropping=dropping, corruption=corruption)
 
 
 def test_random_codes_need_their_number():
@@ -367,6 +383,15 @@ def test_a_frozen_run_is_a_teacher(data):
         RunTeacher(str(folder), layers=3)
 
 
+@pytest.mark.parametrize("model", [{"registers": 1}, {}], ids=["register", "no prefix"])
+def test_a_run_whose_classes_modulate_it_is_a_teacher_of_features(data, tmp_path, model):
+    """Its class token would not be one, and without a prefix there is none."""
+    save_backbone(patches(4), network(token_dim=48, num_classes=3, **model), tmp_path / "taught" / "pipeline")
+    sources = RunTeacher(str(tmp_path / "taught")).sources(torch.rand(2, 3, 16, 16), (4, 4))
+    assert set(sources) == {"features"}
+    assert sources["features"][0].shape == (2, 16, 4, 4)
+
+
 def test_samplers_say_which_teacher_they_need(data):
     lost = {**IBOT, "model": MODEL, "teacher": None}
     lost["masking"] = {"sampler": "loss", "target": {"type": "pixels", "patch": 4}, "objective": "mse"}
@@ -427,6 +452,28 @@ def test_contrast_needs_two_views():
     torch.testing.assert_close(terms["loss"], main["loss"] + 0.1 * terms["info_nce/loss"])
     terms["info_nce/loss"].backward()
     assert core.auxiliary["info_nce"].projection[0].weight.grad.norm() > 0
+
+
+def test_contrast_looks_at_kept_tokens_alone():
+    """Rows that keep different numbers are padded; padding is no feature."""
+    core = MaskedModeling("uniform", dropping="all", target="latents", objective="mse", auxiliary=["info_nce"], width=8)
+    roles = torch.tensor([[0, 0, 0, DROP], [0, DROP, DROP, DROP]], dtype=torch.uint8)
+    features = torch.tensor([[1.0, 2.0, 3.0], [5.0, 100.0, 100.0]])[..., None].expand(-1, -1, 8)
+    output = type("Output", (), {"features": features})
+    plan = MaskPlan(roles, roles == DROP)
+    outcome = Outcome(output, roles, plan.predict, core.target, core.objective, {}, plan)
+    torch.testing.assert_close(outcome.pooled(), torch.tensor([2.0, 5.0])[:, None].expand(-1, 8))
+
+
+def test_a_term_stands_once():
+    with pytest.raises(ValueError, match="names one term twice: branch, branch; give each once"):
+        MaskedModeling(auxiliary=["branch", {"type": "branch", "target": "pixels"}])
+
+
+def test_loss_prediction_takes_its_words_alone():
+    term = {"type": "loss_prediction", "kind": "relativ"}
+    with pytest.raises(ValueError, match="relativ"):
+        check(MaskedModeling, {"auxiliary": [term]}, "masking.yaml")
 
 
 def test_terms_say_what_they_lack():

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from maskgen.mim.auxiliary import added
 from maskgen.mim.corruption import CORRUPTIONS
-from maskgen.mim.dropping import DROPPINGS, kept_tokens
+from maskgen.mim.dropping import DROPPINGS, kept_tokens, no_padding
 from maskgen.mim.objective import OBJECTIVES
 from maskgen.mim.plan import MaskPlan
 from maskgen.mim.ratios import RATIOS
@@ -62,6 +62,15 @@ class MaskedModeling(nn.Module):
         names = [split(term)[0] if isinstance(term, (str, Mapping)) else type(term).__name__ for term in auxiliary]
         built = [build(TERM, term, width=width) for term in auxiliary]
         self.auxiliary = nn.ModuleDict(dict(zip(names, built)))
+        if len(self.auxiliary) < len(built):
+            raise ValueError(f"masking.auxiliary names one term twice: {', '.join(names)}; give each once")
+        if self.dropping.replaces != self.corruption.replaces:
+            raise ValueError(
+                f"masking.dropping {type(self.dropping).__name__} "
+                f"{'replaces' if self.dropping.replaces else 'replaces no'} tokens, masking.corruption "
+                f"{type(self.corruption).__name__} {'does' if self.corruption.replaces else 'does not'} say by what: "
+                "replace_more and replace_all go with noise, foreign or centroids, the others with mask_token"
+            )
 
     def plan(
         self,
@@ -154,7 +163,7 @@ class MaskedModeling(nn.Module):
         if keep is not None:
             target = target[torch.arange(len(keep), device=keep.device)[:, None], keep]
             predict = predict.gather(1, keep)
-        outcome = Outcome(output, target, predict, self.target, self.objective, sources)
+        outcome = Outcome(output, target, predict, self.target, self.objective, sources, plan, groups)
         shares = {"mask_ratio": plan.hidden.float().mean(), "drop_ratio": plan.dropped.float().mean()}
         return outcome, {**self.objective(output.predictions, target, predict, there), **shares}
 
@@ -185,9 +194,8 @@ class MaskedModeling(nn.Module):
         output = network(seen, masked, condition, keep=keep, kept=kept)
         if output.predictions.shape[1] == plan.roles[0].numel():
             return output, None, None
-        inside = torch.arange(keep.shape[1]) < torch.tensor(counts)[:, None]
         codes = keep[..., None] * groups + torch.arange(groups, device=keep.device)
-        return output, codes.flatten(1), inside.to(tokens.device).repeat_interleave(groups, 1)
+        return output, codes.flatten(1), no_padding(counts).to(tokens.device).repeat_interleave(groups, 1)
 
     @torch.no_grad()
     def wanted(self, tokens: Tensor, **sources: Any) -> Tensor:

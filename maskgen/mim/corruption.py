@@ -12,10 +12,12 @@ from maskgen.mim.plan import MaskPlan
 class Corruption:
     """A subclass says what stands at replaced tokens.
 
-    `source` names what it is made of beside the tokens, None where nothing.
+    `source` names what it is made of beside the tokens, None where nothing. `replaces` tells a corruption that needs
+    replaced tokens (droppings ``replace_more``, ``replace_all``) from the mask token, which has no use for them.
     """
 
     source: str | None = None
+    replaces = True
 
     def __call__(
         self, tokens: Tensor, plan: MaskPlan, generator: Generator | None = None, other: Tensor | None = None
@@ -41,6 +43,8 @@ class Corruption:
 
 class MaskToken(Corruption):
     """Nothing is replaced: the learned mask token alone (BERT, MaskGIT, BEiT)."""
+
+    replaces = False
 
     def content(self, tokens: Tensor, generator: Generator | None, other: Tensor | None) -> None:
         return None

@@ -12,8 +12,10 @@ from maskgen.mim.plan import DROP, REPLACE, MaskPlan
 from maskgen.mim.samplers import hide_lowest
 
 
-class Keep:
-    """None is dropped: the mask token stands in the place of every hidden token (BEiT, SimMIM, MaskGIT)."""
+class Dropping:
+    """A subclass makes a plan. `replaces`: some tokens are to be replaced, and the corruption must say by what."""
+
+    replaces = False
 
     def __call__(self, mask: Bool[Tensor, "b *grid"], generator: Generator | None = None, groups: int = 1) -> MaskPlan:
         """A plan that predicts what `mask` hides.
@@ -23,17 +25,24 @@ class Keep:
             generator: CPU generator of all random choices.
             groups: codes a place, the last axis of the mask; only whole places are dropped.
         """
+        raise NotImplementedError
+
+
+class Keep(Dropping):
+    """None is dropped: the mask token stands in the place of every hidden token (BEiT, SimMIM, MaskGIT)."""
+
+    def __call__(self, mask: Bool[Tensor, "b *grid"], generator: Generator | None = None, groups: int = 1) -> MaskPlan:
         return MaskPlan.from_mask(mask)
 
 
-class DropAll:
+class DropAll(Dropping):
     """All hidden tokens are dropped (MAE, arXiv:2111.06377): only the visible ones cost anything."""
 
     def __call__(self, mask: Bool[Tensor, "b *grid"], generator: Generator | None = None, groups: int = 1) -> MaskPlan:
         return _dropped(mask, _hidden_places(mask, groups), groups)
 
 
-class DropShare:
+class DropShare(Dropping):
     """Of the hidden tokens so many, at random, that `share` of all is dropped (MAGE, arXiv:2211.09117, section 3.1).
 
     A row that hides fewer drops all of these; rows may then keep different numbers of tokens.
@@ -62,9 +71,11 @@ def _dropped(mask: Bool[Tensor, "b *grid"], places: Bool[Tensor, "b n"], groups:
     return MaskPlan(MaskPlan.from_mask(mask).roles.masked_fill(drop, DROP), mask)
 
 
-class ReplaceMore:
+class ReplaceMore(Dropping):
     """The mask token at every hidden token, and of the visible ones `count` replaced: both are predicted (CCViT,
     arXiv:2303.04664, section 3.2: 20 of 196). What stands there says the corruption."""
+
+    replaces = True
 
     def __init__(self, count: int = 20):
         if count < 1:
@@ -79,8 +90,10 @@ class ReplaceMore:
         return MaskPlan(MaskPlan.from_mask(mask).roles.masked_fill(replaced, REPLACE), mask | replaced)
 
 
-class ReplaceAll:
+class ReplaceAll(Dropping):
     """Another content at every hidden token (GMML, SiT): nothing tells the network which are theirs."""
+
+    replaces = True
 
     def __call__(self, mask: Bool[Tensor, "b *grid"], generator: Generator | None = None, groups: int = 1) -> MaskPlan:
         return MaskPlan(MaskPlan.from_mask(mask).roles.masked_fill(mask, REPLACE), mask)
@@ -97,5 +110,10 @@ def kept_tokens(plan: MaskPlan, groups: int = 1) -> tuple[Int[Tensor, "b m"], li
         return None
     counts = there.sum(1)
     order = (~there).long().argsort(dim=1, stable=True)[:, : int(counts.max())]
-    inside = torch.arange(order.shape[1]) < counts[:, None]
-    return order.masked_fill(~inside, 0), counts.tolist()
+    numbers = counts.tolist()
+    return order.masked_fill(~no_padding(numbers), 0), numbers
+
+
+def no_padding(counts: list[int]) -> Bool[Tensor, "b m"]:
+    """The first `counts` of each row, of as many as the longest has."""
+    return torch.arange(max(counts)) < torch.tensor(counts)[:, None]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from maskgen.mim.auxiliary import ClassDistillation, InfoNCE, LossPrediction
-from maskgen.mim.objective import OBJECTIVES, Objective
+from maskgen.mim.dropping import kept_tokens, no_padding
+from maskgen.mim.objective import OBJECTIVES, Objective, Reduction
+from maskgen.mim.plan import MaskPlan
 from maskgen.mim.targets import TARGETS, CentredSoftmax
 from maskgen.parts import Part, build
 
@@ -24,6 +26,7 @@ class Outcome:
     target, predict: what is wanted, (b, n) or (b, n, d), and bool (b, n) where.
     part, objective: what made the target, and what measures it.
     sources: what targets are made of, by name.
+    plan, groups: what was hidden (on the CPU), and codes a place.
     views: rows are `views` blocks, one view of the same pictures each.
     small: the network's output for further, smaller views, a block each.
     """
@@ -34,8 +37,18 @@ class Outcome:
     part: Callable[[Any], Tensor]
     objective: Objective
     sources: dict[str, Any]
+    plan: MaskPlan
+    groups: int = 1
     views: int = 1
     small: Any = None
+
+    def pooled(self) -> Float[Tensor, "b w"]:
+        """The mean of a row's features, those of padding left out."""
+        features, kept = self.output.features, kept_tokens(self.plan, self.groups)
+        if kept is None:
+            return features.mean(1)
+        there = no_padding(kept[1])[..., None].to(features)
+        return (features * there).sum(1) / there.sum(1)
 
     def made(self, name: str, how: str) -> Tensor:
         """Something of the network's output.
@@ -116,9 +129,15 @@ class PredictedLoss(Term):
         kind, reduction: see :class:`maskgen.mim.auxiliary.LossPrediction`.
     """
 
-    def __init__(self, kind: str = "relative", reduction: str = "token", weight: float = 1.0, width: int = 0):
+    def __init__(
+        self,
+        kind: Literal["relative", "absolute"] = "relative",
+        reduction: Reduction = "token",
+        weight: float = 1.0,
+        width: int = 0,
+    ):
         super().__init__(weight)
-        self.prediction = LossPrediction(kind, reduction)  # type: ignore[arg-type]
+        self.prediction = LossPrediction(kind, reduction)
 
     def forward(self, outcome: Outcome) -> dict[str, Tensor]:
         how = "set model.branch_type: decoder and branch_predictions: 1"
@@ -175,7 +194,7 @@ class Contrast(Term):
     def forward(self, outcome: Outcome) -> dict[str, Tensor]:
         if outcome.views != 2:
             raise ValueError(f"info_nce needs two views, there is {outcome.views}; set augment: {{type: views}}")
-        first, second = self.projection(outcome.output.features.mean(1)).chunk(2)
+        first, second = self.projection(outcome.pooled()).chunk(2)
         return self.contrast(first, second)
 
 

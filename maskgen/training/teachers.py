@@ -21,7 +21,8 @@ from maskgen.training.offline import TEACHER as OTHERS
 class RunTeacher(Teacher):
     """The (encoder of the) transformer of a run of ours, a generator's or a representation's.
 
-    Beside its features it gives its class token, and that one's attention in the last block, where it has a register.
+    Beside its features it gives its class token, and that one's attention in the last block, where it has a register;
+    a network that classes modulate (adaLN) gives its features alone.
 
     Args:
         path: of the run, or its pipeline's folder.
@@ -43,14 +44,17 @@ class RunTeacher(Teacher):
     @torch.no_grad()
     def sources(self, pixels: Float[Tensor, "b c H W"], grid: tuple[int, int]) -> dict[str, Any]:
         transformer, tokens = self.backbone.transformer, self.backbone.tokenizer.encode(pixels)
+        if not transformer.prefix or transformer.modulated:
+            last = [layer.float() for layer in transformer.layers(tokens)[-self.count :]]
+            return {"features": [self.resized(self._map(x, pixels), grid) for x in last]}
         made, attention = transformer.layers_and_attention(tokens)
         last = [layer.float() for layer in made[-self.count :]]
-        found: dict[str, Any] = {"features": [self.resized(self._map(x, pixels), grid) for x in last]}
-        if transformer.prefix:
-            found["class_features"] = [x[:, 0, :, None, None] for x in last]
-            maps = attention.unflatten(1, self._grid(pixels))[:, None]
-            found["attention"] = self.resized(maps, grid).flatten(1)
-        return found
+        maps = attention.unflatten(1, self._grid(pixels))[:, None]
+        return {
+            "features": [self.resized(self._map(x, pixels), grid) for x in last],
+            "class_features": [x[:, 0, :, None, None] for x in last],
+            "attention": self.resized(maps, grid).flatten(1),
+        }
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
         h, w = self.backbone.tokenizer.grid((pixels.shape[2], pixels.shape[3]))
@@ -101,7 +105,9 @@ class EMATeacher(Frozen):
         output = network(tokens, nothing, attention=network.prefix > 0)
         values = (output.predictions if self.of == "predictions" else output.features).float()
         found: dict[str, Any] = {"features": values.transpose(1, 2).unflatten(2, grid)}
-        if output.class_predictions is not None:
+        if self.of == "features" and network.prefix:
+            found["class_features"] = output.prefix[:, 0].float()
+        elif self.of == "predictions" and output.class_predictions is not None:
             found["class_features"] = output.class_predictions.float()
         if output.attention is not None:
             found["attention"] = output.attention.float()
