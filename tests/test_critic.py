@@ -14,7 +14,7 @@ from maskgen.pipelines.predictor import CriticScores, by_rows
 from maskgen.pipelines.raster import draw_raster
 from maskgen.pipelines.store import fingerprint, load_tokenizer
 from maskgen.training.autoregressive_stage import NextCode
-from maskgen.training.critic_stage import Critic, CriticStage, ranking
+from maskgen.training.critic_stage import Critic, CriticStage, ranking, started_from
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
@@ -105,6 +105,26 @@ def test_the_drawn_are_the_generators_and_the_rest_is_real(toy):
     assert (tokens.flatten(1)[drawn] != real[drawn]).float().mean() > 0.8  # 15 of 16
     assert drawn.any(1).all()
     assert len(drawn.sum(1).unique()) > 4  # by the schedule, row by row
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_without_a_model_it_starts_as_the_generator(toy, tmp_path, groups):
+    pipeline = generator(groups=groups, quantizer={"codebook_size": 64, "dim": 4} if groups > 1 else None)
+    torch.nn.init.normal_(pipeline.transformer.head.weight)
+    network = started_from(pipeline.transformer, groups).eval()
+    tokens = torch.randint(8, (2, 4, 4) if groups == 1 else (2, 4, 4, 2))
+    nothing = torch.zeros(tokens.shape, dtype=torch.bool)
+    mine, theirs = (
+        network(tokens, nothing, torch.tensor([0, 1])),
+        pipeline.transformer.eval()(tokens, nothing, torch.tensor([0, 1])),
+    )
+    assert mine.features.equal(theirs.features)
+    assert not mine.predictions.any()
+    assert mine.predictions[0].numel() == tokens[0].numel()
+    if groups == 1:
+        stage = {"type": "critic", "generator": "generator"}
+        folder = run("like", stage, toy, Training(20, **SETTINGS), holdout=8)
+        assert read_metrics(folder / "metrics.jsonl")[-1]["holdout/ranking"] > 0.8
 
 
 def test_the_loss_is_the_cross_entropy_of_all_tokens():
@@ -237,7 +257,8 @@ def test_the_baseline_needs_one_code_a_place(toy):
 def test_the_configurations_train(name, toy):
     config = load(f"generation/{name}", [])
     stage = config["stage"]
-    stage["model"] = {**stage["model"], **MODEL}
+    if "model" in stage:
+        stage["model"] = {**stage["model"], **MODEL}
     stage["generator" if "generator" in stage else "tokenizer"] = "generator"
     folder = run(name, stage, toy, Training(1, **SETTINGS))
     assert np.isfinite(read_metrics(folder / "metrics.jsonl")[-1]["model/loss"])

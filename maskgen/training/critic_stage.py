@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from maskgen.pipelines.tokens import Places
 from maskgen.training.batches import MapDataset
 from maskgen.training.generator_stage import SCHEDULER, check_cache, held_out, sample_sheet, tokens_of
 from maskgen.training.masked import GIVEN
-from maskgen.transformer.model import TRANSFORMERS
+from maskgen.transformer.model import TRANSFORMERS, MaskTransformer
 
 RATIO = Part(RATIOS)
 NETWORK = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
@@ -64,6 +65,15 @@ def ranking(scores: Float[Tensor, "b n"], drawn: Bool[Tensor, "b n"]) -> Float[T
     return ((above + 0.5 * level) * pairs).sum() / pairs.sum()
 
 
+def started_from(generator: MaskTransformer, predictions: int) -> MaskTransformer:
+    """A network like the generator, with its weights and a head of zeros for so many predictions a place."""
+    arguments = {k: generator.config[k] for k in inspect.signature(MaskTransformer.__init__).parameters if k != "self"}
+    network = MaskTransformer(**{**arguments, "predictions": predictions})
+    weights = {k: v for k, v in generator.state_dict().items() if not k.startswith("head.")}
+    network.load_state_dict(weights, strict=False)
+    return network
+
+
 class CriticStage:
     """Train a critic of a trained generator on the generator's own data.
 
@@ -75,7 +85,8 @@ class CriticStage:
         generator: the run or pipeline whose draws are judged.
         dataset: the training set (given by the run), with ``codes`` of the generator's tokenizer or ``pixels``.
         holdout: kept out of training (given by the run); its loss and ranking are reported.
-        model: the critic's transformer; the paper's is as large as the generator.
+        model: the critic's transformer; None is the generator's own with its weights to start from and a new head (the
+            paper's critic is as large as the generator, from random weights).
         ratio: how much is hidden; the paper's is the generator's own schedule.
         scheduler: how the pipeline decodes; None is the generator's with order ``critic``.
         samples_per_class: columns of the picture grid; `sample_classes` at most are its rows.
@@ -89,7 +100,7 @@ class CriticStage:
         generator: str,
         dataset: MapDataset,
         holdout: MapDataset | None = None,
-        model: Annotated[Any, NETWORK] = {},  # noqa: B006
+        model: Annotated[Any, NETWORK] | None = None,
         ratio: Annotated[Any, RATIO] = "cosine",
         scheduler: Annotated[Any, SCHEDULER] | None = None,
         samples_per_class: int = 8,
@@ -109,16 +120,19 @@ class CriticStage:
             )
         self.class_names = judged.config.class_names
         self.ratio, self.sampler, self.holdout = build(RATIO, ratio), RandomSampler(), holdout
-        network = build(
-            NETWORK,
-            model,
-            codebook_size=self.places.size,
-            grid=self.places.grid,
-            num_classes=classes,
-            token_dim=0,
-            predictions=self.places.groups,
-            **({"groups": self.places.groups} if self.places.groups > 1 else {}),
-        )
+        if model is None:
+            network = started_from(self.generator, self.places.groups)
+        else:
+            network = build(
+                NETWORK,
+                model,
+                codebook_size=self.places.size,
+                grid=self.places.grid,
+                num_classes=classes,
+                token_dim=0,
+                predictions=self.places.groups,
+                **({"groups": self.places.groups} if self.places.groups > 1 else {}),
+            )
         self.modules: dict[str, nn.Module] = {"model": Critic(network)}
         changes = {"order": "critic", "remask": "none", "roll": False}
         self.scheduler = (
