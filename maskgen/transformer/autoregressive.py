@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend
-from maskgen.transformer.layers import Block, Norm, Past, make_norm, modulate
+from maskgen.transformer.layers import Block, Norm, Past, initialise, make_norm, modulate
 from maskgen.transformer.positions import rotary
 
 
@@ -60,20 +60,7 @@ class CausalTransformer(ModelMixin, ConfigMixin):
             self.class_embedding = nn.Embedding(num_classes + 1, width)  # the last row: no class
             self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(depth))
             self.final_modulation = nn.Linear(width, 2 * width)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """As MaskTransformer: truncated normal 0.02, residual branches scaled; modulations and head start at zero."""
-        zeros = [self.head] + ([*self.modulations, self.final_modulation] if self.num_classes is not None else [])
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1 or name == "start":
-                nn.init.trunc_normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                parameter.data.mul_((2 * len(self.blocks)) ** -0.5)
-        for linear in zeros:
-            nn.init.zeros_(linear.weight)
+        initialise(self, [self.head, *([*self.modulations, self.final_modulation] if modulated else [])])
 
     @property
     def tokens(self) -> int:

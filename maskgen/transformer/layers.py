@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,25 @@ def make_norm(kind: Norm, width: int, affine: bool = True, eps: float = 1e-6) ->
     if kind == "rms":
         return nn.RMSNorm(width, eps=eps, elementwise_affine=affine)
     return nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
+
+
+def initialise(network: nn.Module, zeros: Iterable[Any]) -> None:
+    """Xavier's uniform weights (MAE, DiT), whose scale goes with the width: a narrow network learns slowly at a fixed
+    0.02. Zero biases; embeddings, positions and own tokens truncated normal 0.02; `zeros` start at zero (modulations of
+    adaLN-zero, heads)."""
+    own = ("mask_token", "register_tokens", "position_embedding", "first_embedding", "start")
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+    for name, parameter in network.named_parameters():
+        if name.split(".")[-1] in own:
+            nn.init.trunc_normal_(parameter, std=0.02)
+    for linear in zeros:
+        nn.init.zeros_(linear.weight)
 
 
 def take(x: Float[Tensor, "b n *d"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k *d"]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from maskgen.transformer.attention import Backend, Ragged, attention_probabilities
 from maskgen.transformer.groups import BitEmbedding, CodeEmbedding
 from maskgen.transformer.heads import LayerMix, Projector
-from maskgen.transformer.layers import Block, Norm, make_norm, modulate, take
+from maskgen.transformer.layers import Block, Norm, initialise, make_norm, modulate, take
 from maskgen.transformer.positions import rotary, sine_cosine, stretched
 from maskgen.transformer.relative import RelativeBias, biases, kept_pairs, of_queries
 from maskgen.transformer.windows import Windows
@@ -221,7 +221,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if branch_type != "none" and branch_predictions:
             self.branch_norm = make_norm(norm, last_width)
             self.branch_head = nn.Linear(last_width, branch_predictions)
-        self._initialise()
+        zeros = [self.head] if isinstance(self.head, nn.Linear) else []
+        initialise(self, zeros + ([*self.modulations, self.final_modulation] if self.modulated else []))
 
     def _check_heads(self, registers: int, depth: int, decoder_depth: int) -> None:
         """What goes with what.
@@ -250,24 +251,6 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         )
         if problem:
             raise ValueError(problem)
-
-    def _initialise(self) -> None:
-        """Xavier's uniform weights (MAE, DiT), whose scale goes with the width: a narrow network learns slowly from a
-        fixed 0.02. Zero biases; embeddings truncated normal 0.02; adaLN-zero's modulations and the head start at zero.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-        for name, parameter in self.named_parameters():
-            if name.split(".")[-1] in ("mask_token", "register_tokens", "position_embedding", "first_embedding"):
-                nn.init.trunc_normal_(parameter, std=0.02)
-        zeros = [self.head] if isinstance(self.head, nn.Linear) else []
-        for linear in zeros + ([*self.modulations, self.final_modulation] if self.modulated else []):
-            nn.init.zeros_(linear.weight)
 
     @property
     def null_class(self) -> int:
