@@ -382,3 +382,20 @@ def test_every_configuration_builds_its_tokenizer(name):
     size = config["data"].get("size", 32)
     grid = tokenizer.grid((size, size))
     assert all(side > 0 for side in grid)
+
+
+def test_places_normed_by_themselves_hear_of_their_surroundings_alone():
+    """With GroupNorm a change in one corner changes the codes of the other."""
+    pixels = torch.zeros(1, 3, 64, 64)
+    changed = pixels.clone()
+    changed[..., :8, :8] = torch.rand(3, 8, 8)
+    differ = {}
+    for groups in (0, 4):
+        torch.manual_seed(0)
+        parts = {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": groups}
+        tokenizer = Tokenizer(parts, {"type": "none", "dim": 4}, parts).eval()
+        with torch.no_grad():
+            codes = [tokenizer.encode(x) for x in (pixels, changed)]
+        differ[groups] = bool((codes[0] != codes[1])[:, 24:, 24:].any())
+        assert (codes[0] != codes[1]).any()
+    assert differ == {0: False, 4: True}

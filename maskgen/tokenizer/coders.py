@@ -41,7 +41,8 @@ class ConvEncoder(nn.Module):
         downsample: ``conv``, 3x3 of stride 2; ``conv4``, 4x4 (MaskGIT's ``conv_downsample``); or ``pool``, mean of 2x2,
             which MaskGIT's published VQGAN has.
         hidden_dim: the head goes through so many channels (3x3, then 1x1), as taming's ``z_channels``; 0 is one 1x1.
-        groups: of the norms.
+        groups: of the norms, whose statistics are of the whole picture; with 0 each place is normed by itself, and a
+            code depends on the pixels around it alone: what does not change keeps its code (Moving MNIST's blank).
         latent_dim: channels of the latents.
     """
 

@@ -29,8 +29,17 @@ def token_grid(size: tuple[int, int], factor: int) -> tuple[int, int]:
     return size[0] // factor, size[1] // factor
 
 
-def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
-    """`groups` groups where the channels allow it, else the largest divisor below."""
+class PlaceNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each place by itself: no place hears of what lies far from it."""
+
+    def forward(self, x: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b c *grid"]:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def group_norm(channels: int, groups: int = 32) -> nn.Module:
+    """GroupNorm of `groups` groups where the channels allow it, else of the largest divisor below; PlaceNorm of 0."""
+    if groups == 0:
+        return PlaceNorm(channels, eps=1e-6)
     groups = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
