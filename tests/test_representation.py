@@ -105,11 +105,12 @@ def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
         load_backbone(folder, 2)
 
 
-def test_mae_learns_to_predict_what_it_does_not_see(data):
-    stage = tiny("mae", data)
+@pytest.mark.parametrize("name", ["mae", "hiera"])
+def test_mae_learns_to_predict_what_it_does_not_see(name, data):
+    stage = tiny(name, data)
     stage["masking"]["target"]["normalise"] = "none"
     settings = Training(steps=200, batch_size=24, learning_rate=1e-2, warmup_steps=10, log_every=50, precision="fp32")
-    folder = run("mae", stage, data, settings)
+    folder = run(name, stage, data, settings)
     line = read_metrics(folder / "metrics.jsonl")[-1]
     with np.load("data.npz") as file:
         spread = (file["images"] / 127.5 - 1).var()

@@ -18,7 +18,7 @@ from maskgen.transformer.layers import make_norm, take
 from maskgen.transformer.mask_units import PoolingBlock, cut, joined, plain_block, rows
 from maskgen.transformer.model import TRANSFORMERS, Decoder, TransformerOutput, add_positions, with_positions
 
-CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Hiera(ModelMixin, ConfigMixin):
@@ -122,8 +122,8 @@ class Hiera(ModelMixin, ConfigMixin):
         axes = {name: len(c[name]) for name in ("patch", "kernel", "pool", "unit")}
         half = 2 ** (len(c.stages) - 1)
         problem = (
-            f"Hiera's {', '.join(axes)} are a number for each axis of the token grid {grid}, got {axes}"
-            if set(axes.values()) != {len(grid)}
+            f"Hiera's {', '.join(axes)} are one number an axis of the grid, (h, w) or (t, h, w); got {axes} for {grid}"
+            if set(axes.values()) != {len(grid)} or len(grid) not in CONVOLUTIONS
             else f"Hiera's kernel has an odd size along each axis, got {c.kernel}"
             if any(side % 2 == 0 for side in c.kernel)
             else f"Hiera reads pixels: give it tokens {{type: patches}} of {pixels}, not of {c.token_dim} values"
