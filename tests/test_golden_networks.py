@@ -24,6 +24,7 @@ from maskgen.mim.objective import MSE, CrossEntropy
 from maskgen.mim.targets import Pixels, patchify, unpatchify
 from maskgen.training.representation_stage import patches
 from maskgen.transformer.hiera import Hiera
+from maskgen.transformer.mask_units import cut
 from maskgen.transformer.model import MaskTransformer, TransformerOutput
 from maskgen.transformer.relative import offsets
 
@@ -543,11 +544,7 @@ def hiera(f: Fixture) -> State:
 
     target = Pixels(patch, frames, first_frame=len(grid) == 3)
     parts = {"dropping": "all", "target": target, "objective": "mse"}
-    names = " ".join(f"n{i}" for i in range(len(grid))), " ".join(f"w{i}" for i in range(len(grid)))
-    sizes = {f"n{i}": n for i, n in enumerate(coarse)} | {f"w{i}": n for i, n in enumerate(unit)}
-    inner = " ".join(f"n{i} w{i}" for i in range(len(grid)))
-    index = rearrange(torch.arange(math.prod(grid)), f"({inner}) -> ({names[0]}) ({names[1]})", **sizes)
-    of_kept = torch.stack([x[index[k]] for x, k in zip(scattered(output.features, keep, math.prod(grid)), kept)])
+    everywhere = scattered(output.features, keep, math.prod(grid)).unflatten(1, grid)
 
     def theirs(x: Tensor) -> Tensor:
         """A picture's values in the peer's order."""
@@ -555,7 +552,7 @@ def hiera(f: Fixture) -> State:
 
     return {
         "mask": seen,
-        "latent": of_kept.unflatten(2, unit),
+        "latent": cut(everywhere, unit)[torch.arange(len(kept))[:, None], kept],
         "pred_all": theirs(output.predictions),
         "pred_mask": ~masked.flatten(1),
         "loss": loss(model, tokens, masked, {"pixels": f.inputs["x"]}, **parts),

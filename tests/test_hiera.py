@@ -104,6 +104,15 @@ def test_every_parameter_learns_through_the_core(case):
     assert still == []
 
 
+def test_half_precision_is_near():
+    model = network(PICTURE)
+    tokens, masked, keep = given(model)
+    wanted = model(tokens, masked, keep=keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(tokens, masked, keep=keep)
+    torch.testing.assert_close(found.predictions.float(), wanted.predictions, atol=0.1, rtol=0.05)
+
+
 # --- Stages.
 
 

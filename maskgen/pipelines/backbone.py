@@ -80,7 +80,8 @@ def load_backbone(path: str | Path, layer: int = -1) -> Backbone:
     for folder in (Path(path) / "pipeline", Path(path)):
         config = folder / "transformer" / "config.json"
         if config.is_file():
-            kind = choose(classes, json.loads(config.read_text()).get("_class_name"), "network")
+            name = json.loads(config.read_text()).get("_class_name", MaskTransformer.__name__)
+            kind = choose(classes, name, "network")
             transformer = kind.from_pretrained(folder / "transformer")
             return Backbone(load_tokenizer(folder), transformer, layer).eval()
     raise FileNotFoundError(
