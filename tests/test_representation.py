@@ -23,6 +23,7 @@ ROWS = {
     **dict.fromkeys(("attmask", "ibot", "maskalign", "maskdistill"), FEATURES),
 }
 TINY = {"width": 16, "depth": 2, "heads": 2}
+HIERA = {"width": 16, "stages": [1, 1], "pools": 1, "heads": 2}  # 8 wide in its first block
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def data(tmp_path, monkeypatch):
 def tiny(name, data):
     """A configuration in everything but its size: 8-pixel patches of 32-pixel pictures, a 4x4 grid."""
     stage = load(f"representation/{name}", [])["stage"]
-    model = {**stage["model"], **TINY}
+    model = {**stage["model"], **(HIERA if stage["model"].get("type") == "hiera" else TINY)}
     small = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2, "branch_depth": 1, "branch_layer": 1}
     small |= {"branch_predictions": 192, "head_hidden": 12, "head_bottleneck": 8, "head_mixtures": 2}
     model |= {key: value for key, value in small.items() if key in model}
@@ -98,17 +99,18 @@ def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
     for layer in (0, -1):
         backbone = load_backbone(folder, layer)
         features = extract(backbone, NpzArrays("data.npz"), prefix=backbone.prefix, progress=False)
-        assert features.values.shape == (24, 16)
+        assert features.values.shape == (24, 8 if (name, layer) == ("hiera", 0) else 16)
         assert knn(features, features, ks=[3], progress=False).protocol
     with pytest.raises(ValueError, match="layer 2: this transformer has layers 0 to 1"):
         load_backbone(folder, 2)
 
 
-def test_mae_learns_to_predict_what_it_does_not_see(data):
-    stage = tiny("mae", data)
+@pytest.mark.parametrize("name", ["mae", "hiera"])
+def test_mae_learns_to_predict_what_it_does_not_see(name, data):
+    stage = tiny(name, data)
     stage["masking"]["target"]["normalise"] = "none"
     settings = Training(steps=200, batch_size=24, learning_rate=1e-2, warmup_steps=10, log_every=50, precision="fp32")
-    folder = run("mae", stage, data, settings)
+    folder = run(name, stage, data, settings)
     line = read_metrics(folder / "metrics.jsonl")[-1]
     with np.load("data.npz") as file:
         spread = (file["images"] / 127.5 - 1).var()

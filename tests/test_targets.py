@@ -102,11 +102,11 @@ def scene(shape=PICTURE):
 
 
 @pytest.mark.parametrize("normalise", ["none", "patch", "patch_channel"])
-@pytest.mark.parametrize("shape", [PICTURE, VIDEO])
-def test_no_hidden_pixel_reaches_a_picture(normalise, shape):
+@pytest.mark.parametrize(("shape", "first_frame"), [(PICTURE, False), (VIDEO, False), (VIDEO, True)])
+def test_no_hidden_pixel_reaches_a_picture(normalise, shape, first_frame):
     """Not even their mean and contrast, which a picture of normalised predictions needs from somewhere."""
     pixels, hidden = scene(shape)
-    target = Pixels(4, 1 if len(shape) == 4 else 2, normalise)
+    target = Pixels(4, 1 if len(shape) == 4 else 2, normalise, first_frame)
     predictions = target(pixels)
     patches = patchify(pixels, 4, target.frames)
     grid = (2, 3) if len(shape) == 4 else (2, 2, 3)
@@ -123,6 +123,20 @@ def test_peeking_gives_the_true_picture_and_not_peeking_another():
     apart = (patchify(blind, 4) - patchify(pixels, 4)).abs().amax(-1)
     assert (apart[hidden] > 0.01).all()
     assert (apart[~hidden] == 0).all()
+
+
+@pytest.mark.parametrize("normalise", ["none", "patch", "patch_channel"])
+def test_the_first_frames_alone_are_pictures_of_their_own(normalise):
+    """Statistics too are the first frame's; what is shown of a hidden cube is that frame, held."""
+    pixels, hidden = scene(VIDEO)
+    target = Pixels(4, 2, normalise, first_frame=True)
+    assert target(pixels).equal(Pixels(4, 1, normalise)(pixels[:, :, ::2]))
+    shown = target.picture(target(pixels), pixels, hidden, peek=True)
+    torch.testing.assert_close(shown[:, :, ::2], pixels[:, :, ::2], atol=1e-5, rtol=0)
+    cubes = patchify(shown, 4, 2).unflatten(-1, (2, -1))
+    assert cubes[:, :, 0][hidden].equal(cubes[:, :, 1][hidden])
+    visible = patchify(pixels, 4, 2).unflatten(-1, (2, -1))[~hidden]
+    assert cubes[~hidden].equal(visible)
 
 
 def test_pictures_of_raw_pixels_are_the_predictions():

@@ -116,14 +116,17 @@ SIZES = {
     "decoder_depth": 1,
     "decoder_width": 16,
     "decoder_heads": 2,
+    "unit": (1, 1, 1),
 }
+HIERA = {"width": 16, "heads": 2, "stages": [1, 1], "patch": [2, 1, 1], "kernel": [3, 3, 3], "pools": 1}
 COARSE = {"width": 8, "multipliers": [1, 2], "blocks": 1, "patch": 2}
 
 
 def shrunk(part):
     if not isinstance(part, dict):
         return part
-    return {key: SIZES.get(key, shrunk(value)) for key, value in part.items()}
+    small = {key: SIZES.get(key, shrunk(value)) for key, value in part.items()}
+    return {**small, **HIERA, "unit": [1, 1, 1]} if part.get("type") == "hiera" else small
 
 
 def trained(stage, data, folder):

@@ -17,6 +17,7 @@ from maskgen.evaluation.features import Features, extract
 from maskgen.evaluation.probes import PROTOCOLS, ProbeResult, finetune
 from maskgen.parts import choose
 from maskgen.pipelines.backbone import Backbone, load_backbone
+from maskgen.transformer.model import MaskTransformer
 
 TEST_SHARE = 5  # every fifth picture, where no test set is given
 
@@ -102,7 +103,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, classes: int):
         super().__init__()
         self.backbone = backbone
-        width = backbone.transformer.config["width"]
+        width = backbone.width
         self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
@@ -118,7 +119,7 @@ class Classifier(nn.Module):
         """
         transformer = self.backbone.transformer
         blocks = [list(block.parameters()) for block in transformer.blocks[: self.backbone.layer + 1]]
-        biases = list(transformer.relative)
+        biases = list(transformer.relative) if isinstance(transformer, MaskTransformer) else []
         for block, bias in zip(blocks if len(biases) > 1 else blocks[-1:], biases):
             block.extend(bias.parameters())
         named = dict(transformer.named_parameters())

@@ -140,26 +140,33 @@ def guessed(by: Statistics, hidden: Bool[Tensor, "b n"], grid: tuple[int, ...]) 
 class Pixels:
     """The pixels of each patch, normalised or not (MAE, SimMIM, VideoMAE), float32 (b, n, frames patch^2 c).
 
+    Of its frames Hiera predicts the first alone, (b, n, patch^2 c).
+
     The target is in the units of the pixels given.
 
     Args:
         patch: side of a token in pixels.
         frames: frames of a token (2 in VideoMAE).
         normalise: ``none`` (SimMIM), ``patch`` (MAE) or ``patch_channel`` (VideoMAE), see :func:`statistics`.
+        first_frame: of a token's frames the first is predicted, the others are not.
     """
 
     source = "pixels"
 
-    def __init__(self, patch: int = 16, frames: int = 1, normalise: Normalise = "patch"):
-        self.patch, self.frames, self.normalise = patch, frames, normalise
+    def __init__(self, patch: int = 16, frames: int = 1, normalise: Normalise = "patch", first_frame: bool = False):
+        self.patch, self.frames, self.normalise, self.first_frame = patch, frames, normalise, first_frame
 
     def __call__(self, pixels: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """
         Raises:
             ValueError: pixels that are not whole tokens.
         """
-        patches = patchify(pixels, self.patch, self.frames)
+        patches = self._wanted(patchify(pixels, self.patch, self.frames))
         return normalised(patches, statistics(patches, self.normalise, pixels.shape[1]))
+
+    def _wanted(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
+        """Of all values of a token, whose frames stand one after another."""
+        return patches[..., : patches.shape[-1] // self.frames] if self.first_frame else patches
 
     def picture(
         self,
@@ -172,15 +179,17 @@ class Pixels:
         """The visible patches as they are and the predictions at the hidden ones, or `everywhere`, for looking at.
 
         A normalised prediction says nothing of its patch's mean and contrast. They come from the visible patches, so
-        that no hidden pixel reaches the picture; `peek` takes the true ones (MAE's demo).
+        that no hidden pixel reaches the picture; `peek` takes the true ones (MAE's demo). A frame that is not predicted
+        shows its token's first.
         """
         patches = patchify(pixels, self.patch, self.frames).float()
         cells = [n // self.patch for n in pixels.shape[-2:]]
         grid = (pixels.shape[2] // self.frames, *cells) if pixels.ndim == 5 else tuple(cells)
-        by = statistics(patches, self.normalise, pixels.shape[1])
+        by = statistics(self._wanted(patches), self.normalise, pixels.shape[1])
         if not peek and self.normalise != "none":
             by = guessed(by, hidden, grid)
         made = denormalised(predictions, by)
+        made = made.repeat(1, 1, patches.shape[-1] // made.shape[-1])
         filled = made if everywhere else torch.where(hidden[..., None], made, patches)
         return unpatchify(filled, grid, self.patch, self.frames)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from maskgen.parts import choose
 from maskgen.pipelines.store import load_tokenizer, replace_folder
 from maskgen.tokenizer.model import Tokenizer
+from maskgen.transformer.hiera import NETWORKS, Hiera
 from maskgen.transformer.model import MaskTransformer
 
 
@@ -25,7 +29,7 @@ class Backbone(nn.Module):
         ValueError: no such layer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, transformer: MaskTransformer, layer: int = -1):
+    def __init__(self, tokenizer: Tokenizer, transformer: MaskTransformer | Hiera, layer: int = -1):
         super().__init__()
         depth = len(transformer.blocks)
         if not -depth <= layer < depth:
@@ -36,6 +40,12 @@ class Backbone(nn.Module):
     def prefix(self) -> int:
         """Tokens before the patches': a class in context, registers."""
         return self.transformer.prefix
+
+    @property
+    def width(self) -> int:
+        """Of the layer's features."""
+        block: Any = self.transformer.blocks[self.layer]
+        return block.norm2.normalized_shape[0]
 
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b n w"]:
@@ -64,11 +74,15 @@ def load_backbone(path: str | Path, layer: int = -1) -> Backbone:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: no such layer.
+        ValueError: no such layer, or a network of another kind.
     """
+    classes = {kind.__name__: kind for kind in NETWORKS.values()}
     for folder in (Path(path) / "pipeline", Path(path)):
-        if (folder / "transformer" / "config.json").is_file():
-            transformer = MaskTransformer.from_pretrained(folder / "transformer")
+        config = folder / "transformer" / "config.json"
+        if config.is_file():
+            name = json.loads(config.read_text()).get("_class_name", MaskTransformer.__name__)
+            kind = choose(classes, name, "network")
+            transformer = kind.from_pretrained(folder / "transformer")
             return Backbone(load_tokenizer(folder), transformer, layer).eval()
     raise FileNotFoundError(
         f"no transformer at {path}: give a run of a generator or of a representation, or its pipeline folder"

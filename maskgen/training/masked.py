@@ -10,22 +10,27 @@ from torch import Tensor
 
 from maskgen.mim.core import Learner, MaskedModeling
 from maskgen.mim.targets import CentredSoftmax
-from maskgen.parts import Part, build, split
-from maskgen.transformer.model import TRANSFORMERS, MaskTransformer
+from maskgen.parts import Part, build, choose, split
+from maskgen.transformer.hiera import NETWORKS
+from maskgen.transformer.model import TRANSFORMERS
 
 GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions", "action_dim")
 MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
+NETWORK = Part(NETWORKS, given=GIVEN, default="mask_transformer")  # those that make no pictures too
 MASKING = Part({"masked_modeling": MaskedModeling}, given=("width",), default="masked_modeling")
 
 Model = Annotated[Any, MODEL]
+Network = Annotated[Any, NETWORK]
 Masking = Annotated[Any, MASKING]
 
 
 def setting(model: Any, name: str) -> Any:
-    """An argument of the transformer that `model`, a spec or a transformer, asks for."""
+    """An argument of the network that `model`, a spec or a network, asks for; 1 where it has no such one (`groups`)."""
     if not isinstance(model, (str, Mapping)):
-        return model.config[name]
-    return split(model)[1].get(name, inspect.signature(MaskTransformer).parameters[name].default)
+        return model.config.get(name, 1)
+    kind, given = split(model, NETWORK.default)
+    argument = inspect.signature(choose(NETWORKS, kind, "part")).parameters.get(name)
+    return given.get(name, 1 if argument is None else argument.default)
 
 
 def build_masking(masking: Any, model: Any) -> MaskedModeling:
@@ -33,14 +38,17 @@ def build_masking(masking: Any, model: Any) -> MaskedModeling:
     return build(MASKING, masking, width=setting(model, "width"))
 
 
-def learner(model: Any, masking: MaskedModeling, wanted: Tensor | None, codes: int, **given: Any) -> Learner:
-    """Build the transformer and join it with its masked modeling.
+def learner(
+    model: Any, masking: MaskedModeling, wanted: Tensor | None, codes: int, part: Part = MODEL, **given: Any
+) -> Learner:
+    """Build the network and join it with its masked modeling.
 
     Args:
-        model: the transformer's spec.
+        model: the network's spec.
         wanted: an example of the target, (b, n) codes or (b, n, d) values; None where it is the teacher's softmax.
         codes: how many there are, of a target of codes.
-        given: what else the transformer is told.
+        part: the networks among which `model` chooses.
+        given: what else the network is told.
     """
     if isinstance(masking.target, CentredSoftmax):
         predictions = len(masking.target.centre)
@@ -50,7 +58,7 @@ def learner(model: Any, masking: MaskedModeling, wanted: Tensor | None, codes: i
         predictions = masking.objective.outputs(wanted.shape[-1])
     else:
         predictions = codes * setting(model, "groups")
-    return Learner(build(MODEL, model, predictions=predictions, **given), masking)
+    return Learner(build(part, model, predictions=predictions, **given), masking)
 
 
 def by_view(batch: dict[str, Any]) -> tuple[Tensor, int, Tensor | None]:

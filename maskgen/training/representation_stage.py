@@ -21,7 +21,7 @@ from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.losses import frames_of
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
-from maskgen.training.masked import Masking, Model, build_masking, by_view, learner
+from maskgen.training.masked import NETWORK, Masking, Network, build_masking, by_view, learner
 from maskgen.training.teachers import TEACHER, EMATeacher
 
 
@@ -40,8 +40,8 @@ class RepresentationStage:
     Args:
         dataset: the training pictures (given by the run); labels are not looked at.
         holdout: kept out of training (given by the run); its loss is reported.
-        tokens: what the transformer sees: ``patches`` of pixels, or the ``codes`` of a tokenizer (its ``path``).
-        model: the transformer.
+        tokens: what the network sees: ``patches`` of pixels, or the ``codes`` of a tokenizer (its ``path``).
+        model: the network, ``mask_transformer`` or ``hiera``.
         masking: the MIM core.
         target_tokenizer: the run of a tokenizer whose codes are the target where the tokens are patches (BEiT).
         teacher: whose features, attention or expected losses target and sampler look at; ``ema`` is the student's own
@@ -53,7 +53,7 @@ class RepresentationStage:
         dataset: MapDataset,
         holdout: MapDataset | None = None,
         tokens: Annotated[Any, TOKENS] = {},  # noqa: B006
-        model: Model = {},  # noqa: B006
+        model: Network = {},  # noqa: B006
         masking: Masking = {},  # noqa: B006
         target_tokenizer: str | None = None,
         teacher: Annotated[Any, TEACHER] | None = None,
@@ -73,6 +73,7 @@ class RepresentationStage:
             core,
             None if own and core.target.source == "features" else core.wanted(example, **sources),
             codes.codebook_size,
+            NETWORK,
             codebook_size=self.tokenizer.codebook_size,
             grid=grid_of(example),
             num_classes=None,

@@ -16,6 +16,7 @@ from maskgen.mim.teachers import Teacher
 from maskgen.parts import Part
 from maskgen.pipelines.backbone import load_backbone
 from maskgen.training.offline import TEACHER as OTHERS
+from maskgen.transformer.model import MaskTransformer
 
 
 class RunTeacher(Teacher):
@@ -27,11 +28,16 @@ class RunTeacher(Teacher):
     Args:
         path: of the run, or its pipeline's folder.
         layers: how many of the last blocks' features are given (5 for MaskAlign).
+
+    Raises:
+        ValueError: fewer blocks, or a network whose blocks differ in size.
     """
 
     def __init__(self, path: str, layers: int = 1):
         super().__init__()
         self.backbone = load_backbone(path)
+        if not isinstance(self.backbone.transformer, MaskTransformer):
+            raise ValueError(f"teacher.path {path}: a Hiera's blocks differ in size; give a run of a mask_transformer")
         depth = len(self.backbone.transformer.blocks)
         if not 1 <= layers <= depth:
             raise ValueError(f"teacher.layers {layers}: this run's network has 1 to {depth}")
@@ -43,7 +49,8 @@ class RunTeacher(Teacher):
 
     @torch.no_grad()
     def sources(self, pixels: Float[Tensor, "b c H W"], grid: tuple[int, int]) -> dict[str, Any]:
-        transformer, tokens = self.backbone.transformer, self.backbone.tokenizer.encode(pixels)
+        transformer: Any = self.backbone.transformer
+        tokens = self.backbone.tokenizer.encode(pixels)
         if not transformer.prefix or transformer.modulated:
             last = [layer.float() for layer in transformer.layers(tokens)[-self.count :]]
             return {"features": [self.resized(self._map(x, pixels), grid) for x in last]}
@@ -102,7 +109,7 @@ class EMATeacher(Frozen):
         grid = grid_of(tokens)
         network: Any = self.network
         nothing = torch.zeros(len(tokens), *grid, dtype=torch.bool, device=tokens.device)
-        output = network(tokens, nothing, attention=network.prefix > 0)
+        output = network(tokens, nothing, **({"attention": True} if network.prefix else {}))
         values = (output.predictions if self.of == "predictions" else output.features).float()
         found: dict[str, Any] = {"features": values.transpose(1, 2).unflatten(2, grid)}
         if self.of == "features" and network.prefix:

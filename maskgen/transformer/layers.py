@@ -137,7 +137,7 @@ class GatedMLP(nn.Module):
         self.up = nn.Linear(width, 2 * hidden if self.gated else hidden)
         self.down = nn.Linear(hidden, width)
 
-    def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+    def forward(self, x: Float[Tensor, "... w"]) -> Float[Tensor, "... w"]:
         if self.gated:  # two products, not one cut in halves: contiguous, which a processor likes
             gate, h = (F.linear(x, w, b) for w, b in zip(self.up.weight.chunk(2), self.up.bias.chunk(2)))
             return self.down(F.silu(gate) * h)

@@ -598,19 +598,24 @@ def placed(
     module: MaskTransformer | Decoder, x: Float[Tensor, "b n w"], grid: tuple[int, ...], prefix: int
 ) -> tuple[Tensor, Tensor | None]:
     """`x` with the module's position embeddings, and its rotary table (1, prefix + n, head width), if it has one."""
-    tables: Any = module
-    if module.positions == "learned":
-        x = x + stretched(tables.position_embedding, grid)
-    elif module.positions == "learned_sum":
-        first, others = stretched(tables.first_embedding, grid[:1]), stretched(tables.position_embedding, grid[1:])
-        x = x + (first[:, None] + others).flatten(0, 1)
-    elif module.positions == "sincos":
-        x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
+    x = with_positions(module, x, grid)
     return x, rotary(grid, prefix, x.shape[-1] // module.heads, x.device)[None] if module.rope else None
 
 
-def add_positions(module: MaskTransformer | Decoder, width: int, grid: tuple[int, ...]) -> None:
-    """The tables that :func:`placed` reads."""
+def with_positions(module: Any, x: Float[Tensor, "b n w"], grid: tuple[int, ...]) -> Float[Tensor, "b n w"]:
+    """`x` and the module's position embeddings, resized to `grid`."""
+    if module.positions == "learned":
+        x = x + stretched(module.position_embedding, grid)
+    elif module.positions == "learned_sum":
+        first, others = stretched(module.first_embedding, grid[:1]), stretched(module.position_embedding, grid[1:])
+        x = x + (first[:, None] + others).flatten(0, 1)
+    elif module.positions == "sincos":
+        x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
+    return x
+
+
+def add_positions(module: Any, width: int, grid: tuple[int, ...]) -> None:
+    """The tables that :func:`with_positions` reads."""
     if module.positions == "learned":
         module.position_embedding = nn.Parameter(torch.zeros(width, *grid))
     elif module.positions == "learned_sum":

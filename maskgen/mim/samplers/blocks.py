@@ -20,7 +20,7 @@ class UnitSampler(Sampler):
     their stages. The number of hidden *units* is exact.
 
     Args:
-        unit: tokens of a unit along every axis, or one number an axis (``[1, 8, 8]`` for Hiera's video units).
+        unit: tokens of a unit along every axis, or one number an axis (``[1, 2, 2]`` for Hiera's video units).
         rounding: SimMIM, ConvMAE and Hiera ``ceil``, SparK ``round``.
         least: 0 lets a row of ratio 0 hide nothing.
 

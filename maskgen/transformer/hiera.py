@@ -1,0 +1,257 @@
+"""Hiera: stages of attention that widen and pool, on mask units that may be left out (arXiv:2306.00989)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from maskgen.transformer.attention import Backend
+from maskgen.transformer.layers import make_norm, take
+from maskgen.transformer.mask_units import PoolingBlock, cut, joined, plain_block, rows
+from maskgen.transformer.model import TRANSFORMERS, Decoder, TransformerOutput, add_positions, with_positions
+
+CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Hiera(ModelMixin, ConfigMixin):
+    """Patches of pixels, whole mask units of them left out, to values (Ryali et al. 2023, section 3).
+
+    The tokens are put together to a picture or video again, zero where they are left out. A convolution whose kernels
+    overlap makes small patches of it, and those of the units left out are dropped. From stage to stage width and heads
+    double. The first block of each of the next `pools` stages pools: queries are maxima of `pool` neighbours, and after
+    the last pooling there are as many places as tokens. Pooling never crosses a mask unit, nor does the attention of
+    the first stages, so any units may be missing. What the stages before the last pooling made is brought to its
+    resolution and added at the end (multi-scale fusion); a decoder as MAE's predicts.
+
+    Args:
+        codebook_size, num_classes: 0 and None: tokens are pixels, and there is no condition.
+        grid: of the tokens, (h, w) or (t, h, w); positions are resized to others.
+        token_dim: values of a token, (channels, \\*pixels) flattened, of ``patch * pool**pools`` pixels along each
+            axis: what ``patches`` are.
+        predictions: values predicted a token; 0 is `token_dim`.
+        width, heads: of the last stage (Hiera-B: 768 and 8); each before has half of both.
+        stages: blocks of each.
+        patch, kernel: stride and (odd) size of the first convolution, a number an axis (video: [2, 4, 4] and
+            [3, 7, 7]).
+        pool: neighbours along each axis that become one (video: [1, 2, 2]).
+        pools: how often; less than there are stages (MAE: 2, a token is 16 x 16 pixels).
+        unit: tokens of a mask unit along each axis (2 x 2: 32 x 32 pixels; video: [1, 2, 2]).
+        unit_stages: so many of the first stages attend within mask units, the others to all. A stage's first block,
+            which pools, still attends as the stage before.
+        mlp_ratio: hidden width of the MLPs over the width.
+        positions: added to the small patches: ``learned``, or ``learned_sum`` of time's and space's (video).
+        decoder_depth, decoder_width, decoder_heads: of the decoder.
+        backend: of attention, see :mod:`maskgen.transformer.attention`.
+
+    Raises:
+        ValueError: sizes that do not go together.
+    """
+
+    config_name = "config.json"
+    prefix = 0  # no token without a place
+
+    @register_to_config
+    def __init__(
+        self,
+        codebook_size: int,
+        grid: tuple[int, ...] | list[int],
+        num_classes: int | None = None,
+        token_dim: int = 0,
+        predictions: int = 0,
+        width: int = 768,
+        heads: int = 8,
+        stages: list[int] = [2, 3, 16, 3],  # noqa: B006
+        patch: list[int] = [4, 4],  # noqa: B006
+        kernel: list[int] = [7, 7],  # noqa: B006
+        pool: list[int] = [2, 2],  # noqa: B006
+        pools: int = 2,
+        unit: list[int] = [2, 2],  # noqa: B006
+        unit_stages: int = 2,
+        mlp_ratio: float = 4.0,
+        positions: Literal["learned", "learned_sum"] = "learned",
+        decoder_depth: int = 8,
+        decoder_width: int = 512,
+        decoder_heads: int = 16,
+        backend: Backend = "auto",
+    ):
+        super().__init__()
+        self.token = tuple(p * s**pools for p, s in zip(patch, pool))
+        self.unit, self.positions = tuple(unit), positions
+        self._check(tuple(grid))
+        halves = [2**i for i in reversed(range(len(stages)))]
+        widths, each_heads = [width // half for half in halves], [heads // half for half in halves]
+
+        kind = CONVOLUTIONS[len(grid)]
+        padding = [k // 2 for k in kernel]
+        self.patch_embedding = kind(token_dim // math.prod(self.token), widths[0], kernel, patch, padding)
+        add_positions(self, widths[0], tuple(n * s**pools for n, s in zip(grid, pool)))
+        self.blocks, self.within = nn.ModuleList(), []
+        for stage, depth in enumerate(stages):
+            if stage:
+                stride = pool if stage <= pools else [1] * len(pool)
+                first = PoolingBlock(widths[stage - 1], widths[stage], each_heads[stage], mlp_ratio, stride, backend)
+                self.blocks.append(first)
+                self.within.append(stage - 1 < unit_stages)
+            for _ in range(depth - bool(stage)):
+                self.blocks.append(plain_block(widths[stage], each_heads[stage], mlp_ratio, backend))
+                self.within.append(stage < unit_stages)
+        self.ends = [end - 1 for end in accumulate(stages)]
+        self.fusions = nn.ModuleList()
+        for stage in range(pools):
+            sides = [s ** (pools - stage) for s in pool]
+            self.fusions.append(kind(widths[stage], width, sides, sides))
+        self.encoder_norm = make_norm("layer", width)
+        blocks = [plain_block(decoder_width, decoder_heads, mlp_ratio, backend) for _ in range(decoder_depth)]
+        self.decoder = Decoder(
+            width, decoder_width, decoder_heads, blocks, tuple(grid), "learned", rope=False, pad="mask_token"
+        )
+        self.final_norm = make_norm("layer", decoder_width)
+        self.head = nn.Linear(decoder_width, predictions or token_dim)
+        self._initialise()
+
+    def _check(self, grid: tuple[int, ...]) -> None:
+        c, pixels = self.config, " x ".join(map(str, self.token))
+        axes = {name: len(c[name]) for name in ("patch", "kernel", "pool", "unit")}
+        half = 2 ** (len(c.stages) - 1)
+        problem = (
+            f"Hiera's {', '.join(axes)} are one number an axis of the grid, (h, w) or (t, h, w); got {axes} for {grid}"
+            if set(axes.values()) != {len(grid)} or len(grid) not in CONVOLUTIONS
+            else f"Hiera's kernel has an odd size along each axis, got {c.kernel}"
+            if any(side % 2 == 0 for side in c.kernel)
+            else f"Hiera reads pixels: give it tokens {{type: patches}} of {pixels}, not of {c.token_dim} values"
+            if c.codebook_size or not c.token_dim or c.token_dim % math.prod(self.token)
+            else "Hiera has no class condition; leave num_classes out"
+            if c.num_classes is not None
+            else f"pools {c.pools} must be less than the {len(c.stages)} stages, each of a block or more"
+            if c.pools >= len(c.stages) or min(c.stages) < 1
+            else f"width {c.width} and heads {c.heads} are halved from stage to stage: give multiples of {half}, and "
+            "heads that divide the width"
+            if c.width % half or c.heads % half or c.width % c.heads
+            else "Hiera needs a decoder: set decoder_depth to 1 or more, and decoder_heads that divide decoder_width"
+            if c.decoder_depth < 1 or c.decoder_width % c.decoder_heads
+            else None
+        )
+        if problem:
+            raise ValueError(problem)
+        self._units(grid)
+
+    def _initialise(self) -> None:
+        """MAE's: Xavier's uniform weights, the patch embedding's too; zero biases; truncated normals of 0.02."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))  # a view
+        for name, parameter in self.named_parameters():
+            if name.split(".")[-1] in ("mask_token", "position_embedding", "first_embedding"):
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b *grid d"],
+        masked: Bool[Tensor, "b *grid"],
+        labels: None = None,
+        keep: Int[Tensor, "b m"] | None = None,
+        kept: Sequence[int] | None = None,
+    ) -> TransformerOutput:
+        """Predict all tokens; features (b, m, width) are the encoder's at `keep`, normed.
+
+        Args:
+            tokens: (b, \\*grid, d); what stands at dropped places is ignored.
+            masked: bool (b, \\*grid), True at the dropped places and nowhere else.
+            labels: None.
+            keep: flat positions of the tokens of the mask units that are seen; all when None.
+            kept: None, as every row keeps as many.
+
+        Raises:
+            ValueError: other tokens than those of whole mask units are dropped, or rows drop different numbers.
+        """
+        grid, n = tuple(masked.shape[1:]), masked[0].numel()
+        units = self._kept_units(masked, keep, kept)
+        seen = self._embedded(tokens.masked_fill(masked[..., None], 0))
+        places = cut(torch.arange(n, device=tokens.device).view(1, *grid), self.unit).flatten(2)
+        if units is not None:
+            seen, places = take(seen, units), places[0, units]
+        x = self.encoder_norm(self._fused(self._walk(seen))).flatten(1, -2)
+        index = places.flatten(1)[..., None].expand_as(x)  # tokens stand unit by unit
+        everywhere = x.new_zeros(len(x), n, x.shape[-1]).scatter(1, index, x)
+        features = everywhere if keep is None else take(everywhere, keep)
+        prefix = features[:, :0]
+        h = self.decoder(prefix, features, masked, keep, None, [None] * len(self.decoder.blocks), None)
+        return TransformerOutput(self.head(self.final_norm(h)), features, prefix)
+
+    def layers(self, tokens: Float[Tensor, "b *grid d"]) -> list[Float[Tensor, "b n w"]]:
+        """What each block makes of everything, row by row, at its own resolution and width; without the fusion and its
+        norm, which serve the decoder and are left out of fine-tuning. For probes, which choose a layer."""
+        counts = self._units(tuple(tokens.shape[1:-1]))
+        return [joined(x, counts).flatten(1, -2) for x in self._walk(self._embedded(tokens))]
+
+    def _units(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """How many mask units stand along each axis.
+
+        Raises:
+            ValueError: they do not tile the grid.
+        """
+        if any(n % side for n, side in zip(grid, self.unit)):
+            raise ValueError(
+                f"mask units of {self.unit} tokens do not tile a grid of {grid}; resize or crop the pixels"
+            )
+        return tuple(n // side for n, side in zip(grid, self.unit))
+
+    def _kept_units(self, masked: Tensor, keep: Tensor | None, kept: Sequence[int] | None) -> Int[Tensor, "b k"] | None:
+        """Numbers of the mask units that are seen; None is all. The check waits for the device, once a step."""
+        self._units(tuple(masked.shape[1:]))
+        seen = torch.ones_like(masked)
+        if keep is not None:
+            seen = torch.zeros_like(masked).flatten(1).scatter(1, keep, True).view_as(masked)
+        inside = cut(seen, self.unit).flatten(2)
+        whole = inside.all(-1)
+        if kept is not None or bool((inside.any(-1) != whole).any() | (seen == masked).any()):
+            raise ValueError(
+                f"Hiera leaves out whole mask units of {self.unit} tokens, as many in every row, and has no mask token "
+                f"before its decoder: set masking.ratio: {{type: fixed}}, masking.sampler: {{type: units, unit: "
+                f"{list(self.unit)}}} and masking.dropping: all"
+            )
+        if keep is None:
+            return None
+        return (~whole).long().argsort(dim=1, stable=True)[:, : keep.shape[1] // math.prod(self.unit)]
+
+    def _embedded(self, tokens: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b u ..."]:
+        """Small patches with their positions, by mask unit."""
+        grid = tuple(tokens.shape[1:-1])
+        cells = tokens.flatten(1, -2).unflatten(-1, (-1, *self.token)).movedim(2, -1)
+        pixels = joined(cells, grid).movedim(-1, 1).to(self.patch_embedding.weight.dtype)
+        x = self.patch_embedding(pixels).movedim(1, -1)
+        small = tuple(x.shape[1:-1])
+        x = with_positions(self, x.flatten(1, -2), small).unflatten(1, small)
+        return cut(x, [n // count for n, count in zip(small, self._units(grid))])
+
+    def _walk(self, x: Float[Tensor, "b u ..."]) -> list[Float[Tensor, "b u ..."]]:
+        """What each block makes."""
+        made = []
+        for block, within in zip(self.blocks, self.within):
+            if isinstance(block, PoolingBlock):
+                x = block(x, within)
+            else:
+                x = block(rows(x, within), None, None).view(x.shape)
+            made.append(x)
+        return made
+
+    def _fused(self, made: list[Float[Tensor, "b u ..."]]) -> Float[Tensor, "b u ..."]:
+        """The last block's, and those of the stages before the last pooling at its resolution."""
+        x = made[-1]
+        for convolution, end in zip(self.fusions, self.ends):
+            earlier = convolution(made[end].flatten(0, 1).movedim(-1, 1)).movedim(1, -1)
+            x = x + earlier.unflatten(0, x.shape[:2])
+        return x
+
+
+NETWORKS = {**TRANSFORMERS, "hiera": Hiera}

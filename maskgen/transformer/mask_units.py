@@ -1,0 +1,79 @@
+"""Grids by mask unit (b, units, *cell, width), where cells shrink as Hiera pools, and the block that pools them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from maskgen.transformer.attention import Backend, attend
+from maskgen.transformer.layers import Block, GatedMLP, make_norm
+
+
+class PoolingBlock(nn.Module):
+    """The first block of a stage: another width, and queries and the skip connection pooled by their maximum.
+
+    Args:
+        width, wider: before and after.
+        heads: after.
+        mlp_ratio: hidden width of the MLP over `wider`.
+        stride: neighbours along each axis that become one.
+        backend: of attention.
+    """
+
+    def __init__(self, width: int, wider: int, heads: int, mlp_ratio: float, stride: Sequence[int], backend: Backend):
+        super().__init__()
+        self.heads, self.stride, self.backend = heads, tuple(stride), backend
+        self.norm1 = make_norm("layer", width)
+        self.skip = nn.Linear(width, wider)
+        self.qkv = nn.Linear(width, 3 * wider)
+        self.out = nn.Linear(wider, wider)
+        self.norm2 = make_norm("layer", wider)
+        self.mlp = GatedMLP(wider, mlp_ratio, "gelu")
+
+    def forward(self, x: Float[Tensor, "b u ..."], within: bool) -> Float[Tensor, "b u ..."]:
+        """Every mask unit alone where attention stays `within` it."""
+        h = self.norm1(x)
+        x = pooled(self.skip(h), self.stride)
+        q, k, v = self.qkv(h).chunk(3, dim=-1)
+        heads = [rows(part, within).unflatten(-1, (self.heads, -1)) for part in (pooled(q, self.stride), k, v)]
+        x = x + self.out(attend(heads[0], heads[1], heads[2], self.backend).flatten(2)).view(x.shape)
+        return x + self.mlp(self.norm2(x))
+
+
+def plain_block(width: int, heads: int, mlp_ratio: float, backend: Backend) -> Block:
+    """The block of every vision transformer."""
+    return Block(width, heads, mlp_ratio, "layer", "gelu", False, 0.0, False, backend)
+
+
+def rows(x: Float[Tensor, "b u ..."], within: bool) -> Float[Tensor, "r n w"]:
+    """Tokens that attend to each other: of a mask unit, or of all."""
+    return (x.flatten(0, 1) if within else x).flatten(1, -2)
+
+
+def pooled(x: Float[Tensor, "b u ..."], stride: Sequence[int]) -> Float[Tensor, "b u ..."]:
+    """The largest of neighbours, a number an axis."""
+    for axis, step in enumerate(stride, start=2):
+        x = x.unflatten(axis, (-1, step)).amax(axis + 1) if step > 1 else x
+    return x
+
+
+def cut(x: Shaped[Tensor, "b ..."], sides: Sequence[int]) -> Shaped[Tensor, "b u ..."]:
+    """A grid (b, \\*grid, ...) in blocks (b, blocks, \\*sides, ...), both row by row."""
+    axes = len(sides)
+    for i, side in enumerate(sides):
+        x = x.unflatten(1 + 2 * i, (-1, side))
+    blocks, inside = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    return x.permute(0, *blocks, *inside, *range(2 * axes + 1, x.ndim)).flatten(1, axes)
+
+
+def joined(x: Shaped[Tensor, "b u ..."], counts: Sequence[int]) -> Shaped[Tensor, "b ..."]:
+    """The inverse of :func:`cut`; `counts` blocks stand along each axis."""
+    axes = len(counts)
+    x = x.unflatten(1, tuple(counts))
+    pairs = [axis for i in range(1, axes + 1) for axis in (i, i + axes)]
+    x = x.permute(0, *pairs, *range(2 * axes + 1, x.ndim))
+    for i in range(1, axes + 1):
+        x = x.flatten(i, i + 1)
+    return x
