@@ -399,3 +399,17 @@ def test_places_normed_by_themselves_hear_of_their_surroundings_alone():
         differ[groups] = bool((codes[0] != codes[1])[:, 24:, 24:].any())
         assert (codes[0] != codes[1]).any()
     assert differ == {0: False, 4: True}
+
+
+def test_a_patch_can_be_coded_by_itself():
+    torch.manual_seed(0)
+    parts = {"width": 8, "multipliers": [1], "patch": 8, "groups": 0}
+    tokenizer = Tokenizer({**parts, "kernel": 1}, {"type": "none", "dim": 4}, parts).eval()
+    pixels = torch.rand(1, 3, 32, 32)
+    changed = pixels.clone()
+    changed[..., 8:16, 8:16] = 0
+    with torch.no_grad():
+        differ = (tokenizer.encode(pixels) != tokenizer.encode(changed)).any(-1)[0]
+    assert differ.nonzero().tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="kernel 2 must be odd"):
+        Tokenizer({**parts, "kernel": 2})

@@ -42,7 +42,9 @@ class ConvEncoder(nn.Module):
             which MaskGIT's published VQGAN has.
         hidden_dim: the head goes through so many channels (3x3, then 1x1), as taming's ``z_channels``; 0 is one 1x1.
         groups: of the norms, whose statistics are of the whole picture; with 0 each place is normed by itself, and a
-            code depends on the pixels around it alone: what does not change keeps its code (Moving MNIST's blank).
+            code depends on the pixels around it alone.
+        kernel: odd side of the convolutions (but those that halve); 1 with one level and `groups` 0 codes each patch by
+            itself: where nothing changes the code stays, whatever happens beside it.
         latent_dim: channels of the latents.
     """
 
@@ -61,20 +63,24 @@ class ConvEncoder(nn.Module):
         downsample: Literal["conv", "conv4", "pool"] = "conv",
         hidden_dim: int = 0,
         groups: int = 32,
+        kernel: int = 3,
     ):
         super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} must be odd and at least 1")
         self.channels, self.patch = channels, patch
         self.downsampling = patch * 2 ** (len(multipliers) - 1)
-        widths, kernel = [width * m for m in multipliers], 4 if downsample == "conv4" else 3
-        layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, width, 3, padding=1, bias=residual == "taming")]
+        widths, halving = [width * m for m in multipliers], 4 if downsample == "conv4" else 3
+        around = {"kernel_size": kernel, "padding": kernel // 2}
+        layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, width, **around, bias=residual == "taming")]
         for i, (before, w) in enumerate(zip([width, *widths], widths)):
-            layers.append(_level(before, w, blocks, i in attention, residual, groups))
+            layers.append(_level(before, w, blocks, i in attention, residual, groups, kernel=kernel))
             if i < len(widths) - 1:
-                layers.append(nn.AvgPool2d(2) if downsample == "pool" else Downsample(w, kernel))
-        layers += _middle(widths[-1], middle_blocks, middle_attention, residual, groups)
+                layers.append(nn.AvgPool2d(2) if downsample == "pool" else Downsample(w, halving))
+        layers += _middle(widths[-1], middle_blocks, middle_attention, residual, groups, kernel=kernel)
         layers += [group_norm(widths[-1], groups), nn.SiLU()]
         if hidden_dim:
-            layers.append(nn.Conv2d(widths[-1], hidden_dim, 3, padding=1))
+            layers.append(nn.Conv2d(widths[-1], hidden_dim, **around))
         layers.append(nn.Conv2d(hidden_dim or widths[-1], latent_dim, 1))
         self.layers = Stack(*layers)
 
@@ -142,20 +148,28 @@ def _level(
     residual: Residual,
     groups: int,
     spatial: int | None = None,
+    kernel: int = 3,
 ) -> Stack:
     """`blocks` residual blocks, each followed by attention where asked."""
     layers: list[nn.Module] = []
     for i in range(blocks):
-        layers.append(ResidualBlock(in_channels if i == 0 else out_channels, out_channels, residual, groups, spatial))
+        before = in_channels if i == 0 else out_channels
+        layers.append(ResidualBlock(before, out_channels, residual, groups, spatial, kernel))
         if attention:
             layers.append(AttentionBlock(out_channels, groups, spatial))
     return Stack(*layers)
 
 
 def _middle(
-    width: int, blocks: int, attention: bool, residual: Residual, groups: int, spatial: int | None = None
+    width: int,
+    blocks: int,
+    attention: bool,
+    residual: Residual,
+    groups: int,
+    spatial: int | None = None,
+    kernel: int = 3,
 ) -> list[nn.Module]:
-    layers: list[nn.Module] = [ResidualBlock(width, width, residual, groups, spatial) for _ in range(blocks)]
+    layers: list[nn.Module] = [ResidualBlock(width, width, residual, groups, spatial, kernel) for _ in range(blocks)]
     return layers[:1] + [AttentionBlock(width, groups, spatial)] + layers[1:] if attention else layers
 
 

@@ -82,6 +82,7 @@ class ResidualBlock(nn.Module):
             ``maskgit`` has no biases, and there adds to the branch a 1x1 convolution *of the branch*, as MaskGIT's
             published VQGAN does.
         spatial_dim: channels of the latents for SpatialNorm; None for GroupNorm.
+        kernel: odd side of the convolutions.
     """
 
     def __init__(
@@ -91,13 +92,14 @@ class ResidualBlock(nn.Module):
         residual: Residual = "taming",
         groups: int = 32,
         spatial_dim: int | None = None,
+        kernel: int = 3,
     ):
         super().__init__()
         bias, self.of_branch = residual == "taming", residual == "maskgit" and in_channels != out_channels
         self.norm1 = make_norm(in_channels, groups, spatial_dim)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
         self.norm2 = make_norm(out_channels, groups, spatial_dim)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = nn.Conv2d(out_channels if self.of_branch else in_channels, out_channels, 1, bias=bias)
