@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -71,7 +71,7 @@ class ConvEncoder(nn.Module):
         self.channels, self.patch = channels, patch
         self.downsampling = patch * 2 ** (len(multipliers) - 1)
         widths, halving = [width * m for m in multipliers], 4 if downsample == "conv4" else 3
-        around = {"kernel_size": kernel, "padding": kernel // 2}
+        around: Any = {"kernel_size": kernel, "padding": kernel // 2}
         layers: list[nn.Module] = [nn.Conv2d(channels * patch**2, width, **around, bias=residual == "taming")]
         for i, (before, w) in enumerate(zip([width, *widths], widths)):
             layers.append(_level(before, w, blocks, i in attention, residual, groups, kernel=kernel))
