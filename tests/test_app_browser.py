@@ -212,6 +212,7 @@ def test_a_result_and_a_file_are_joined_and_pass_into_each_other(page, generated
     second.save(tmp_path / "second.png")
     upload(page, "#upload-second", tmp_path / "second.png")
     page.wait_for_function("document.querySelector('#second img')?.naturalWidth == 16")
+    page.get_by_role("tab", name="Join").click()
     draw(page, "join")
     joined = saved(page, tmp_path / "joined.png")
     made = pixels(joined)
@@ -221,6 +222,7 @@ def test_a_result_and_a_file_are_joined_and_pass_into_each_other(page, generated
     source = page.get_attribute("#second img", "src")
     page.click("#take-second")  # the joined one
     page.wait_for_function("old => document.querySelector('#second img')?.src != old", arg=source)
+    page.get_by_role("tab", name="Interpolate").click()
     page.fill("#frames input[type=number]", "3")
     draw(page, "interpolate")
     page.get_by_text("frame 3", exact=True).wait_for()

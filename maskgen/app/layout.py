@@ -133,7 +133,7 @@ def spaces(models: Models, name: str, gap: int = 0, keep: int = 0) -> dict[str, 
     width = models[name].size[1]
     values = {"gap": gap or width // 2, "keep": keep or width // 4}
     labels = {"gap": "Gap", "keep": "Keep of each"}
-    return {n: gr.Slider(1, 2 * width, v, step=1, label=labels[n], elem_id=n) for n, v in values.items()}
+    return {n: gr.Slider(1, 2 * width, v, step=1, label=labels[n], min_width=120, elem_id=n) for n, v in values.items()}
 
 
 def reopening() -> Again:
@@ -197,14 +197,15 @@ def tasks(models: Models) -> tuple[Controls, dict[str, gr.Button], Second]:
             buttons["vary"] = _button("Vary", "vary")
         with gr.Tab("Two pictures"):
             second = _second()
-            with gr.Row(equal_height=True):
-                with gr.Column(min_width=180):
-                    _help("**Interpolate**: from yours to the second. *Vary* says the share drawn anew half-way.")
+            with gr.Tabs():
+                with gr.Tab("Interpolate"):
+                    _help("Frames from your picture to the second. *Vary* says the share drawn anew half-way.")
                     controls["frames"] = gr.Slider(2, 16, 8, step=1, label="Frames", elem_id="frames")
                     buttons["interpolate"] = _button("Interpolate", "interpolate")
-                with gr.Column(min_width=180):
-                    _help("**Join**: yours on the left, the second on the right; in pixels at the model's height.")
-                    controls |= spaces(models, models.names[0])
+                with gr.Tab("Join"):
+                    _help("Your picture on the left, the second on the right. In pixels at the model's height.")
+                    with gr.Row():
+                        controls |= spaces(models, models.names[0])
                     buttons["join"] = _button("Join", "join")
     return controls, buttons, second
 
@@ -242,9 +243,9 @@ def results() -> Results:
         elem_id="gallery",
     )
     with gr.Row():
-        save = gr.DownloadButton("Save as PNG", size="sm", interactive=False, elem_id="save")
-        take = gr.Button("Edit this picture", size="sm", interactive=False, elem_id="take")
-        take_second = gr.Button("Take as second", size="sm", interactive=False, elem_id="take-second")
+        save = gr.DownloadButton("Save as PNG", size="sm", interactive=False, min_width=100, elem_id="save")
+        take = gr.Button("Edit this picture", size="sm", interactive=False, min_width=100, elem_id="take")
+        take_second = gr.Button("Take as second", size="sm", interactive=False, min_width=100, elem_id="take-second")
     with gr.Row():
         status = gr.Markdown("Nothing is drawn yet.", elem_classes="help", elem_id="status")
         stop = gr.Button("Stop", size="sm", min_width=80, scale=0, elem_id="stop")
