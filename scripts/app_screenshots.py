@@ -95,6 +95,7 @@ def main(address: str = "http://127.0.0.1:7860", folder: str | Path = IMAGES) ->
             work(page)
             page.mouse.move(5, 5)
             page.wait_for_timeout(6200)  # the decode's last frame stands still for a while
+            page.add_style_tag(content="#status { visibility: hidden }")  # the time that it took here
             page.screenshot(path=Path(folder) / name, full_page=True)
         browser.close()
 

@@ -134,7 +134,7 @@ def generated(page, tmp_path_factory):
     draw(page, "sample")
     page.wait_for_function("document.querySelectorAll('#gallery .thumbnail-item').length == 4")
     page.locator("#gallery .thumbnail-item").nth(1).click()
-    page.get_by_text("Save number 2 as PNG").wait_for()
+    page.get_by_text("Save number 2").wait_for()
     return saved(page, tmp_path_factory.mktemp("saved") / "generated.png")
 
 

@@ -148,7 +148,7 @@ class _Page:
                 columns=2 if len(files) < 3 else math.ceil(len(files) ** 0.5) + 1,
                 selected_index=0,
             ),
-            shown.save: gr.DownloadButton("Save number 1 as PNG", value=files[0], interactive=True),
+            shown.save: gr.DownloadButton("Save number 1", value=files[0], interactive=True),
             shown.film: gr.DownloadButton(value=film, interactive=film is not None),
             shown.take: gr.Button(interactive=True),
             shown.take_second: gr.Button(interactive=True),
@@ -156,7 +156,7 @@ class _Page:
 
     def picture_chosen(self, files: list[str], event: gr.SelectData) -> Updates:
         """One of the pictures was clicked."""
-        label = f"Save number {event.index + 1} as PNG"
+        label = f"Save number {event.index + 1}"
         return {self.results.chosen: event.index, self.results.save: gr.DownloadButton(label, value=files[event.index])}
 
     def taken(self, files: list[str], chosen: int) -> Updates:
