@@ -5,6 +5,7 @@ process, in turn, round after round; a ratio is taken within a round. README.md 
 
     python benchmarks/decode.py                           # the main sides, all cases -> results/decode.json
     python benchmarks/decode.py --set savings --batch 8 --steps 12 --schedule linear   # -> results/decode-savings.json
+    python benchmarks/decode.py --dtype bf16 --batch 8                                 # -> results/decode-bf16.json
     python benchmarks/decode.py --batch 8 --steps 8 --guidance 1 --rounds 2 --out /tmp/quick.json   # a minute
 """
 
@@ -255,8 +256,12 @@ def amused(size: Size, place: dict, res_blocks: int = 3) -> Side:
     return Side(f"UVit2DModel, {res_blocks} residual blocks at either end; AmusedScheduler", network, generate)
 
 
-def muse(size: Size, place: dict, flash: bool = True) -> Side:
-    """muse-maskgit-pytorch: MaskGitTransformer and MaskGit.generate, with one text token; no T5, no picture decoder."""
+def muse(size: Size, place: dict, flash: bool | None = None) -> Side:
+    """muse-maskgit-pytorch: MaskGitTransformer and MaskGit.generate, with one text token; no T5, no picture decoder.
+
+    `flash`: as it is shipped, True; False in bfloat16, where that attention raises: it multiplies bfloat16 values by
+    weights that its float32 maxima made float32, and under autocast fills bfloat16 scores with float32's lowest number.
+    """
     from muse_maskgit_pytorch import MaskGit, MaskGitTransformer, VQGanVAE, muse_maskgit_pytorch, t5
 
     class NoDecoder(VQGanVAE):
@@ -275,6 +280,7 @@ def muse(size: Size, place: dict, flash: bool = True) -> Side:
         def decode_from_ids(self, ids):
             return ids
 
+    flash = place["dtype"] == torch.float32 if flash is None else flash
     muse_maskgit_pytorch.tqdm = lambda steps, total: steps
     t5.T5_CONFIGS["none"] = {"config": SimpleNamespace(d_model=size.width)}
     network = MaskGitTransformer(
@@ -492,9 +498,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--dtype", choices=["fp32", "bf16"], default="fp32", help="of weights and activations (default: fp32)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     add("--threads", type=int, default=1, help="of PyTorch on the processor (default: 1)")
-    add("--out", type=Path, help="the JSON (default: benchmarks/results/decode.json, or decode-SET.json)")
+    add("--out", type=Path, help="the JSON (default: benchmarks/results/decode.json, or decode-SET-DTYPE.json)")
     options = parser.parse_args(arguments)
-    options.out = options.out or RESULTS / ("decode.json" if options.set == "main" else f"decode-{options.set}.json")
+    name = "-".join(["decode", *[x for x in (options.set, options.dtype) if x not in ("main", "fp32")]])
+    options.out = options.out or RESULTS / f"{name}.json"
     options.command = shlex.join(["python", "benchmarks/decode.py", *arguments])
     return options
 

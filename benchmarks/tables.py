@@ -44,10 +44,9 @@ def families(data: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "decode": lambda: decode.table(results("decode")),
-    "decode-variants": lambda: decode.table(results("decode-variants")),
     **{
         f"decode-{name}": lambda name=name: decode.processor_table(results(f"decode-{name}"))
-        for name in ("savings", "dropping", "raster")
+        for name in ("bf16", "variants", "savings", "dropping", "raster")
     },
     **{
         f"sampling-{name}": lambda name=name: sampling_table.table(results("sampling"), name)

@@ -233,14 +233,15 @@ def batch(
     out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("batch"),
     task: Annotated[str, typer.Option(help="of the rows that name none")] = "inpaint",
     model: Model = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FOLDER", help="a .gif of each row's decode there")] = None,
     device: Device = "auto",
 ) -> None:
     """A task for every row of a CSV; rows that fail are told at the end, the others are done."""
     from maskgen.pipelines.jobs import batch as run
-    from maskgen.pipelines.jobs import load
+    from maskgen.pipelines.jobs import load, pictures_in
 
-    paths = run(load(model, device), table, out, task, model)
-    print(f"{len(paths)} pictures in {out}")
+    paths = run(load(model, device), table, out, task, model, trace)
+    print(f"{pictures_in(paths)} pictures in {out}")
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""docs/images/app*.png: start `maskgen app` first, then give its address: `python scripts/app_screenshots.py`.
+"""docs/images/app*.png: start `maskgen app` first, then give its address (and a folder):
+`python scripts/app_screenshots.py`.
 
 Needs playwright and a Chromium.
 """
@@ -42,31 +43,60 @@ def choose_class(page: Any, name: str) -> None:
     page.keyboard.press("Enter")
 
 
-def main(address: str = "http://127.0.0.1:7860") -> None:
-    """Both pictures."""
+def generate(page: Any, name: str, seed: int) -> None:
+    """Four pictures of a class."""
+    choose_class(page, name)
+    page.fill("#seed input", str(seed))
+    draw(page, "sample")
+
+
+def completed(page: Any) -> None:
+    """Painted over, and completed."""
+    generate(page, "cat-face", 21)
+    page.click("#take")
+    page.wait_for_timeout(6000)
+    paint(page)
+    page.wait_for_timeout(500)
+    draw(page, "inpaint")
+
+
+def extended(page: Any) -> None:
+    """To the right."""
+    generate(page, "country-flag", 21)
+    page.click("#take")
+    page.wait_for_timeout(6000)
+    page.get_by_role("tab", name="Extend").click()
+    draw(page, "outpaint")
+
+
+def interpolated(page: Any) -> None:
+    """From one result to another."""
+    page.get_by_role("tab", name="Two pictures").click()
+    for seed, button in ((3, "#take"), (5, "#take-second")):
+        generate(page, "plant-flower", seed)
+        page.click(button)
+        page.wait_for_timeout(6000)
+    draw(page, "interpolate")
+
+
+SHOTS = {"app.png": ("light", completed), "app-extend.png": ("dark", extended), "app-two.png": ("light", interpolated)}
+
+
+def main(address: str = "http://127.0.0.1:7860", folder: str | Path = IMAGES) -> None:
+    """All pictures."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     options = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        for scheme, name in (("light", "app.png"), ("dark", "app-extend.png")):
+        for name, (scheme, work) in SHOTS.items():
             page = browser.new_page(viewport={"width": 1320, "height": 940}, color_scheme=scheme)
             page.goto(address)
             page.wait_for_selector("#draw-sample")
-            choose_class(page, "cat-face" if scheme == "light" else "country-flag")
-            page.fill("#seed input", "21")
-            draw(page, "sample")
-            page.click("#take")
-            page.wait_for_timeout(3000)
-            if scheme == "light":
-                paint(page)
-                page.wait_for_timeout(500)
-                draw(page, "inpaint")
-            else:
-                page.get_by_role("tab", name="Extend").click()
-                draw(page, "outpaint")
+            work(page)
             page.mouse.move(5, 5)
-            page.wait_for_timeout(5200)  # the decode's last frame stands still for a while
-            page.screenshot(path=IMAGES / name, full_page=True)
+            page.wait_for_timeout(6200)  # the decode's last frame stands still for a while
+            page.add_style_tag(content="#status { visibility: hidden }")  # the time that it took here
+            page.screenshot(path=Path(folder) / name, full_page=True)
         browser.close()
 
 

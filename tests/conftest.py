@@ -17,3 +17,28 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_pipeline():
+    """A function: a pipeline of 8x8 pictures, 4x4 tokens and random weights, of the classes named."""
+    from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer  # not every test needs them
+
+    def make(classes=("ant", "bee", "cat")):
+        torch.manual_seed(0)
+        small = {"width": 16, "multipliers": [1, 2], "blocks": 1}
+        tokenizer = Tokenizer(encoder=small, quantizer={"codebook_size": 32, "dim": 4}, decoder=small).eval()
+        count, names = (len(classes), list(classes)) if classes else (None, None)
+        transformer = MaskTransformer(32, (4, 4), num_classes=count, width=32, depth=2, heads=2).eval()
+        for parameter in transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        pipeline = MaskedImagePipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=4), names)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pipeline(make_pipeline):
+    return make_pipeline()

@@ -12,9 +12,10 @@ from PIL import Image
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.app import serve
 from maskgen.app.drawing import TASKS, Job, as_told, check, draw, job_from, job_of, told_of
-from maskgen.app.models import Models, defaults, scheduled
+from maskgen.app.models import Models, defaults, orders, scheduled
 from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
-from maskgen.pictures import parameters_of, save, sources_of
+from maskgen.pictures import parameters_of, save, sources_of, to_pil
+from maskgen.pipelines.jobs import TASKS as COMMANDS
 from maskgen.pipelines.jobs import perform
 
 SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
@@ -53,9 +54,9 @@ def mask(box=(2, 2, 6, 6), size=(8, 8)):
 def form(run, **changes):
     """As the page fills it."""
     numbers = {"count": 1, "steps": 3, "guidance": 1.5, "seed": 5, "temperature": 2.0, "grow": 1, "strength": 0.5}
-    sides = {"left": 0, "top": 0, "right": 3, "bottom": 0}
+    more = {"left": 0, "top": 0, "right": 3, "bottom": 0, "frames": 4, "gap": 4, "keep": 3}
     filled = {"model": run, "class": "bee", "order": "halton", "image": picture(), "mask": mask()}
-    return {**numbers, **sides, **filled, **changes}
+    return {**numbers, **more, **filled, "image_2": picture(9, 7, 1), **changes}
 
 
 def drawn(models, job, folder):
@@ -176,12 +177,54 @@ def test_what_is_not_painted_stays_bit_for_bit(models, run, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_any_picture_of_a_batch_can_be_made_again_from_its_file(models, run, tmp_path, task):
     _, result = drawn(models, job_from(task, form(run, count=3)), tmp_path)
+    frames = task == "interpolate"  # of one seed, and made again together
+    assert result.seeds == ([5, 5, 5, 5] if frames else [5, 6, 7])
     job = job_of(models, result.files[2])
-    assert (job.task, job.seed, job.settings["count"], job.order, job.temperature) == (task, 7, 1, "halton", 2.0)
+    assert (job.task, job.seed, job.order, job.temperature) == (task, result.seeds[2], "halton", 2.0)
+    assert job.settings.get("count") == (None if frames else 1)
     _, again = drawn(models, job, tmp_path)
-    (file,) = again.files
-    np.testing.assert_array_equal(array(file), array(result.files[2]))
-    assert told_of(job).startswith(f"{task} of bee by {run}: seed 7")
+    assert len(again.files) == (4 if frames else 1)
+    np.testing.assert_array_equal(array(again.files[2 if frames else 0]), array(result.files[2]))
+    assert told_of(job).startswith(f"{task} of bee by {run}: seed {job.seed}")
+
+
+def test_every_task_of_the_commands_is_on_the_page():
+    assert TASKS.keys() == COMMANDS.keys()
+
+
+def test_two_pictures_are_joined_and_pass_into_each_other(models, run, tmp_path):
+    first, second = picture(), picture(seed=1)
+    _, joined = drawn(models, job_from("join", form(run, image_2=second, gap=4, keep=4)), tmp_path)
+    made = array(joined.files[0])
+    assert made.shape == (8, 12, 3)
+    np.testing.assert_array_equal(made[:, :4], array(first)[:, :4])
+    np.testing.assert_array_equal(made[:, -4:], array(second)[:, -4:])
+    _, frames = drawn(models, job_from("interpolate", form(run, image_2=second)), tmp_path)
+    tokenizer = models[run].tokenizer
+    for file, end in ((frames.files[0], first), (frames.files[-1], second)):
+        pixels = torch.from_numpy(array(end).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        (expected,) = to_pil(tokenizer.decode(tokenizer.encode(pixels)))
+        np.testing.assert_array_equal(array(file), array(expected))
+
+
+def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
+    pipeline = models[run]
+    assert "critic" not in orders(pipeline)
+    with pytest.raises(ValueError, match=r"run has no critic to go by: choose another order, or train one"):
+        drawn(models, job_from("sample", form(run, order="critic")), tmp_path)
+    torch.manual_seed(1)
+    critic = MaskTransformer(32, (4, 4), num_classes=3, width=16, depth=1, heads=2, predictions=1)
+    torch.nn.init.normal_(critic.head.weight)
+    parts = {**pipeline.components, "critic": critic}
+    MaskedImagePipeline(**parts, class_names=pipeline.class_names).save_pretrained(tmp_path / "judged")
+    judged = str(tmp_path / "judged")
+    both = Models([judged], "cpu")
+    assert "critic" in orders(both[judged])
+    made = {}
+    for order in ("critic", "confidence"):
+        _, result = drawn(both, job_from("sample", form(judged, order=order)), tmp_path)
+        made[order] = array(result.files[0]).tobytes()
+    assert made["critic"] != made["confidence"]
 
 
 def test_a_picture_of_the_command_is_drawn_by_its_models_own_scheduler(models, run, tmp_path):
@@ -207,6 +250,12 @@ def test_a_picture_of_the_command_is_drawn_by_its_models_own_scheduler(models, r
         ("outpaint", {"right": 0}, "outpainting by 0 pixels on every side"),
         ("outpaint", {"right": 1020}, "1028x8 pixels; the page takes sides of at most 1024"),
         ("vary", {"strength": 2}, "strength is 2; give a number from 0 to 1"),
+        ("interpolate", {"image_2": None}, "there is no second picture yet: upload one"),
+        ("interpolate", {"frames": 17}, "frames is 17; give a whole number from 2 to 16"),
+        ("join", {"image": None}, "there is no picture yet"),
+        ("join", {"gap": 0}, "gap is 0; give a whole number from 1"),
+        ("join", {"gap": 1000, "keep": 13}, "1026x8 pixels; the page takes sides of at most 1024"),
+        ("join", {"gap": 1, "keep": 1}, "6 pixels wide; the model has 8: keep more"),
         ("paint", {}, "unknown task 'paint': did you mean 'inpaint'?"),
     ],
 )

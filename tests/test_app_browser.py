@@ -134,7 +134,7 @@ def generated(page, tmp_path_factory):
     draw(page, "sample")
     page.wait_for_function("document.querySelectorAll('#gallery .thumbnail-item').length == 4")
     page.locator("#gallery .thumbnail-item").nth(1).click()
-    page.get_by_text("Save number 2 as PNG").wait_for()
+    page.get_by_text("Save number 2").wait_for()
     return saved(page, tmp_path_factory.mktemp("saved") / "generated.png")
 
 
@@ -202,6 +202,43 @@ def test_a_bad_file_is_told_and_the_page_goes_on(page, tmp_path):
     made = pixels(saved(page, tmp_path / "wide.png"))
     assert made.shape == (12, 30, 3)  # half of its width on the right
     np.testing.assert_array_equal(made[:, :20], pixels(good))
+
+
+def test_a_result_and_a_file_are_joined_and_pass_into_each_other(page, generated, tmp_path):
+    page.get_by_role("tab", name="Two pictures").click()
+    upload(page, "#upload", generated)
+    page.wait_for_function("document.querySelector('#caption').innerText.includes('16x16 pixels')")
+    second = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    second.save(tmp_path / "second.png")
+    upload(page, "#upload-second", tmp_path / "second.png")
+    page.wait_for_function("document.querySelector('#second img')?.naturalWidth == 16")
+    page.get_by_role("tab", name="Join").click()
+    draw(page, "join")
+    joined = saved(page, tmp_path / "joined.png")
+    made = pixels(joined)
+    assert made.shape == (16, 16, 3)  # a quarter of the model's width of each, and half of it between
+    np.testing.assert_array_equal(made[:, :4], pixels(generated)[:, :4])
+    np.testing.assert_array_equal(made[:, -4:], pixels(second)[:, -4:])
+    source = page.get_attribute("#second img", "src")
+    page.click("#take-second")  # the joined one
+    page.wait_for_function("old => document.querySelector('#second img')?.src != old", arg=source)
+    page.get_by_role("tab", name="Interpolate").click()
+    page.fill("#frames input[type=number]", "3")
+    draw(page, "interpolate")
+    page.get_by_text("frame 3", exact=True).wait_for()
+    assert page.locator("#gallery .thumbnail-item").count() == 3
+    frame = saved(page, tmp_path / "frame.png")
+    assert {"task": "interpolate", "frames": 3, "number": 0}.items() <= parameters_of(frame).items()
+    np.testing.assert_array_equal(pixels(sources_of(frame)["image_2"]), made)
+
+
+def test_a_model_without_a_critic_says_so_and_the_other_orders_are_there(page):
+    page.get_by_text("Order of the tokens").click()
+    page.get_by_text("Order critic is for models that have one; this has none.").wait_for()
+    page.click("#order input")
+    offered = page.locator("[role=option]").all_inner_texts()
+    assert [name.split()[-1] for name in offered] == ["confidence", "random", "halton", "raster"]
+    page.keyboard.press("Escape")
 
 
 def test_the_page_asks_no_other_host_and_shows_something(page, address, tmp_path):

@@ -96,6 +96,11 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     assert missing == {"peer": "No module named 'peer'"}
 
 
+def test_results_are_named_by_sides_and_precision():
+    names = [decode.parse(given).out.name for given in ([], ["--dtype", "bf16"], ["--set", "raster"])]
+    assert names == ["decode.json", "decode-bf16.json", "decode-raster.json"]
+
+
 def test_ratio_is_taken_round_by_round():
     our, peer = {"seconds": [1, 2, 4], "cpu_seconds": [1, 1, 1]}, {"seconds": [2, 2, 12], "cpu_seconds": [2, 2, 2]}
     assert decode.ratio(our, peer) == {"median": 2, "min": 1, "max": 3, "cpu_median": 2}

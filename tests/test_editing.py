@@ -20,26 +20,7 @@ from maskgen.pipelines.trace import DecodeTrace, heatmap
 from maskgen.tasks.masks import receptive_radius, token_mask
 from maskgen.tasks.pictures import filled
 
-SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
 FLAT = {"type": "vit", "patch": 4, "size": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 4}
-
-
-def make(num_classes=3):
-    """8x8 pictures, 4x4 tokens, random weights."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL).eval()
-    transformer = MaskTransformer(32, (4, 4), num_classes=num_classes, width=32, depth=2, heads=2).eval()
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    names = ["ant", "bee", "cat"] if num_classes else None
-    pipeline = MaskedImagePipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=4), names)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return make()
 
 
 def seeded(n=0):
@@ -278,8 +259,8 @@ def test_joined_pictures_keep_their_parts(pipeline):
         pipeline.join(left, right, gap=2, keep=2)
 
 
-def test_an_unconditional_model_inpaints_without_a_class():
-    pipeline = make(num_classes=None)
+def test_an_unconditional_model_inpaints_without_a_class(make_pipeline):
+    pipeline = make_pipeline(None)
     assert pipeline.inpaint(picture(), mask(), generator=seeded()).images[0].size == (8, 8)
     with pytest.raises(ValueError, match="unconditional: it takes no class_labels"):
         pipeline.inpaint(picture(), mask(), 0)
@@ -554,7 +535,7 @@ outpaint,a.png,,,,,much,
 def test_a_batch_does_every_row_it_can_and_tells_of_the_others(pipeline, folder):
     (folder / "t.csv").write_text(TABLE)
     with pytest.raises(ValueError, match=r"9 of 12 rows of .*t.csv failed; 3 pictures are in .*results") as told:
-        batch(pipeline, folder / "t.csv", folder / "results")
+        batch(pipeline, folder / "t.csv", folder / "results", trace=folder / "films")
     lines = str(told.value).splitlines()[1:]
     for line, (number, message) in zip(
         lines,
@@ -575,6 +556,8 @@ def test_a_batch_does_every_row_it_can_and_tells_of_the_others(pipeline, folder)
         assert message in line
     made = sorted(str(p.relative_to(folder / "results")) for p in (folder / "results").rglob("*.png"))
     assert made == ["first.png", "row_0003.png", "sub/third.png"]
+    films = sorted((folder / "films").rglob("*.*"))
+    assert [str(p.relative_to(folder / "films")) for p in films] == ["first.gif", "row_0003.gif", "sub/third.gif"]
     (alone,) = pipeline.inpaint("a.png", "m.png", "bee", generator=[seeded(3)]).images
     np.testing.assert_array_equal(array(Image.open(folder / "results/first.png")), array(alone))
 
@@ -583,6 +566,17 @@ def test_a_batch_from_the_command(maskgen, folder):
     (folder / "t.csv").write_text("image, mask, class\na.png, m.png, bee\nb.png, m.png, 1\n")
     assert maskgen("batch", "t.csv", "--model", "model").out.strip() == "2 pictures in batch"
     assert parameters_of("batch/row_0003.png")["class"] == "1"
+    assert not list(folder.rglob("*.gif"))
+
+
+def test_a_batch_traces_each_row(maskgen, folder):
+    (folder / "t.csv").write_text(
+        "task, image, image_2, frames, steps\nvary, a.png,,, 3\ninterpolate, a.png, b.png, 3, 2\n"
+    )
+    assert maskgen("batch", "t.csv", "--model", "model", "--trace", "films").out.strip() == "4 pictures in batch"
+    for name, steps in (("row_0002", 3), ("row_0003", 2)):
+        with Image.open(f"films/{name}.gif") as film:
+            assert film.n_frames == 1 + steps
 
 
 @pytest.mark.parametrize(

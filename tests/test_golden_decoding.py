@@ -5,15 +5,12 @@ the recorded logits first. At every step the tokens that our loop hands to the n
 """
 
 import functools
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from maskgen.decoding.draws import categorical
@@ -24,26 +21,17 @@ from maskgen.decoding.orders import halton_order
 from maskgen.decoding.presets import PRESETS
 from maskgen.decoding.schedules import annealed, hidden_after
 from maskgen.mim.ratios import SCHEDULES, gamma
+from recorded import GOLDEN
+from recorded import Fixture as Recording
 
-GOLDEN = Path(__file__).parent / "golden"
 
-
-class Fixture:
-    """One folder: configuration, inputs, outputs and the generator's weights, integers as int64."""
+class Fixture(Recording):
+    """Of a generator, integers as int64."""
 
     def __init__(self, name: str):
-        folder = GOLDEN / name / "a"
-        self.spec = json.loads((folder / "fixture.json").read_text())
-        self.config = self.spec["config"]
-        weights = folder / "weights_generator.safetensors"
-        self.weights = load_file(weights) if weights.exists() else {}
-        for name in ("inputs", "outputs"):
-            tensors = load_file(folder / f"{name}.safetensors")
-            setattr(self, name, {k: v.long() if v.dtype == torch.int32 else v for k, v in tensors.items()})
-
-    def check(self, name: str, ours: Tensor) -> None:
-        tolerance = self.spec["outputs"][name]["tolerance"]
-        torch.testing.assert_close(ours, self.outputs[name], atol=tolerance["atol"], rtol=tolerance["rtol"])
+        super().__init__(GOLDEN / name / "a", "generator")
+        for tensors in (self.inputs, self.outputs):
+            tensors |= {k: v.long() for k, v in tensors.items() if v.dtype == torch.int32}
 
 
 class Recorded(Noise):

@@ -7,38 +7,17 @@ import functools
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from maskgen.mim.auxiliary import ClassDistillation, LossPrediction
 from maskgen.mim.hog import HOG, hog
 from maskgen.mim.objective import L1, MSE, SoftCrossEntropy
 from maskgen.mim.targets import CentredSoftmax, Pixels, patchify
-
-GOLDEN = Path(__file__).parent / "golden"
-State = dict[str, Tensor]
-
-
-class Fixture:
-    """One folder: a peer's configuration, inputs and outputs, and its state where a loss has one."""
-
-    def __init__(self, folder: Path):
-        self.spec = json.loads((folder / "fixture.json").read_text())
-        self.config: dict[str, Any] = self.spec["config"]
-        self.inputs, self.outputs = (load_file(folder / f"{x}.safetensors") for x in ("inputs", "outputs"))
-        weights = folder / "weights.safetensors"
-        self.weights = load_file(weights) if weights.exists() else {}
-
-    def check(self, name: str, ours: Tensor) -> None:
-        """As the recorded tolerance says."""
-        wanted, tolerance = self.outputs[name], self.spec["outputs"][name]["tolerance"]
-        assert ours.numel() == wanted.numel()
-        torch.testing.assert_close(ours.reshape(wanted.shape), wanted, atol=tolerance["atol"], rtol=tolerance["rtol"])
+from recorded import GOLDEN, Fixture, State
 
 
 def mae(f: Fixture) -> State:

@@ -5,10 +5,8 @@ docs/methods.md says which networks are not here, and why.
 """
 
 import functools
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,29 +25,9 @@ from maskgen.transformer.hiera import Hiera
 from maskgen.transformer.mask_units import cut
 from maskgen.transformer.model import MaskTransformer, TransformerOutput
 from maskgen.transformer.relative import offsets
+from recorded import GOLDEN, Fixture, State
 
-GOLDEN = Path(__file__).parent / "golden"
 EPS = 1e-6  # of the norms, the peers' and ours
-State = dict[str, Tensor]
-
-
-class Fixture:
-    """One folder: a peer's configuration, weights, inputs and outputs."""
-
-    def __init__(self, folder: Path):
-        self.spec = json.loads((folder / "fixture.json").read_text())
-        self.config: dict[str, Any] = self.spec["config"]
-        files = ("weights", "inputs", "outputs")
-        self.weights, self.inputs, self.outputs = (load_file(folder / f"{x}.safetensors") for x in files)
-
-    def check(self, name: str, ours: Tensor) -> None:
-        """As the recorded tolerance says."""
-        wanted, tolerance = self.outputs[name], self.spec["outputs"][name]["tolerance"]
-        if tolerance["kind"] == "exact":
-            assert ours.equal(wanted.to(ours.dtype))
-        else:
-            ours = ours.to(wanted.dtype)
-            torch.testing.assert_close(ours, wanted, atol=tolerance["atol"], rtol=tolerance["rtol"])
 
 
 # --- Weights by our names.

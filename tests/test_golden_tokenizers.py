@@ -9,8 +9,7 @@ import functools
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ import torch
 import yaml
 from diffusers import VQModel
 from diffusers.models.autoencoders.vae import VectorQuantizer as PeerQuantizer
-from safetensors.torch import load_file
 from torch import Tensor
 
 from maskgen.parts import build
@@ -26,9 +24,8 @@ from maskgen.tokenizer.losses import feature_loss
 from maskgen.tokenizer.model import DECODER, QUANTIZER, Tokenizer
 from maskgen.tokenizer.quantizers import FiniteScalarQuantizer, LookupFreeQuantizer
 from maskgen.tokenizer.quantizers.seeding import squared_distances
+from recorded import GOLDEN, Fixture, State
 
-GOLDEN = Path(__file__).parent / "golden"
-State = dict[str, Tensor]
 Options = dict[str, Any]
 
 # --- Key maps of convolutional tokenizers: a peer's names -> names of places in the network -> our names.
@@ -493,40 +490,11 @@ def vqkd(config: Options) -> Options:
 # --- What is compared.
 
 
-@dataclass
-class Fixture:
-    """One folder: the peer's inputs and outputs, and a tokenizer of ours with the peer's weights."""
-
-    folder: Path
-    spec: Options = field(init=False)
-    inputs: State = field(init=False)
-    outputs: State = field(init=False)
-    weights: State = field(init=False)
-
-    def __post_init__(self):
-        self.spec = json.loads((self.folder / "fixture.json").read_text())
-        self.inputs, self.outputs = (load_file(self.folder / f"{x}.safetensors") for x in ("inputs", "outputs"))
-        weights = self.folder / "weights_tokenizer.safetensors"  # beside those of a generator
-        self.weights = load_file(weights if weights.exists() else self.folder / "weights.safetensors")
-
-    @property
-    def config(self) -> Options:
-        return self.spec["config"]
-
-    def temperature(self, name: str) -> float:
-        found = re.search(r"temp=([\d.]+)", self.spec["outputs"][name]["what"])
-        assert found is not None
-        return float(found[1])
-
-    def check(self, name: str, ours: Tensor) -> None:
-        """As the recorded tolerance says; row-major order is compared, extra axes of length 1 are not."""
-        wanted, tolerance = self.outputs[name], self.spec["outputs"][name]["tolerance"]
-        assert ours.numel() == wanted.numel()
-        ours = ours.detach().reshape(wanted.shape)
-        if tolerance["kind"] == "exact":
-            assert torch.equal(ours, wanted.to(ours.dtype))
-        else:
-            torch.testing.assert_close(ours, wanted, atol=tolerance["atol"], rtol=tolerance["rtol"])
+def temperature(f: Fixture, name: str) -> float:
+    """That the peer says beside an output."""
+    found = re.search(r"temp=([\d.]+)", f.spec["outputs"][name]["what"])
+    assert found is not None
+    return float(found[1])
 
 
 def loaded(options: Options, weights: State) -> Tokenizer:
@@ -587,7 +555,7 @@ def maskgit_torch_run(f: Fixture, tokenizer: Tokenizer) -> State:
         "rec": found["pixels"],
         "rec_unclamped": found["pixels"],
         name: found["decoded_given"].clamp(0, 1) if clamped else found["decoded_given"],
-        "soft_code": soft(found["latents"], tokenizer, f.temperature("soft_code")),
+        "soft_code": soft(found["latents"], tokenizer, temperature(f, "soft_code")),
     }
 
 
@@ -717,7 +685,7 @@ def family(name: str) -> Family:
 def computed(name: str) -> tuple[Fixture, State]:
     """A fixture and all that we compute of it."""
     torch.manual_seed(0)
-    fixture, own = Fixture(FOLDERS[name]), family(name)
+    fixture, own = Fixture(FOLDERS[name], "tokenizer"), family(name)
     tokenizer = loaded(own.options(fixture.config), own.keys(fixture.weights, fixture.config))
     with torch.no_grad():
         return fixture, own.run(fixture, tokenizer)
@@ -754,7 +722,7 @@ def test_titok_legacy(name):
 
     Not their transformers: the encoder's tokens are reshaped without a transpose, and the decoder's head is wider.
     """
-    f = Fixture(FOLDERS[name])
+    f = Fixture(FOLDERS[name], "tokenizer")
     quantizer = build(QUANTIZER, titok(f.config)["quantizer"]).eval()
     quantizer.load_state_dict({k.removeprefix("quantizer."): v for k, v in codebook(f.weights).items()})
     found = quantizer(f.outputs["encoder_out"][:, :, 0])

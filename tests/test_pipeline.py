@@ -5,30 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer
 from maskgen.decoding.loop import Step
 from maskgen.pictures import grid, side_by_side, to_uint8
 from maskgen.pipelines.predictor import Predictor
 from maskgen.pipelines.store import fingerprint, load_tokenizer
-
-SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
-
-
-def make(num_classes=3, class_names=("ant", "bee", "cat")):
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL).eval()
-    transformer = MaskTransformer(32, (4, 4), num_classes=num_classes, width=32, depth=2, heads=2).eval()
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    names = list(class_names) if num_classes else None
-    pipeline = MaskedImagePipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=4), names)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return make()
 
 
 def seeded(n=0):
@@ -151,8 +132,8 @@ def test_a_run_loads_by_its_folder(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_draws_valid_pictures(tmp_path, dtype):
-    make().save_pretrained(tmp_path)
+def test_half_precision_draws_valid_pictures(make_pipeline, tmp_path, dtype):
+    make_pipeline().save_pretrained(tmp_path)
     half = MaskedImagePipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     half.set_progress_bar_config(disable=True)
     assert next(half.transformer.parameters()).dtype == dtype
@@ -162,8 +143,8 @@ def test_half_precision_draws_valid_pictures(tmp_path, dtype):
     assert images.isfinite().all()
 
 
-def test_unconditional():
-    pipeline = make(num_classes=None)
+def test_unconditional(make_pipeline):
+    pipeline = make_pipeline(None)
     images = pipeline(num_images_per_prompt=3, output_type="codes", guidance_scale=4.0).images
     assert images.shape == (3, 4, 4)
     assert pipeline.class_names == []

@@ -15,8 +15,9 @@ from uuid import uuid4
 from PIL import Image
 from torch import Tensor
 
-from maskgen.app.models import CHOICES, Models, defaults, scheduled
+from maskgen.app.models import Models, defaults, scheduled
 from maskgen.app.painting import MAX_SIDE, check_side, opened
+from maskgen.decoding.orders import ORDERS
 from maskgen.parts import choose
 from maskgen.pictures import parameters_of, save, sources_of
 from maskgen.pipelines.generate import BUNDLED, class_label
@@ -35,17 +36,22 @@ LIMITS = {
     "seed": (int, 0, 2**31 - 1),
     "strength": (float, 0, 1),
     "grow": (int, 0, 16),
+    "frames": (int, 2, 16),
+    **dict.fromkeys(("gap", "keep"), (int, 1, MAX_SIDE)),
     **dict.fromkeys(SIDES, (int, 0, MAX_SIDE)),
 }
-# Task -> the settings of its own, beside class, count, steps and guidance.
+EVERYWHERE = ("class", "steps", "guidance")
+# Task -> the settings of its own, beside those of every task.
 TASKS = {
-    "sample": (),
-    "inpaint": ("image", "mask"),
-    "edit": ("image", "mask", "grow"),
-    "outpaint": ("image", *SIDES),
-    "vary": ("image", "strength"),
+    "sample": ("count",),
+    "inpaint": ("count", "image", "mask"),
+    "edit": ("count", "image", "mask", "grow"),
+    "outpaint": ("count", "image", *SIDES),
+    "vary": ("count", "image", "strength"),
+    "interpolate": ("image", "image_2", "frames", "strength"),
+    "join": ("count", "image", "image_2", "gap", "keep"),
 }
-SOURCES = ("image", "mask")
+SOURCES = ("image", "image_2", "mask")
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -56,8 +62,8 @@ class Job:
 
     model: a name of :class:`maskgen.app.models.Models`.
     task: of :data:`TASKS`.
-    settings: ``class``, ``count``, ``steps``, ``guidance`` and those of the task; `image` and `mask` are PIL pictures.
-    seed: picture i is drawn with seed + i.
+    settings: ``class``, ``steps``, ``guidance`` and those of the task; those of :data:`SOURCES` are PIL pictures.
+    seed: picture i is drawn with seed + i; all frames of an interpolation with the seed.
     temperature, order: the scheduler's.
 
     Numbers are as they were given: :func:`check` refuses wrong ones.
@@ -73,9 +79,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures' files, which hold what made them, and the decode as a GIF (None where it cannot be drawn)."""
+    """The pictures' files, which hold what made them, the seed of each, and the decode as a GIF (None where it cannot
+    be drawn)."""
 
     files: list[Path]
+    seeds: list[int]
     film: Path | None
 
 
@@ -87,7 +95,9 @@ def check(job: Job, models: Models) -> None:
     """
     models[job.model].labels_of(job.settings.get("class"), 1)
     names = choose(TASKS, job.task, "task")
-    choose(dict.fromkeys(CHOICES), job.order, "order")
+    choose(ORDERS, job.order, "order")
+    if job.order == "critic" and models[job.model].critic is None:
+        raise ValueError(f"{job.model} has no critic to go by: choose another order, or train one (docs/decoding.md)")
     numbers = {**job.settings, "seed": job.seed, "temperature": job.temperature}
     for name, (kind, low, high) in LIMITS.items():
         value = numbers.get(name, low)
@@ -97,11 +107,15 @@ def check(job: Job, models: Models) -> None:
             raise ValueError(f"{name} is {value!r}; give {what} from {low} to {high}")
     if "image" in names and job.settings.get("image") is None:
         raise ValueError("there is no picture yet: upload one, or take one that you generated")
+    if "image_2" in names and job.settings.get("image_2") is None:
+        raise ValueError("there is no second picture yet: upload one, or take one that you generated")
     if job.task == "edit" and job.settings.get("class") is None:
         raise ValueError("choose the class to change to, in the settings")
     if job.task == "outpaint":
         image, sides = job.settings["image"], [job.settings.get(side, 0) for side in SIDES]
         check_side(image.width + sides[0] + sides[2], image.height + sides[1] + sides[3])
+    if job.task == "join":
+        check_side(job.settings.get("gap", 0) + 2 * job.settings.get("keep", 0), models[job.model].size[0])
 
 
 def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None, Drawn]:
@@ -117,7 +131,7 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     pipeline = scheduled(models[job.model], job.temperature, job.order)
     model = None if job.model == BUNDLED else job.model
     film = DecodeTrace(WATCHED)
-    side = 192 if job.settings.get("count", 1) == 1 else 96
+    side = 192 if job.settings.get("count", job.settings.get("frames", 1)) == 1 else 96
     placed = len(pipeline.transformer.grid) == 2  # other tokens have no place in the picture
 
     def work(tell: Callable[[Image.Image], None]) -> list[tuple[Image.Image, dict[str, Any]]]:
@@ -133,11 +147,12 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
         rmtree(old, ignore_errors=True)
     sources = {name: job.settings[name] for name in SOURCES if job.settings.get(name) is not None}
     more = {"temperature": job.temperature, "order": job.order}
-    files = [
-        save(picture, target / f"{job.task}-{told['seed']}.png", {**told, **more}, sources) for picture, told in made
-    ]
+    seeds = [told["seed"] for _, told in made]
+    each = "-{number}" if len(set(seeds)) < len(seeds) else ""
+    name = f"{job.task}-{{seed}}{each}.png"
+    files = [save(picture, target / name.format(**told), {**told, **more}, sources) for picture, told in made]
     gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, side) if placed else None
-    return Drawn(files, gif)
+    return Drawn(files, seeds, gif)
 
 
 def as_told(work: Callable[[Callable[[S], None]], T]) -> Generator[S, None, T]:
@@ -165,7 +180,8 @@ def as_told(work: Callable[[Callable[[S], None]], T]) -> Generator[S, None, T]:
 
 
 def job_of(models: Models, file: str | Path) -> Job:
-    """What a picture of ours was made with, to make it again: one picture, with its own seed.
+    """What a picture of ours was made with, to make it again: one picture, with its own seed; of an interpolation, all
+    its frames.
 
     Raises:
         ValueError: the file is no picture of ours, its model is not open, or it lacks what made it.
@@ -185,9 +201,10 @@ def job_of(models: Models, file: str | Path) -> Job:
     pipeline = models[str(kept.get("model"))]
     known = {**defaults(pipeline), "seed": 0, **kept}
     known["class"] = None if known.get("class") is None else class_label(pipeline, str(known["class"]))
-    settings = {key: known[key] for key in ("class", "steps", "guidance", *names) if key in known}
+    known |= {"count": 1, **sources}
+    settings = {key: known[key] for key in (*EVERYWHERE, *names) if key in known}
     model, order = str(known["model"]), str(known["order"])
-    job = Job(model, task, {**settings, **sources, "count": 1}, known["seed"], known["temperature"], order)
+    job = Job(model, task, settings, known["seed"], known["temperature"], order)
     try:
         check(job, models)
     except ValueError as error:
@@ -197,7 +214,7 @@ def job_of(models: Models, file: str | Path) -> Job:
 
 def job_from(task: str, form: Mapping[str, Any]) -> Job:
     """The job of a filled form: :class:`Job`'s fields and the settings of all tasks by their names."""
-    settings = {name: form[name] for name in ("class", "count", "steps", "guidance", *choose(TASKS, task, "task"))}
+    settings = {name: form[name] for name in (*EVERYWHERE, *choose(TASKS, task, "task"))}
     return Job(form["model"], task, settings, form["seed"], form["temperature"], form["order"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from maskgen.app.drawing import LIMITS, SIDES
-from maskgen.app.models import CHOICES, Models, defaults
+from maskgen.app.models import Models, defaults, orders
 from maskgen.app.painting import EDITOR, PAINT
 
 ANY = "any (no class)"
@@ -29,7 +29,7 @@ THEME = gr.themes.Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue
     button_primary_background_fill_hover="*primary_700",
 )
 TITLE = """# maskgen
-Hide tokens and predict them from the rest: generate pictures, paint over a part and complete it, extend, vary."""
+Hide tokens and predict them from the rest: generate, paint over a part and complete it, extend, vary, join two."""
 
 
 @dataclass
@@ -40,6 +40,15 @@ class Work:
     picture: gr.State
     editor: gr.ImageEditor
     caption: gr.Markdown
+
+
+@dataclass
+class Second:
+    """Another picture, for the tasks of two."""
+
+    upload: gr.UploadButton
+    picture: gr.State
+    shown: gr.Image
 
 
 @dataclass
@@ -64,12 +73,14 @@ class Results:
     save: gr.DownloadButton
     film: gr.DownloadButton
     take: gr.Button
+    take_second: gr.Button
     stop: gr.Button
 
     @property
     def shown(self) -> list[Any]:
         """What a drawing changes."""
-        return [self.files, self.chosen, self.status, self.decode, self.gallery, self.save, self.film, self.take]
+        kept = [self.files, self.chosen, self.status, self.decode, self.gallery, self.save, self.film]
+        return [*kept, self.take, self.take_second]
 
 
 def settings(models: Models) -> tuple[Controls, gr.Button, gr.Button]:
@@ -91,7 +102,7 @@ def settings(models: Models) -> tuple[Controls, gr.Button, gr.Button]:
         with gr.Accordion("Order of the tokens", open=False):
             note = "Chance in which tokens are kept; 0: the surest."
             controls["temperature"] = _slider("temperature", own["temperature"], "Temperature", note)
-            controls["order"] = gr.Dropdown(CHOICES, value=own["order"], label="Order")
+            controls["order"] = order(models, name)
     return controls, dice, _button("Generate", "sample")
 
 
@@ -103,6 +114,26 @@ def classes(models: Models, name: str) -> list[str]:
 def first(names: list[str]) -> str:
     """The first class, if there are any."""
     return names[min(1, len(names) - 1)]
+
+
+def order(models: Models, name: str, value: str | None = None) -> gr.Dropdown:
+    """The orders of a model, its own chosen unless another is."""
+    lacks = "Order critic is for models that have one; this has none."
+    return gr.Dropdown(
+        choices := orders(models[name]),
+        value=value or defaults(models[name])["order"],
+        label="Order",
+        info=None if "critic" in choices else lacks,
+        elem_id="order",
+    )
+
+
+def spaces(models: Models, name: str, gap: int = 0, keep: int = 0) -> dict[str, gr.Slider]:
+    """What is put between two pictures and kept of each: a half and a quarter of a model's width if 0."""
+    width = models[name].size[1]
+    values = {"gap": gap or width // 2, "keep": keep or width // 4}
+    labels = {"gap": "Gap", "keep": "Keep of each"}
+    return {n: gr.Slider(1, 2 * width, v, step=1, label=labels[n], min_width=120, elem_id=n) for n, v in values.items()}
 
 
 def reopening() -> Again:
@@ -139,8 +170,8 @@ def workplace() -> Work:
     return Work(upload, gr.State(None), editor, caption)
 
 
-def tasks() -> tuple[Controls, dict[str, gr.Button]]:
-    """What can be done with the picture: settings, and the button of each task."""
+def tasks(models: Models) -> tuple[Controls, dict[str, gr.Button], Second]:
+    """What can be done with the picture: settings, the button of each task, and a second picture."""
     controls: Controls = {}
     buttons = {}
     with gr.Tabs():
@@ -164,7 +195,37 @@ def tasks() -> tuple[Controls, dict[str, gr.Button]]:
             _help("Pictures like this one: a random share of its tokens is drawn anew.")
             controls["strength"] = gr.Slider(0, 1, 0.5, step=0.05, label="Share drawn anew")
             buttons["vary"] = _button("Vary", "vary")
-    return controls, buttons
+        with gr.Tab("Two pictures"):
+            second = _second()
+            with gr.Tabs():
+                with gr.Tab("Interpolate"):
+                    _help("Frames from your picture to the second. *Vary* says the share drawn anew half-way.")
+                    controls["frames"] = gr.Slider(2, 16, 8, step=1, label="Frames", elem_id="frames")
+                    buttons["interpolate"] = _button("Interpolate", "interpolate")
+                with gr.Tab("Join"):
+                    _help("Your picture on the left, the second on the right. In pixels at the model's height.")
+                    with gr.Row():
+                        controls |= spaces(models, models.names[0])
+                    buttons["join"] = _button("Join", "join")
+    return controls, buttons, second
+
+
+def _second() -> Second:
+    with gr.Row():
+        shown = gr.Image(
+            show_label=False,
+            interactive=False,
+            format="png",
+            buttons=[],
+            height=96,
+            min_width=96,
+            placeholder="",
+            elem_id="second",
+        )
+        with gr.Column(scale=3, min_width=160):
+            _help("The second picture: a file, or a result by *Take as second*.")
+            upload = gr.UploadButton("Upload a second", size="sm", file_types=["image"], elem_id="upload-second")
+    return Second(upload, gr.State(None), shown)
 
 
 def results() -> Results:
@@ -182,8 +243,9 @@ def results() -> Results:
         elem_id="gallery",
     )
     with gr.Row():
-        save = gr.DownloadButton("Save as PNG", size="sm", interactive=False, elem_id="save")
-        take = gr.Button("Edit this picture", size="sm", interactive=False, elem_id="take")
+        save = gr.DownloadButton("Save as PNG", size="sm", interactive=False, min_width=100, elem_id="save")
+        take = gr.Button("Edit this picture", size="sm", interactive=False, min_width=100, elem_id="take")
+        take_second = gr.Button("Take as second", size="sm", interactive=False, min_width=100, elem_id="take-second")
     with gr.Row():
         status = gr.Markdown("Nothing is drawn yet.", elem_classes="help", elem_id="status")
         stop = gr.Button("Stop", size="sm", min_width=80, scale=0, elem_id="stop")
@@ -192,7 +254,7 @@ def results() -> Results:
     )
     _help("The decode: tokens decided so far, and the probability that each had, from blue to yellow.")
     film = gr.DownloadButton("Save the decode as GIF", size="sm", interactive=False)
-    return Results(gr.State([]), gr.State(0), status, decode, gallery, save, film, take, stop)
+    return Results(gr.State([]), gr.State(0), status, decode, gallery, save, film, take, take_second, stop)
 
 
 def _heading(text: str) -> None:

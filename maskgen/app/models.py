@@ -14,7 +14,6 @@ from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.jobs import load
 
 logger = logging.getLogger(__name__)
-CHOICES = tuple(order for order in ORDERS if order != "critic")  # a critic is another model, which no pipeline has
 
 
 class Models:
@@ -67,6 +66,11 @@ def defaults(pipeline: Any) -> dict[str, Any]:
         "temperature": first,
         "order": config.order,
     }
+
+
+def orders(pipeline: Any) -> list[str]:
+    """Those that it can decode in: ``critic`` needs a critic."""
+    return [order for order in ORDERS if order != "critic" or pipeline.critic is not None]
 
 
 def scheduled(pipeline: Any, temperature: float, order: str) -> Any:

@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from maskgen.app import layout
-from maskgen.app.drawing import LIMITS, SIDES, TASKS, Drawn, Job, draw, job_from, job_of, told_of
+from maskgen.app.drawing import LIMITS, SIDES, SOURCES, TASKS, Drawn, Job, draw, job_from, job_of, told_of
 from maskgen.app.models import Models, defaults
 from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
 
@@ -53,10 +53,10 @@ def build(models: Models, folder: Path) -> gr.Blocks:
                 again = layout.reopening()
             with gr.Column(scale=5, min_width=440):
                 work = layout.workplace()
-                own, buttons = layout.tasks()
+                own, buttons, second = layout.tasks(models)
             with gr.Column(scale=5, min_width=400):
                 results = layout.results()
-        page = _Page(models, folder, {**controls, **own}, work, again, results)
+        page = _Page(models, folder, {**controls, **own}, work, second, again, results)
         page.wire(dice, {"sample": sample, **buttons})
     return blocks
 
@@ -70,17 +70,19 @@ class _Page:
         folder: Path,
         controls: layout.Controls,
         work: layout.Work,
+        second: layout.Second,
         again: layout.Again,
         results: layout.Results,
     ):
         self.models, self.folder, self.controls = models, folder, controls
-        self.work, self.again, self.results = work, again, results
+        self.work, self.second, self.again, self.results = work, second, again, results
 
     def wire(self, dice: gr.Button, buttons: Mapping[str, gr.Button]) -> None:
         """Connect the components."""
         controls, work, again, results = self.controls, self.work, self.again, self.results
         on_picture = [work.picture, work.editor, work.caption, *(controls[side] for side in SIDES)]
-        form = {*controls.values(), work.picture, work.editor}
+        on_second = [self.second.picture, self.second.shown]
+        form = {*controls.values(), work.picture, work.editor, self.second.picture}
         drawing: dict[str, Any] = {"outputs": results.shown, "concurrency_id": "draw", **QUIET}
         draws = [b.click(self.drawer(task), form, **drawing) for task, b in buttons.items()]
         draws.append(again.button.click(self.make_again, {again.job}, **drawing))
@@ -89,9 +91,11 @@ class _Page:
         controls["model"].input(self.model_chosen, controls["model"], list(controls.values()), **QUIET)
         results.gallery.select(self.picture_chosen, results.files, [results.chosen, results.save], **QUIET)
         results.take.click(self.taken, [results.files, results.chosen], on_picture, **QUIET)
+        results.take_second.click(self.second_taken, [results.files, results.chosen], on_second, **QUIET)
         work.editor.clear(lambda: (None, layout.NO_PICTURE), None, [work.picture, work.caption], **QUIET)
         work.upload.upload(self.uploaded, work.upload, on_picture, **QUIET)
-        reopened = {*controls.values(), *on_picture, again.job, again.summary, again.button}
+        self.second.upload.upload(self.second_uploaded, self.second.upload, on_second, **QUIET)
+        reopened = {*controls.values(), *on_picture, *on_second, again.job, again.summary, again.button}
         again.upload.upload(self.reopened, again.upload, reopened, **QUIET)
 
     def drawer(self, task: str) -> Callable[[dict[Any, Any]], Iterator[Updates]]:
@@ -102,6 +106,7 @@ class _Page:
                 form = {name: values[control] for name, control in self.controls.items()}
                 form["class"] = None if form["class"] == layout.ANY else form["class"]
                 form["image"] = picture = values[self.work.picture]
+                form["image_2"] = values[self.second.picture]
                 layers = (values[self.work.editor] or {}).get("layers", [])
                 needs = picture is not None and "mask" in TASKS[task]
                 form["mask"] = mask_of(layers, picture.size) if needs else None
@@ -128,9 +133,10 @@ class _Page:
             except Exception:
                 yield {shown.status: "Nothing was drawn."}
                 raise
-        files = [str(file) for file in done.files]
-        seeds = range(job.seed, job.seed + len(files))
-        those = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        files, seeds = [str(file) for file in done.files], done.seeds
+        frames = len(set(seeds)) < len(seeds)
+        labels = [f"frame {i + 1}" if frames else f"seed {seed}" for i, seed in enumerate(seeds)]
+        those = f"seed {seeds[0]}" if seeds[0] == seeds[-1] else f"seeds {seeds[0]} to {seeds[-1]}"
         film = None if done.film is None else str(done.film)
         yield {
             shown.files: files,
@@ -138,18 +144,19 @@ class _Page:
             shown.status: f"**Done** in {time.perf_counter() - start:.1f} s, {those}",
             shown.decode: film,
             shown.gallery: gr.Gallery(
-                [(file, f"seed {n}") for file, n in zip(files, seeds)],
+                list(zip(files, labels)),
                 columns=2 if len(files) < 3 else math.ceil(len(files) ** 0.5) + 1,
                 selected_index=0,
             ),
-            shown.save: gr.DownloadButton("Save number 1 as PNG", value=files[0], interactive=True),
+            shown.save: gr.DownloadButton("Save number 1", value=files[0], interactive=True),
             shown.film: gr.DownloadButton(value=film, interactive=film is not None),
             shown.take: gr.Button(interactive=True),
+            shown.take_second: gr.Button(interactive=True),
         }
 
     def picture_chosen(self, files: list[str], event: gr.SelectData) -> Updates:
         """One of the pictures was clicked."""
-        label = f"Save number {event.index + 1} as PNG"
+        label = f"Save number {event.index + 1}"
         return {self.results.chosen: event.index, self.results.save: gr.DownloadButton(label, value=files[event.index])}
 
     def taken(self, files: list[str], chosen: int) -> Updates:
@@ -161,6 +168,16 @@ class _Page:
         """A file goes into the editor."""
         with friendly():
             return self.shown(opened(file))
+
+    def second_taken(self, files: list[str], chosen: int) -> Updates:
+        """The chosen picture becomes the second one."""
+        return self.second_uploaded(files[chosen])
+
+    def second_uploaded(self, file: str | Image.Image) -> Updates:
+        """A picture becomes the second one."""
+        with friendly():
+            picture = opened(file)
+            return {self.second.picture: picture, self.second.shown: picture}
 
     def shown(
         self, picture: Image.Image, mask: Image.Image | None = None, added: Mapping[str, int] | None = None
@@ -182,16 +199,18 @@ class _Page:
     def model_chosen(self, name: str) -> Updates:
         """Another model's classes and defaults."""
         names = layout.classes(self.models, name)
-        values = {self.controls[key]: value for key, value in defaults(self.models[name]).items()}
-        return {self.controls["class"]: gr.Dropdown(names, value=layout.first(names)), **values}
+        values = defaults(self.models[name]) | layout.spaces(self.models, name)
+        values |= {"class": gr.Dropdown(names, value=layout.first(names)), "order": layout.order(self.models, name)}
+        return {self.controls[key]: value for key, value in values.items()}
 
     def reopened(self, file: str) -> Updates:
         """The settings of a picture of ours, and what it was made from."""
         with friendly():
             job = job_of(self.models, file)
-            sources = {name: job.settings[name] for name in ("image", "mask") if name in job.settings}
+            sources = {name: job.settings[name] for name in SOURCES if name in job.settings}
             added = {side: job.settings[side] for side in SIDES if side in job.settings}
             updates = self.shown(sources["image"], sources.get("mask"), added) if sources else {}
+            updates |= self.second_uploaded(sources["image_2"]) if "image_2" in sources else {}
             kept = {**job.settings, "model": job.model, "seed": job.seed}
             kept |= {"temperature": job.temperature, "order": job.order}
             values = {
@@ -199,6 +218,9 @@ class _Page:
             }
             names = layout.classes(self.models, job.model)
             values[self.controls["class"]] = gr.Dropdown(names, value=kept["class"] or layout.ANY)
+            values[self.controls["order"]] = layout.order(self.models, job.model, job.order)
+            between = layout.spaces(self.models, job.model, kept.get("gap", 0), kept.get("keep", 0))
+            values |= {self.controls[name]: slider for name, slider in between.items()}
             values |= {self.again.job: job, self.again.summary: told_of(job)}
             return {**updates, **values, self.again.button: gr.Button(interactive=True)}
 

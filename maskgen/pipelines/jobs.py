@@ -167,12 +167,18 @@ def _arguments(task: str, function: Callable[..., Any], settings: Mapping[str, A
 
 
 def batch(
-    pipeline: Any, table: str | Path, out: str | Path, task: str = "inpaint", model: str | Path | None = None
+    pipeline: Any,
+    table: str | Path,
+    out: str | Path,
+    task: str = "inpaint",
+    model: str | Path | None = None,
+    trace: str | Path | None = None,
 ) -> list[Path]:
     """One task a row of a CSV; give the paths written.
 
     Columns are ``task`` (else `task`), ``seed`` (else 0), ``out`` (a name in the folder `out`; else row_LINE.png) and
-    the settings of :data:`SETTINGS`; an empty cell leaves the default. Paths are relative to the CSV's folder.
+    the settings of :data:`SETTINGS`; an empty cell leaves the default. Paths are relative to the CSV's folder. `trace`
+    is a folder for a GIF of each row's decode, named as the row's picture.
 
     Raises:
         ValueError: unknown columns, no rows; and after the last row, if some failed: their lines, why, and how many
@@ -193,15 +199,21 @@ def batch(
                 raise ValueError(f"out {name!r} must lie in the folder of the results")
             for key in cells.keys() & {"image", "image_2", "mask"}:
                 cells[key] = str(table.parent / cells[key])
-            paths += perform(pipeline, kind, cells, out / name, seed, model=model)
+            film = None if trace is None else Path(trace) / Path(name).with_suffix(".gif")
+            paths += perform(pipeline, kind, cells, out / name, seed, film, model)
         except (ValueError, OSError, RuntimeError) as error:  # one bad row loses nothing of the others
             failed.append(f"line {line}: {error}")
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(rows)} rows of {table} failed; {len(paths)} pictures are in {out}\n  - "
+            f"{len(failed)} of {len(rows)} rows of {table} failed; {pictures_in(paths)} pictures are in {out}\n  - "
             + "\n  - ".join(failed)
         )
     return paths
+
+
+def pictures_in(paths: list[Path]) -> int:
+    """How many of the files that a task wrote are no traces."""
+    return sum(path.suffix != ".gif" for path in paths)
 
 
 def _rows(table: Path) -> list[tuple[int, dict[Any, Any]]]:

@@ -110,7 +110,8 @@ class DecodeTrace:
         sheet = grid(pairs, columns, scale=max(1, round(side / size[0])))
         done = Image.new("RGB", (max(sheet.width, 260), sheet.height + 24), "white")
         done.paste(sheet, (0, 24))
-        text = f"step {number}{'' if last is None else f'/{last}'}    {int(hidden[0].sum())} tokens hidden"
+        most = int(hidden.flatten(1).sum(1).max())  # the first and last frame of an interpolation hide none
+        text = f"step {number}{'' if last is None else f'/{last}'}    {most} tokens hidden"
         ImageDraw.Draw(done).text((6, 12), text, fill="black", font=ImageFont.load_default(size=14), anchor="lm")
         return done
 
