@@ -545,6 +545,7 @@ def scattered(x: Tensor, keep: Tensor, n: int) -> Tensor:
 
 
 def hiera_weights(w: State, grid: tuple[int, ...], small: list[int], patch: int) -> State:
+    """By our names, for a grid of tokens and one of the `small` patches that the first block sees."""
     state = layer(w, "patch_embed.proj", "patch_embedding")
     if "pos_embed" in w:
         state["position_embedding"] = on_grid(w["pos_embed"][0], tuple(small))
