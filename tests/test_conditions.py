@@ -5,14 +5,21 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen.data.augment import Augmentation
 from maskgen.decoding.loop import Step
 from maskgen.mim.core import MaskedModeling
 from maskgen.parts import build
 from maskgen.pipelines.conditions import Conditions, condition_region
 from maskgen.pipelines.predictor import Predictor
+from maskgen.pipelines.store import save_tokenizer
+from maskgen.pipelines.video_jobs import edit_video
 from maskgen.tasks.conditions import PADDINGS, TASK, Prompts, condition_video
+from maskgen.training.generator_stage import GeneratorStage
+from maskgen.training.loop import Training, train
+from maskgen.training.metrics import read_metrics
 
 SIZE = (7, 8, 12)
 ALL = [
@@ -414,3 +421,119 @@ def test_shown_tokens_stand_at_hidden_places_alone(scale):
 
 def test_paddings_are_of_all_tasks():
     assert set(PADDINGS) == set(TASK.table)
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+class Clips:
+    """Clips of noise in two classes."""
+
+    def __init__(self, count=8, size=(4, 8, 8)):
+        self.class_names, self.labels, self.size = ["cat", "dog"], [i % 2 for i in range(count)], size
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"pixels": clip(1, 1, self.size, index)[0], "label": self.labels[index]}
+
+
+def stage_of(folder, tasks, conditional=False, **settings):
+    coder = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
+    if not folder.exists():
+        save_tokenizer(Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder), folder)
+    model = {"width": 16, "depth": 1, "heads": 2, "condition": "in_context"}
+    masking = {"corruption": "condition", "objective": {"type": "cross_entropy", "support": "all"}}
+    settings = {"model": model, "masking": masking, "scheduler": {"num_inference_steps": 2}, **settings}
+    return GeneratorStage(str(folder), Clips(), Clips(), conditional=conditional, tasks=tasks, **settings)
+
+
+def test_training_shows_each_rows_condition_and_tells_its_prompt(tmp_path):
+    tasks = [{"type": "prediction", "classes": True}, {"type": "inpainting", "region": "dynamic"}]
+    stage, seen = stage_of(tmp_path / "tokenizer", tasks, conditional=True), []
+    network = stage.modules["model"].network
+    network.register_forward_pre_hook(lambda module, given: seen.append(given))
+    batch = torch.utils.data.default_collate([stage.dataset[i] for i in range(8)])
+    torch.manual_seed(3)
+    ((_, terms),) = stage.losses(batch, 0)
+    assert torch.isfinite(terms["loss"])
+    torch.manual_seed(3)
+    drawn = stage.conditions.drawn(8)
+    assert set(drawn) == {0, 1}
+    ((tokens, masked, labels),) = seen
+    assert labels.tolist() == [int(batch["label"][i]) if drawn[i] == 0 else 2 for i in range(8)]
+    codes = stage.tokenizer.encode(batch["pixels"])
+    videos, hidden = stage.conditions.videos(batch["pixels"], drawn)
+    condition, region = stage.tokenizer.encode(videos), condition_region(stage.tokenizer, hidden)
+    assert not (masked & region).any()
+    assert ((tokens == codes) | (tokens == condition))[region].all()
+    assert (tokens != codes)[region].any()
+    assert torch.equal(tokens[~region & ~masked], codes[~region & ~masked])
+
+
+def test_a_run_of_several_tasks_trains_evaluates_and_is_loaded(tmp_path):
+    stage = stage_of(tmp_path / "tokenizer", ["prediction", "interpolation", "inpainting", "generation"])
+    settings = Training(steps=2, batch_size=4, log_every=1, precision="fp32")
+    train(stage, Clips(), settings, tmp_path / "run", Augmentation())
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert np.isfinite(last["holdout/loss"])
+    assert (tmp_path / "run" / "samples" / "step_00000002.png").is_file()
+    pipeline = MaskedVideoPipeline.from_pretrained(tmp_path / "run")
+    assert pipeline.prompts.names == ["prediction", "interpolation", "inpainting", "generation"]
+    learner = stage.modules["model"].eval()
+    batch = torch.utils.data.default_collate([stage.dataset[i] for i in range(4)])
+    given = stage.inputs(batch)
+    assert given.condition.tolist() == [0, 1, 2, 3]
+    terms = learner.masking.main_losses(learner.network, given.tokens, given.condition, **given.sources)
+    assert torch.isfinite(terms["loss"])
+
+
+def test_tasks_and_corruption_go_together(tmp_path):
+    for tasks, masking in ((["prediction"], {}), ([], {"corruption": "condition"})):
+        with pytest.raises(ValueError, match=r"stage\.tasks and masking\.corruption condition go together"):
+            stage_of(tmp_path / "tokenizer", tasks, masking=masking)
+    with pytest.raises(ValueError, match="conditional: true where"):
+        stage_of(tmp_path / "tokenizer", ["prediction"], conditional=True)
+    stage = stage_of(tmp_path / "tokenizer", ["prediction"])
+    with pytest.raises(ValueError, match="a token cache has none"):
+        next(iter(stage.losses({"codes": torch.zeros(1, 4, 4, 4, dtype=torch.long)}, 0)))
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_files_to_files(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)) for _ in range(5)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
+    frames[0].save(tmp_path / "first.png")
+    frames[4].save(tmp_path / "last.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 3:5] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    model, clip_file, fast = tmp_path / "model", tmp_path / "clip.gif", {"steps": 2}
+
+    def pictures(paths):
+        return [[np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(Image.open(p))] for p in paths]
+
+    ends = tmp_path / "first.png", tmp_path / "last.png"
+    between = edit_video("interpolate", model, *ends, out=tmp_path / "a.gif", **fast)
+    assert len(pictures(between)[0]) == 5
+    mask_file = tmp_path / "mask.png"
+    two = edit_video("inpaint", model, clip_file, mask=mask_file, count=2, out=tmp_path / "b.gif", **fast)
+    assert [path.name for path in two] == ["b_000.gif", "b_001.gif"]
+    boxed = edit_video("inpaint", model, clip_file, box=(3, 2, 5, 6), out=tmp_path / "c.gif", **fast)
+    for one, other in zip(*pictures([two[0], *boxed])):
+        assert np.array_equal(one, other)
+    wider = edit_video("outpaint", model, clip_file, sides=(2, 0, 2, 0), out=tmp_path / "d.gif", **fast)
+    assert pictures(wider)[0][0].shape == (8, 8)
+    with pytest.raises(ValueError, match="leave nothing of the model's frames of 8x8"):
+        edit_video("outpaint", model, clip_file, sides=(4, 0, 4, 0))
+    with pytest.raises(ValueError, match="give one of both"):
+        edit_video("inpaint", model, clip_file)
+    with pytest.raises(ValueError, match=r"unknown task 'paint': .*choose one of interpolate, inpaint, outpaint"):
+        edit_video("paint", model, clip_file)
+    with pytest.raises(ValueError, match="give video_2"):
+        edit_video("interpolate", model, clip_file)
