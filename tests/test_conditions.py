@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from typer.testing import CliRunner
 
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen.cli import app
 from maskgen.data.augment import Augmentation
 from maskgen.decoding.loop import Step
 from maskgen.mim.core import MaskedModeling
@@ -221,6 +223,26 @@ def test_corruption_is_the_papers(mode, support):
         assert torch.equal(network.seen[i], seen)
         weights[i] = counted if support == "all" else predicted
     torch.testing.assert_close(terms["loss"], (each * weights).sum() / weights.sum())
+
+
+def test_given_tokens_have_no_loss_where_others_are_dropped():
+    grid, rows = (3, 2, 4), 8
+    codes, condition = (torch.randint(16, (rows, *grid), generator=seeded(i)) for i in (1, 2))
+    region = torch.rand(rows, *grid, generator=seeded(3)) < 0.5
+    sources = {"condition_tokens": condition, "condition_region": region}
+    objective = {"type": "cross_entropy", "label_smoothing": 0.0, "support": "all"}
+    corruption = {"type": "condition", "mode": "cond_cond"}
+    core = MaskedModeling(dropping={"type": "share", "share": 0.3}, corruption=corruption, objective=objective)
+    network = MaskTransformer(16, grid, width=16, depth=1, heads=2).eval()
+    torch.nn.init.normal_(network.head.weight)
+    loss = core.main_losses(network, codes, generator=seeded(4), **sources)["loss"]
+    plan = core.plan(rows, grid, seeded(4), **sources)
+    assert plan.dropped.any()
+    assert not (plan.dropped & region).any()
+    output, keep, there = core.outputs(network, codes, plan, **sources)
+    counted = there & ~region.flatten(1).gather(1, keep)
+    logits, wanted = output.predictions[counted], codes.flatten(1).gather(1, keep)[counted]
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, wanted))
 
 
 def test_condition_tokens_are_needed():
@@ -529,6 +551,10 @@ def test_files_to_files(pipeline, tmp_path):
         assert np.array_equal(one, other)
     wider = edit_video("outpaint", model, clip_file, sides=(2, 0, 2, 0), out=tmp_path / "d.gif", **fast)
     assert pictures(wider)[0][0].shape == (8, 8)
+    command = ["edit-video", "inpaint", str(model), str(clip_file), "--box", "3", "2", "5", "6", "--steps", "2"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "e.gif")], catch_exceptions=False)
+    assert done.stdout.split()[-1] == str(tmp_path / "e.gif")
+    assert (tmp_path / "e.gif").read_bytes() == boxed[0].read_bytes()
     with pytest.raises(ValueError, match="leave nothing of the model's frames of 8x8"):
         edit_video("outpaint", model, clip_file, sides=(4, 0, 4, 0))
     with pytest.raises(ValueError, match="give one of both"):

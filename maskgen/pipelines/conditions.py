@@ -52,10 +52,13 @@ class Conditions:
         """
         if pixels.ndim != 5:
             raise ValueError(f"stage.tasks are tasks on videos (b, c, t, H, W), the data gives {tuple(pixels.shape)}")
-        tasks = [self.tasks[i] for i in drawn]
-        masks = [task.hidden((pixels.shape[2], pixels.shape[3], pixels.shape[4])) for task in tasks]
-        made = [condition_video(task.name, x[None], mask) for task, x, mask in zip(tasks, pixels, masks)]
-        return torch.cat(made), torch.stack(masks)
+        _, _, frames, height, width = pixels.shape
+        masks = {i: self.tasks[i].hidden((frames, height, width)) for i in sorted(set(drawn))}
+        videos = torch.empty_like(pixels)
+        for i, mask in masks.items():
+            rows = [row for row, task in enumerate(drawn) if task == i]
+            videos[rows] = condition_video(self.tasks[i].name, pixels[rows], mask)
+        return videos, torch.stack([masks[i] for i in drawn])
 
     def labels(self, drawn: list[int], classes: Int[Tensor, "b"] | None) -> Int[Tensor, "b"]:
         """The rows' prompts, on the device of the `classes`, which only tasks that take them look at."""
