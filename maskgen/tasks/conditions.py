@@ -37,7 +37,7 @@ def condition_video(task: str, pixels: Video, hidden: Mask) -> Video:
     Raises:
         ValueError: an unknown task; interpolation of frames that are hidden in part.
     """
-    return choose(PADDINGS, task, "task")(pixels, hidden)
+    return choose(PADDINGS, task, "task")(pixels, hidden.cpu())
 
 
 def black(pixels: Video, hidden: Mask) -> Video:
