@@ -128,8 +128,6 @@ class GeneratorStage:
         drawn = [i % count for i in range(len(pixels))] if in_turn else self.conditions.drawn(len(pixels))
         videos, hidden = self.conditions.videos(pixels, drawn)
         tokens, region = self._tokens({"pixels": videos}), condition_region(self.tokenizer, hidden)
-        if self.groups > 1:
-            region = region[..., None].expand(*region.shape, self.groups)
         prompts = self.conditions.labels(drawn, labels).to(pixels.device)
         return prompts, {"condition_tokens": tokens, "condition_region": region}
 
