@@ -227,6 +227,40 @@ def predict_video(
         print(path)
 
 
+@app.command("edit-video")
+def edit_video(
+    task: Annotated[str, typer.Argument(help="interpolate, inpaint or outpaint")],
+    model: Annotated[str, typer.Argument(help="run, pipeline folder or Hub name")],
+    video: Annotated[Path, typer.Argument(help="the video's file, or a picture")],
+    video_2: Annotated[Path | None, typer.Argument(help="interpolate: the video or picture to end with")] = None,
+    mask: Annotated[Path | None, typer.Option(help="inpaint: a picture as large as the video, white is hidden")] = None,
+    box: Annotated[
+        tuple[int, int, int, int] | None, typer.Option(help="inpaint: left, top, right, bottom in the model's pixels")
+    ] = None,
+    sides: Annotated[
+        tuple[int, int, int, int], typer.Option(help="outpaint: pixels to add left, top, right and below")
+    ] = (0, 0, 0, 0),
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="interpolate: how many between; else how many of the first to take"),
+    ] = None,
+    count: Count = 1,
+    class_name: Class = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help=".mp4, .gif, or .png for a strip of frames")] = Path("edited.mp4"),
+    fps: Annotated[int, typer.Option(min=1, help="frames a second of the file")] = 10,
+    device: Device = "auto",
+) -> None:
+    """Interpolate between videos, or draw a part of one, or around it, anew."""
+    from maskgen.pipelines.video_jobs import edit_video as run
+
+    settings = (frames, count, class_name, steps, guidance, seed, out, fps, device)
+    for path in run(task, model, video, video_2, mask, box, sides, *settings):
+        print(path)
+
+
 @app.command()
 def batch(
     table: Annotated[Path, typer.Argument(help="CSV: image, mask or box, class, seed, task, ...; see docs/editing.md")],

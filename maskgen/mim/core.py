@@ -92,7 +92,7 @@ class MaskedModeling(nn.Module):
         scores = None if guide is None else sources[guide]
         ratio = self.ratio(batch, generator)
         mask: Bool[Tensor, "b *grid"] = self.sampler(ratio, grid, scores, generator, progress)
-        return self.dropping(mask, generator, groups)
+        return self.corruption.planned(self.dropping(mask, generator, groups), **sources)
 
     def losses(
         self,
@@ -160,6 +160,10 @@ class MaskedModeling(nn.Module):
         plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress, groups, **sources)
         target, predict = self.wanted(tokens, **sources), plan.predict.flatten(1).to(tokens.device)
         output, keep, there = self.outputs(network, tokens, plan, condition, generator, groups, **sources)
+        if plan.given is not None:
+            counted = ~plan.given.flatten(1).to(tokens.device)
+            counted = counted if keep is None else counted.gather(1, keep)
+            there = counted if there is None else there & counted
         if keep is not None:
             target = target[torch.arange(len(keep), device=keep.device)[:, None], keep]
             predict = predict.gather(1, keep)

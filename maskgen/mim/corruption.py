@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, get_args
+
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Generator, Tensor
 
-from maskgen.mim.plan import MaskPlan
+from maskgen.mim.plan import REPLACE, VISIBLE, MaskPlan
+from maskgen.parts import choose
+
+Mode = Literal["cond_input", "input_input", "cond_cond"]
 
 
 class Corruption:
@@ -18,6 +23,10 @@ class Corruption:
 
     source: str | None = None
     replaces = True
+
+    def planned(self, plan: MaskPlan, **sources: Any) -> MaskPlan:
+        """The plan, where the corruption has a say in it: it alone knows where there is something to stand."""
+        return plan
 
     def __call__(
         self, tokens: Tensor, plan: MaskPlan, generator: Generator | None = None, other: Tensor | None = None
@@ -86,4 +95,60 @@ class Centroids(Corruption):
         return other
 
 
-CORRUPTIONS = {"mask_token": MaskToken, "noise": Noise, "foreign": Foreign, "centroids": Centroids}
+class Condition(Corruption):
+    """A task's condition, built in pixels and tokenised, stands in the sequence itself (COMMIT, MAGVIT, Yu et al. 2023,
+    arXiv:2212.05199, section 3.2).
+
+    The condition's region are the tokens of which any pixel is a condition pixel; elsewhere the condition is padding.
+    What stands at the tokens of the region:
+
+    - ``cond_input``, COMMIT: the condition token where it is hidden, the true one where not. It is to be predicted as
+      all others are: refined. Outside the region a hidden token is the mask token.
+    - ``input_input``: always the true token. The region is never hidden and has no loss.
+    - ``cond_cond``: always the condition token. The region has no loss.
+
+    In the last two the ratio is that of the tokens outside the region on average: those drawn inside are not hidden.
+    Take ``support: all`` in the objective: the paper's loss is the sum of refining condition tokens, predicting masked
+    ones and reconstructing the others.
+
+    Args:
+        mode: see above.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+
+    source = "condition_tokens"
+    replaces = False  # it says itself what is replaced
+
+    def __init__(self, mode: Mode = "cond_input"):
+        choose(dict.fromkeys(get_args(Mode)), mode, "condition mode")
+        self.mode = mode
+
+    def planned(
+        self, plan: MaskPlan, condition_region: Bool[Tensor, "b *grid"] | None = None, **sources: Any
+    ) -> MaskPlan:
+        """The plan with the region's tokens replaced, or visible.
+
+        Raises:
+            ValueError: no region: there are no tasks.
+        """
+        if condition_region is None or self.source not in sources:
+            raise ValueError("corruption condition needs the condition tokens of tasks; set stage.tasks")
+        region = condition_region.to(plan.roles.device)
+        if self.mode == "cond_input":
+            return MaskPlan(plan.roles.masked_fill(region & plan.substituted, REPLACE), plan.predict)
+        role = VISIBLE if self.mode == "input_input" else REPLACE
+        return MaskPlan(plan.roles.masked_fill(region, role), plan.predict & ~region, region)
+
+    def content(self, tokens: Tensor, generator: Generator | None, other: Tensor | None) -> Tensor | None:
+        return other
+
+
+CORRUPTIONS = {
+    "mask_token": MaskToken,
+    "noise": Noise,
+    "foreign": Foreign,
+    "centroids": Centroids,
+    "condition": Condition,
+}

@@ -18,10 +18,12 @@ class MaskPlan:
 
     roles: uint8 (b, *grid) of VISIBLE, SUBSTITUTE, DROP, REPLACE.
     predict: bool (b, *grid), the tokens to be predicted; a subset of the hidden ones in most methods.
+    given: bool (b, *grid), the tokens that no objective counts, being given for good; None where there are none.
     """
 
     roles: UInt8[Tensor, "b *grid"]
     predict: Bool[Tensor, "b *grid"]
+    given: Bool[Tensor, "b *grid"] | None = None
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "b *grid"]) -> MaskPlan:

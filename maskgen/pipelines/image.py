@@ -163,6 +163,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         trace: Tracer | None = None,
         overlap: int | tuple[int, ...] | None = None,
         actions: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> Tensor:
         """Complete the tokens of `canvas` where `mask` (n, *grid) is True: what every task comes to.
 
@@ -170,7 +171,8 @@ class MaskedImagePipeline(DiffusionPipeline):
         One larger than the trained grid is completed by windows of that size which share at least `overlap` tokens
         (half a window where None), each in `num_inference_steps` steps. `callback` gets ``(step, tokens, mask)`` of a
         window, `trace` the whole canvas (see :class:`maskgen.pipelines.trace.Watch`). `actions` (n, t, a) stand beside
-        the frames of a video, the first axis of its grid.
+        the frames of a video, the first axis of its grid. Where `shown` (n, *grid) is True the transformer sees the
+        canvas' token, not the mask token, as long as the place is hidden (a condition's, MAGVIT).
 
         Raises:
             ValueError: guidance of continuous tokens: the predictions are no logits that it could mix; order ``critic``
@@ -189,6 +191,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         def window(tokens: Tensor, hidden: Tensor, place: Place) -> Tensor:
             like, mask = tokens, hidden
             acts = None if actions is None else actions[:, place[0]]
+            here = None if shown is None else (places.flat(like), places.hidden(shown[(slice(None), *place)]))
             with self.progress_bar(total=steps) as bar:
 
                 def advance(step: int, tokens: Tensor, hidden: Tensor) -> None:
@@ -201,7 +204,7 @@ class MaskedImagePipeline(DiffusionPipeline):
                         watch.after(done, place)
 
                 made = self.scheduler.decode(
-                    Predictor(self.transformer.eval(), labels, places.shape, acts),
+                    Predictor(self.transformer.eval(), labels, places.shape, acts, here),
                     places.flat(like),
                     places.hidden(mask),
                     num_inference_steps,

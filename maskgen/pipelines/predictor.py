@@ -24,6 +24,8 @@ class Predictor:
         labels: a class a row, or None for an unconditional model (guidance then has no meaning).
         grid: of the tokens.
         actions: float (rows, t, a), of a model that reads them.
+        shown: tokens (rows, n) or (rows, n, d), and bool (rows, n) where they stand instead of the mask token as long
+            as the place is hidden: a condition's (MAGVIT).
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class Predictor:
         labels: list[int] | None,
         grid: tuple[int, ...],
         actions: Tensor | None = None,
+        shown: tuple[Tensor, Tensor] | None = None,
     ):
-        self.transformer, self.grid, self.actions = transformer, grid, actions
+        self.transformer, self.grid, self.actions, self.shown = transformer, grid, actions, shown
         self.conditional = labels is not None
         self.conditions: Tensor | None = None
         if labels is not None:
@@ -45,7 +48,8 @@ class Predictor:
 
     def __call__(self, step: Step) -> Tensor:
         guided = self.conditional and step.guidance_scale != 1
-        logits = self._blank(step, guided) if step.blank and self.actions is None else self._logits(step, guided)
+        alike = step.blank and self.actions is None and self.shown is None
+        logits = self._blank(step, guided) if alike else self._logits(step, guided)
         if not guided:
             return logits
         c, u = logits.chunk(2)
@@ -71,10 +75,18 @@ class Predictor:
     def _logits(self, step: Step, guided: bool) -> Tensor:
         """Every row at its hidden positions, and again without its class where guided."""
         copies = 2 if guided else 1
-        tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
+        tokens, hidden, positions = (torch.cat([x] * copies) for x in (*self._seen(step), step.positions))
         conditions = None if self.conditions is None else self.conditions[: len(tokens)]
         actions = None if self.actions is None else torch.cat([self.actions] * copies)
         return by_rows(self.transformer, tokens, hidden, conditions, positions, self.grid, actions)
+
+    def _seen(self, step: Step) -> tuple[Tensor, Tensor]:
+        """What stands at each place, and where the mask token does."""
+        if self.shown is None:
+            return step.tokens, step.hidden
+        shown, where = self.shown
+        stands = (step.hidden & where).view(step.hidden.shape + (1,) * (shown.ndim - 2))
+        return torch.where(stands, shown, step.tokens), step.hidden & ~where
 
 
 def by_rows(

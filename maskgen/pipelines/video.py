@@ -16,9 +16,11 @@ from torch import Tensor
 
 from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.pictures import to_pil
+from maskgen.pipelines.conditions import opened
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import pipeline_folder
 from maskgen.pipelines.tokens import Places, actions_of_tokens
+from maskgen.tasks.conditions import Prompts
 from maskgen.tasks.videos import held, video_token_mask
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.model import MaskTransformer
@@ -49,9 +51,14 @@ class MaskedVideoPipeline(DiffusionPipeline):
 
     Known pixels are given back as they were.
 
+    A model of several `tasks` (MAGVIT, Yu et al. 2023, arXiv:2212.05199) begins with the condition's tokens, each
+    method naming its task. It works at the trained size; prediction goes on from decoded frames.
+
     Args:
         tokenizer, transformer, scheduler: the parts; the transformer's grid is (t, h, w).
         class_names: a name a class, in the order of the labels.
+        tasks: what the model was trained on, see :class:`maskgen.tasks.conditions.Prompts`; None is one task.
+        condition_mode: how, see :class:`maskgen.mim.corruption.Condition`.
 
     Raises:
         ValueError: parts that were not trained together, or a transformer of pictures.
@@ -63,13 +70,20 @@ class MaskedVideoPipeline(DiffusionPipeline):
         transformer: MaskTransformer,
         scheduler: MaskScheduler,
         class_names: list[str] | None = None,
+        tasks: list[str] | None = None,
+        condition_mode: str = "cond_input",
     ):
         super().__init__()
         Places(tokenizer, transformer)  # refuses what was not trained together
         if len(transformer.grid) != 3:
             raise ValueError(f"a transformer of videos has a grid (t, h, w), this one {tuple(transformer.grid)}")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
-        self.register_to_config(class_names=class_names)
+        self.register_to_config(class_names=class_names, tasks=tasks, condition_mode=condition_mode)
+        if self.prompts is not None and self.prompts.count != transformer.num_classes:
+            raise ValueError(
+                f"{self.prompts.count} labels of tasks {', '.join(self.prompts.names)} for a transformer of "
+                f"{transformer.num_classes}: they were not trained together"
+            )
 
     # What is the same for pictures.
     complete, labels_of, _number = (
@@ -96,6 +110,11 @@ class MaskedVideoPipeline(DiffusionPipeline):
         return frames, height, width
 
     @property
+    def prompts(self) -> Prompts | None:
+        """Of a model of several tasks."""
+        return None if self.config.tasks is None else Prompts(self.config.tasks, len(self.config.class_names or ()))
+
+    @property
     def factor(self) -> int:
         """Frames of a token behind the first."""
         return self.tokenizer.temporal_downsampling
@@ -110,14 +129,16 @@ class MaskedVideoPipeline(DiffusionPipeline):
         count = len(class_labels) if isinstance(class_labels, (list, tuple, Tensor)) else 1
         frames, height, width = self.size
         blank = torch.zeros(count, self.tokenizer.channels, num_frames or frames, height, width)
-        return self.inpaint(blank, torch.ones_like(blank[:, 0], dtype=torch.bool), class_labels, **options)
+        everything = torch.ones_like(blank[:, 0], dtype=torch.bool)
+        return self.inpaint(blank, everything, class_labels, **{"task": "generation", **options})
 
     @torch.no_grad()
     def predict(self, video: Tensor, num_frames: int, **options: Any) -> Any:
         """The frames given and `num_frames` more: 1 or more in, any number out.
 
         Beyond the trained length a window slides, keeping as many known frames in view as were given. A tokenizer that
-        shortens time keeps the first frame of a window apart, so there the last frames are encoded anew.
+        shortens time keeps the first frame of a window apart, so there the last frames are encoded anew, as they are
+        for a model of several tasks.
 
         Raises:
             ValueError: no frames to add; what :meth:`inpaint` raises.
@@ -127,9 +148,13 @@ class MaskedVideoPipeline(DiffusionPipeline):
         known = self._video(video)
         (t, h, w), given = tuple(self.transformer.grid), known.shape[2]
         seen = min(1 + (given - 1) // self.factor, t - 1)  # tokens of the context
-        if self.factor > 1 and (given + num_frames > self.size[0] or (given - 1) % self.factor):
+        several = self.config.tasks is not None
+        whole = several or (given - 1) % self.factor == 0  # a condition's token may hold some frames of its padding
+        slides = self.factor == 1 and not several
+        if not whole or (given + num_frames > self.size[0] and not slides):
             return self._rolled(known, num_frames, 1 + (seen - 1) * self.factor, **options)
-        return self.outpaint(known, after=num_frames, **{"overlap": (seen, h // 2, w // 2), **options})
+        settings = {"overlap": (seen, h // 2, w // 2), "task": "prediction"}
+        return self.outpaint(known, after=num_frames, **{**settings, **options})
 
     def interpolate(self, video: Tensor, video_2: Tensor, num_frames: int, **options: Any) -> Any:
         """One video, `num_frames` between, and the other.
@@ -146,7 +171,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
         pixels = torch.cat([first, first.new_zeros(*first.shape[:2], num_frames, *first.shape[3:]), last], 2)
         hidden = torch.zeros_like(pixels[:, 0], dtype=torch.bool)
         hidden[:, first.shape[2] : first.shape[2] + num_frames] = True
-        return self.inpaint(pixels, hidden, **options)
+        return self.inpaint(pixels, hidden, **{"task": "interpolation", **options})
 
     def outpaint(
         self,
@@ -159,7 +184,8 @@ class MaskedVideoPipeline(DiffusionPipeline):
         after: int = 0,
         **options: Any,
     ) -> Any:
-        """Extend in space by pixels on each side, in time by frames before and after.
+        """Extend in space by pixels on each side, in time by frames before and after. What is given may be smaller than
+        the trained size, the result may not.
 
         Raises:
             ValueError: nothing to add, or less than that; what :meth:`inpaint` raises.
@@ -169,9 +195,9 @@ class MaskedVideoPipeline(DiffusionPipeline):
             raise ValueError(
                 f"left, right, top, bottom, before, after are {sides}; give 0 or more, one of them above 0"
             )
-        pixels = self._video(video)
+        pixels = self._video(video, part=True)
         hidden = F.pad(torch.zeros_like(pixels[:, 0], dtype=torch.bool), sides, value=True)
-        return self.inpaint(F.pad(pixels, sides), hidden, **options)
+        return self.inpaint(F.pad(pixels, sides), hidden, **{"task": "outpainting", **options})
 
     @torch.no_grad()
     def inpaint(
@@ -187,12 +213,18 @@ class MaskedVideoPipeline(DiffusionPipeline):
         overlap: Sequence[int] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        task: str = "inpainting",
     ) -> Any:
         """Draw anew what `mask` (T, H, W) or (n, T, H, W) hides, True = hidden: what every task comes to.
 
+        Args:
+            task: of a model of several: its prompt, and the padding of what is hidden
+                (:func:`maskgen.tasks.conditions.condition_video`); other models do not look at it.
+
         Raises:
             ValueError: a video that is none, or smaller than the trained frames; a mask of another shape, or that hides
-                nothing; labels, actions or options that do not fit.
+                nothing; labels, actions or options that do not fit; of several tasks one that was not trained, or a
+                video larger than the trained one.
         """
         self.check_output_type(output_type)
         pixels, copies = self._video(video), num_videos_per_prompt
@@ -206,18 +238,18 @@ class MaskedVideoPipeline(DiffusionPipeline):
                 f"{pixels.shape[2]} frames; this tokenizer shortens time, so no window can slide over its tokens: give "
                 f"{self.size[0]} at most, or use predict, which goes on from decoded frames"
             )
-        shown = held(whole, holes).to(self.device, self.tokenizer.dtype)
-        canvas = self.tokenizer.eval().encode(shown).repeat_interleave(copies, 0)
-        hide = video_token_mask(holes, grid, self.factor).repeat_interleave(copies, 0).to(self.device)
+        labels = self._labels(class_labels, len(pixels), copies, task)
+        canvas, hide, shown = self._opened(whole, holes, grid, task, copies)
         codes = self.complete(
             canvas,
             hide,
-            self._labels(class_labels, len(pixels), copies),
+            labels,
             num_inference_steps,
             guidance_scale,
             generator,
             overlap=tuple(n // 2 for n in self.transformer.grid) if overlap is None else tuple(overlap),
             actions=self._actions(actions, pixels, whole.shape[2], copies),
+            shown=shown,
         )
         if output_type == "codes":
             return self._output(codes, output_type, return_dict)
@@ -225,6 +257,25 @@ class MaskedVideoPipeline(DiffusionPipeline):
         made = made[:, :, : pixels.shape[2], : pixels.shape[3], : pixels.shape[4]]
         known = [x.repeat_interleave(copies, 0).cpu() for x in (pixels, hidden[:, None])]
         return self._output(torch.where(known[1], made, known[0]), output_type, return_dict)
+
+    def _opened(
+        self, pixels: Tensor, hidden: Tensor, grid: Any, task: str, copies: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Canvas, mask, and the hidden places at which the canvas' token is seen, or None. The tokenizer sees nothing
+        of hidden pixels."""
+        shown = None
+        if self.config.tasks is None:
+            canvas = self.tokenizer.eval().encode(held(pixels, hidden).to(self.device, self.tokenizer.dtype))
+            hide = video_token_mask(hidden, grid, self.factor).to(self.device)
+        elif grid == tuple(self.transformer.grid):
+            canvas, hide, shown = opened(self.tokenizer, self.config.condition_mode, task, pixels, hidden, self.device)
+        else:
+            raise ValueError(
+                f"a video of {tuple(pixels.shape[2:])}: a model of several tasks works at its trained frames and size, "
+                f"{self.size}; predict goes on beyond the trained length"
+            )
+        shown = None if shown is None else shown.repeat_interleave(copies, 0)
+        return canvas.repeat_interleave(copies, 0), hide.repeat_interleave(copies, 0), shown
 
     def _rolled(
         self,
@@ -248,12 +299,13 @@ class MaskedVideoPipeline(DiffusionPipeline):
             stop = min(total, start + self.size[0])
             part = None if actions is None else actions[..., start:stop, :]
             frames = stop - pixels.shape[2]
-            made = self.outpaint(pixels[:, :, start:], after=frames, actions=part, output_type="pt", **options).frames
+            settings = {"actions": part, "output_type": "pt", "task": "prediction", **options}
+            made = self.outpaint(pixels[:, :, start:], after=frames, **settings).frames
             pixels = torch.cat([pixels, made.transpose(1, 2)[:, :, -frames:].to(pixels) * 2 - 1], 2)
         return self._output(pixels, output_type, return_dict)
 
-    def _video(self, video: Tensor) -> Float[Tensor, "n c T H W"]:
-        """As a batch.
+    def _video(self, video: Tensor, part: bool = False) -> Float[Tensor, "n c T H W"]:
+        """As a batch; a `part` may have smaller frames than the trained ones.
 
         Raises:
             ValueError: it is none that this pipeline can take.
@@ -262,7 +314,8 @@ class MaskedVideoPipeline(DiffusionPipeline):
             raise ValueError("give videos as float tensors (c, t, H, W) or (n, c, t, H, W) in [-1, 1]")
         pixels = video if video.ndim == 5 else video[None]
         (_, height, width), channels = self.size, self.tokenizer.channels
-        if pixels.shape[1] != channels or pixels.shape[2] < 1 or pixels.shape[3] < height or pixels.shape[4] < width:
+        small = (pixels.shape[3] < height or pixels.shape[4] < width) and not part
+        if pixels.shape[1] != channels or min(pixels.shape[2:]) < 1 or small:
             raise ValueError(
                 f"videos {tuple(pixels.shape)}: this model takes {channels} channels, 1 frame or more and frames of "
                 f"{height}x{width} pixels (h x w) or larger; resize them"
@@ -281,14 +334,18 @@ class MaskedVideoPipeline(DiffusionPipeline):
         ]
         return F.pad(x, (0, sides[1] - x.shape[4], 0, sides[0] - x.shape[3], 0, length - x.shape[2]), value=value)
 
-    def _labels(self, given: Any, videos: int, copies: int) -> list[int] | None:
-        """A label a result."""
+    def _labels(self, given: Any, videos: int, copies: int, task: str) -> list[int] | None:
+        """A label a result, of several tasks the prompt."""
+        prompts = self.prompts
+        if given is None and prompts is not None:
+            return [prompts.label(task)] * (videos * copies)
         if given is None:
             return self.labels_of(None, videos * copies)[0]
         labels, count = self.labels_of(given, copies)
         if count not in (copies, videos * copies):
             raise ValueError(f"{count // copies} class labels for {videos} videos; give one, or one a video")
-        return labels if labels is None or count == videos * copies else labels * videos
+        labels = labels if labels is None or count == videos * copies else labels * videos
+        return labels if prompts is None or labels is None else [prompts.label(task, number) for number in labels]
 
     def _actions(self, given: Tensor | None, pixels: Tensor, length: int, copies: int) -> Tensor | None:
         """Those of each result's tokens; frames behind the video's last have none."""

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.evaluation.visualise import Inputs
 from maskgen.mim.core import Learner, grid_of
+from maskgen.mim.corruption import Condition
 from maskgen.parts import Part, build
 from maskgen.pictures import grid as picture_grid
+from maskgen.pipelines.conditions import Conditions, Tasks, condition_region
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint, load_tokenizer, replace_folder
 from maskgen.pipelines.tokens import actions_of_tokens
@@ -36,6 +38,9 @@ class GeneratorStage:
     of several codes a place needs as many groups. Of videos the grid is (t, h, w): masking.sampler ``frames`` learns to
     predict what follows its `context` (MaskViT, arXiv:2206.11894, section 3.2).
 
+    Several `tasks` (MAGVIT, arXiv:2212.05199, section 3.2): each row of a step is given one of them, its condition's
+    tokens by masking.corruption ``condition``, and its prompt, which stands in the class' stead.
+
     Args:
         dataset: the training set (given by the run); its items have ``codes`` or ``pixels``.
         holdout: kept out of training (given by the run); its loss is reported.
@@ -45,6 +50,7 @@ class GeneratorStage:
         scheduler: how the pictures of this run are decoded; saved with the pipeline.
         conditional: condition on the data's classes.
         actions: condition on the actions beside the data's frames.
+        tasks: on videos, see :data:`maskgen.tasks.conditions.TASKS`; each is drawn as often.
         samples_per_class: columns of the picture grid; `sample_classes` at most are its rows.
     """
 
@@ -60,6 +66,7 @@ class GeneratorStage:
         actions: bool = False,
         samples_per_class: int = 8,
         sample_classes: int = 16,
+        tasks: Tasks = (),
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
         self.groups = setting(model, "groups")
@@ -72,6 +79,10 @@ class GeneratorStage:
         first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
         tokens, acts = self._tokens(first), self._actions(first)
         core = build_masking(masking, model)
+        classes = len(dataset.class_names) if conditional else None
+        self.conditions = Conditions(tasks, classes or 0) if tasks else None
+        if (self.conditions is None) == isinstance(core.corruption, Condition):
+            raise ValueError("stage.tasks and masking.corruption condition go together; set both, or neither")
         size, grid = codes_of_a_group(self.tokenizer, self.groups), grid_of(tokens)
         learned = learner(
             model,
@@ -80,7 +91,7 @@ class GeneratorStage:
             size,
             codebook_size=size,
             grid=grid[:-1] if self.groups > 1 else grid,
-            num_classes=len(dataset.class_names) if conditional else None,
+            num_classes=classes if self.conditions is None else self.conditions.prompts.count,
             token_dim=0 if size else tokens.shape[-1],
             action_dim=0 if acts is None else acts.shape[-1],
         )
@@ -93,11 +104,32 @@ class GeneratorStage:
             pixels, views, _ = by_view(batch)
             batch = {**batch, "pixels": pixels}
         labels = batch["label"].repeat(views) if self.conditional else None
+        labels, sources = self._conditioned(batch, labels)
         options = {"progress": self.progress, "views": views, "groups": self.groups, "actions": self._actions(batch)}
-        yield "model", self.modules["model"](self._tokens(batch), labels, **options)
+        yield "model", self.modules["model"](self._tokens(batch), labels, **options, **sources)
 
     def _tokens(self, batch: dict[str, Any]) -> Shaped[Tensor, "b *grid"]:
         return tokens_of(batch, self.tokenizer, self.groups)
+
+    @torch.no_grad()
+    def _conditioned(
+        self, batch: dict[str, Any], labels: Tensor | None, in_turn: bool = False
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """With tasks, the rows' prompts and their condition's tokens; a task is drawn for each row, or taken in turn.
+
+        Raises:
+            ValueError: a token cache: conditions are made in pixels.
+        """
+        if self.conditions is None:
+            return labels, {}
+        if "pixels" not in batch:
+            raise ValueError("stage.tasks makes its conditions in pixels; a token cache has none: train on the videos")
+        pixels, count = batch["pixels"], len(self.conditions.tasks)
+        drawn = [i % count for i in range(len(pixels))] if in_turn else self.conditions.drawn(len(pixels))
+        videos, hidden = self.conditions.videos(pixels, drawn)
+        tokens, region = self._tokens({"pixels": videos}), condition_region(self.tokenizer, hidden)
+        prompts = self.conditions.labels(drawn, labels).to(pixels.device)
+        return prompts, {"condition_tokens": tokens, "condition_region": region}
 
     def _actions(self, batch: dict[str, Any]) -> Float[Tensor, "b t a"] | None:
         """Those of each token's frames.
@@ -117,25 +149,33 @@ class GeneratorStage:
         if self.holdout is None:
             return {}
         batch = held_out(self.holdout, next(model.parameters()).device)
-        labels = batch["label"] if self.conditional else None
+        labels, sources = self._conditioned(batch, batch["label"] if self.conditional else None, in_turn=True)
         tokens, network = self._tokens(batch), model.acting(self._actions(batch))
         generator = torch.Generator().manual_seed(0)
-        terms = model.masking.main_losses(network, tokens, labels, generator, self.groups)
+        terms = model.masking.main_losses(network, tokens, labels, generator, self.groups, **sources)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
     def inputs(self, batch: dict[str, Any]) -> Inputs:
         """What the network is given for a batch of ``pixels`` or ``codes``, with a ``label`` or without."""
-        labels = batch.get("label") if self.conditional else None
-        return Inputs(self._tokens(batch), self.tokenizer, batch.get("pixels"), condition=labels, groups=self.groups)
+        labels, sources = self._conditioned(batch, batch.get("label") if self.conditional else None, in_turn=True)
+        pixels, tokens = batch.get("pixels"), self._tokens(batch)
+        return Inputs(tokens, self.tokenizer, pixels, sources, condition=labels, groups=self.groups)
 
     def pipeline(self, model: Learner) -> MaskedImagePipeline | MaskedVideoPipeline:
         kind: Any = MaskedVideoPipeline if self._of_videos(model) else MaskedImagePipeline
-        pipeline: Any = kind(self.tokenizer, model.network, self.scheduler, self.class_names)
+        options: dict[str, Any] = {}
+        if self.conditions is not None:
+            corruption: Any = model.masking.corruption
+            options = {"tasks": self.conditions.prompts.names, "condition_mode": corruption.mode}
+        pipeline: Any = kind(self.tokenizer, model.network, self.scheduler, self.class_names, **options)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def picture(self, model: Learner) -> Image.Image:
-        """A row of samples a class; of videos, clips above what follows their first frames by the model."""
+        """A row of samples a class; of videos, clips above what follows their first frames by the model, or of several
+        tasks above each task's condition and result."""
+        if self.conditions is not None:
+            return self._performed(self.pipeline(model), self.conditions)
         if self._of_videos(model):
             return self._predictions(model)
         return sample_sheet(self.pipeline(model), self.columns, self.rows)
@@ -164,6 +204,24 @@ class GeneratorStage:
                 **options,
             )
             rows |= {f"clip {i + 1}": clip[0], f"clip {i + 1} from {given}": made.frames[0].transpose(0, 1) * 2 - 1}
+        return strip(rows)
+
+    def _performed(self, pipeline: Any, conditions: Conditions) -> Image.Image:
+        """A clip, and of each task the condition and what was made of it."""
+        item = (self.holdout or self.dataset)[0]
+        pixels = item["pixels"][None].to(pipeline.device)
+        rows = {"clip": pixels[0]}
+        for i, task in enumerate(conditions.tasks):
+            videos, hidden = conditions.videos(pixels, [i])
+            made = pipeline.inpaint(
+                pixels,
+                hidden,
+                class_labels=int(item["label"]) if task.classes else None,
+                generator=torch.Generator().manual_seed(0),
+                output_type="pt",
+                task=task.name,
+            ).frames
+            rows |= {f"{i + 1} {task.prompt}": videos[0], f"{i + 1} made": made[0].transpose(0, 1) * 2 - 1}
         return strip(rows)
 
     def export(self, model: Learner, folder: Path) -> None:
