@@ -151,7 +151,7 @@ def test_every_configuration_takes_two_steps(name, tmp_path):
         stage["tokenizer"] = str(tmp_path / "tokenizer")
         save_tokenizer(Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder), tmp_path / "tokenizer")
         stage["scheduler"]["num_inference_steps"] = 2
-    frames = 5 if name in ("causal_tokenizer", "magvit_tokenizer") else min(config["data"]["frames"], 4)
+    frames = 5 if name in ("causal_tokenizer", "magvit_tokenizer") else min(config["data"].get("frames", 4), 4)
     folder = trained(stage, Squares(4, frames, channels=channels), tmp_path / "run")
     if stage["type"] == "generator":
         assert MaskedVideoPipeline.from_pretrained(folder).size == (4, 8, 8)
@@ -221,3 +221,21 @@ def test_a_small_model_predicts_better_than_copying_and_reads_its_actions():
     copied = float((known[:, :, :1] - truth)[:, :, 1:].square().mean())
     assert error(actions) < 0.6 * copied
     assert error(-actions) > 1.5 * error(actions)
+
+
+def test_videos_with_several_codes_a_place_are_predicted(tmp_path):
+    coder = {**COARSE, "channels": 3}
+    quantizer = {"type": "multichannel", "chunks": 2, "quantizer": {"codebook_size": 16, "dim": 2}}
+    save_tokenizer(Tokenizer(coder, quantizer, coder), tmp_path / "tokenizer")
+    stage = {
+        "type": "generator",
+        "tokenizer": str(tmp_path / "tokenizer"),
+        "model": {"width": 16, "depth": 2, "heads": 2, "groups": 2, "windows": [[1, 0, 0], [0, 1, 1]]},
+        "masking": {"ratio": {"type": "uniform", "low": 0.5}, "sampler": {"type": "frames", "context": 2}},
+        "conditional": False,
+    }
+    pipeline = MaskedVideoPipeline.from_pretrained(trained(stage, Squares(4, 4, channels=3), tmp_path / "run"))
+    clip = Squares(1, 4, channels=3)[0]["pixels"][None]
+    made = pipeline.predict(clip[:, :, :2], 2, num_inference_steps=3, output_type="pt").frames
+    assert made.shape == (1, 4, 3, *clip.shape[3:])
+    assert torch.equal(made[:, :2].transpose(1, 2), (clip[:, :, :2] + 1) / 2)

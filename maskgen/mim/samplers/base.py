@@ -75,7 +75,7 @@ class Sampler:
 
         Args:
             ratio: the share to hide, a row each, in [0, 1].
-            grid: (n,), (h, w) or (t, h, w).
+            grid: (n,), (h, w) or (t, h, w), for some also with the codes of a place as a last axis.
             scores: (b, n) or (b, *grid), for the samplers that look at the picture; the others ignore them.
             generator: CPU generator of all random choices; None uses torch's default.
             progress: the share of the training that is done, in [0, 1]; only `loss` changes with it.
@@ -84,7 +84,7 @@ class Sampler:
             ValueError: a grid, ratio, score or progress that this sampler cannot work with.
         """
         if len(grid) not in self.axes or not all(grid):
-            kinds = " or ".join({1: "(n,)", 2: "(h, w)", 3: "(t, h, w)"}[k] for k in self.axes)
+            kinds = " or ".join(("(n,)", "(h, w)", "(t, h, w)", "(t, h, w, groups)")[k - 1] for k in self.axes)
             raise ValueError(f"{type(self).__name__} takes grids {kinds}, got {grid}")
         if not ((ratio >= 0) & (ratio <= 1)).all():
             raise ValueError(f"mask ratios must lie in [0, 1], got {ratio.tolist()}")
@@ -106,6 +106,8 @@ class RandomSampler(Sampler):
         rounding: how the number of hidden tokens is rounded, see :func:`hidden_counts`.
         least: 0 lets a row of ratio 0 hide nothing (iBOT).
     """
+
+    axes = (1, 2, 3, 4)
 
     def __init__(self, rounding: Rounding = "ceil", least: Least = 1):
         choose(ROUNDINGS, rounding, "rounding")

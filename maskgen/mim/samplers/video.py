@@ -73,7 +73,7 @@ class FrameSampler(Sampler):
     Video prediction as MaskViT learns it (Gupta et al. 2022, arXiv:2206.11894, section 3.2); ratio 1 hides the future.
     """
 
-    axes = (3,)
+    axes = (3, 4)
 
     def __init__(self, context: int = 1, rounding: Rounding = "ceil"):
         if context < 0:
