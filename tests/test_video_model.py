@@ -239,3 +239,33 @@ def test_videos_with_several_codes_a_place_are_predicted(tmp_path):
     made = pipeline.predict(clip[:, :, :2], 2, num_inference_steps=3, output_type="pt").frames
     assert made.shape == (1, 4, 3, *clip.shape[3:])
     assert torch.equal(made[:, :2].transpose(1, 2), (clip[:, :, :2] + 1) / 2)
+
+
+def test_code_vectors_are_the_tokenizers_and_are_saved(tmp_path):
+    coder = {**COARSE, "channels": 3}
+    tokenizer = Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    stage = {"type": "generator", "tokenizer": str(tmp_path / "tokenizer"), "conditional": False, "code_vectors": True}
+    stage["model"] = {"width": 16, "depth": 2, "heads": 2}
+    folder = trained(stage, Squares(4, 4, channels=3), tmp_path / "run")
+    network = MaskedVideoPipeline.from_pretrained(folder).transformer
+    found, codebook = network.code_vectors.vectors, tokenizer.quantizer.codebook.detach()
+    torch.testing.assert_close(found.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.std(0), torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found * codebook.std(0) + codebook.mean(0), codebook, atol=1e-4, rtol=1e-4)
+
+
+def test_codes_of_one_vector_are_one_to_the_network():
+    """But for its own table, which tells them apart as it learns to."""
+    network = MaskTransformer(8, (2, 2), width=16, depth=1, heads=2, code_dim=3).eval()
+    vectors = torch.randn(8, 3)
+    vectors[5] = vectors[2]
+    network.code_vectors.take(vectors)
+    torch.nn.init.zeros_(network.code_embedding.weight)
+    masked = torch.tensor([[[False, False], [False, True]]])
+    a, b, c = (network(torch.tensor([[[k, 1], [0, 0]]]), masked).predictions for k in (2, 5, 3))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(a[..., 2], a[..., 5])
+    with pytest.raises(ValueError, match="code_dim is of one code a place"):
+        MaskTransformer(8, (2, 2), width=16, depth=1, heads=2, code_dim=3, groups=2)

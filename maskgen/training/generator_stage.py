@@ -50,6 +50,7 @@ class GeneratorStage:
         scheduler: how the pictures of this run are decoded; saved with the pipeline.
         conditional: condition on the data's classes.
         actions: condition on the actions beside the data's frames.
+        code_vectors: show the transformer the tokenizer's code vectors, and let it predict by them.
         tasks: on videos, see :data:`maskgen.tasks.conditions.TASKS`; each is drawn as often.
         samples_per_class: columns of the picture grid; `sample_classes` at most are its rows.
     """
@@ -64,6 +65,7 @@ class GeneratorStage:
         scheduler: Annotated[Any, SCHEDULER] = {},  # noqa: B006
         conditional: bool = True,
         actions: bool = False,
+        code_vectors: bool = False,
         samples_per_class: int = 8,
         sample_classes: int = 16,
         tasks: Tasks = (),
@@ -94,7 +96,11 @@ class GeneratorStage:
             num_classes=classes if self.conditions is None else self.conditions.prompts.count,
             token_dim=0 if size else tokens.shape[-1],
             action_dim=0 if acts is None else acts.shape[-1],
+            code_dim=self.tokenizer.quantizer.dim if code_vectors else 0,
         )
+        if code_vectors:
+            network: Any = learned.network
+            network.code_vectors.take(self.tokenizer.quantizer.embed(torch.arange(size)[None])[0].T)
         self.modules: dict[str, nn.Module] = {"model": learned}
         self.scheduler = build(SCHEDULER, scheduler)
 

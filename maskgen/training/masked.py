@@ -14,7 +14,7 @@ from maskgen.parts import Part, build, choose, split
 from maskgen.transformer.hiera import NETWORKS
 from maskgen.transformer.model import TRANSFORMERS
 
-GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions", "action_dim")
+GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions", "action_dim", "code_dim")
 MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
 NETWORK = Part(NETWORKS, given=GIVEN, default="mask_transformer")  # those that make no pictures too
 MASKING = Part({"masked_modeling": MaskedModeling}, given=("width",), default="masked_modeling")

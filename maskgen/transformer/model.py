@@ -18,6 +18,7 @@ from maskgen.transformer.heads import LayerMix, Projector
 from maskgen.transformer.layers import Block, Norm, initialise, make_norm, modulate, take
 from maskgen.transformer.positions import rotary, sine_cosine, stretched
 from maskgen.transformer.relative import RelativeBias, biases, kept_pairs, of_queries
+from maskgen.transformer.vectors import CodeVectors
 from maskgen.transformer.windows import Windows
 
 Positions = Literal["learned", "learned_sum", "sincos", "none"]
@@ -94,6 +95,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             last block and the other tokens of block `branch_layer`, so that the class token must carry the picture
             (BEiT v2, arXiv:2208.06366, section 2.3). ``decoder``: a second decoder (HPM, arXiv:2304.05919).
         branch_predictions: values that the branch predicts a token; 0 shares norm and head with the main path.
+        code_dim: numbers of the tokenizer's code vectors, by which codes are then seen and predicted too
+            (:class:`maskgen.transformer.vectors.CodeVectors`, given by the stage); 0 is without.
         dropout: in the residual branches.
         backend: of attention, see :mod:`maskgen.transformer.attention`.
     """
@@ -141,6 +144,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         embedding_norm: bool = False,
         windows: list[list[int]] = [],  # noqa: B006
         action_dim: int = 0,
+        code_dim: int = 0,
     ):
         super().__init__()
         decoder_width, decoder_heads = decoder_width or width, decoder_heads or heads
@@ -221,6 +225,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if branch_type != "none" and branch_predictions:
             self.branch_norm = make_norm(norm, last_width)
             self.branch_head = nn.Linear(last_width, branch_predictions)
+        self.code_vectors = CodeVectors(codebook_size, code_dim, width, last_width) if code_dim else None
         zeros = [self.head] if isinstance(self.head, nn.Linear) else []
         initialise(self, zeros + ([*self.modulations, self.final_modulation] if self.modulated else []))
 
@@ -245,6 +250,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             if c.branch_type == "class_bottleneck" and not 1 <= c.branch_layer <= depth
             else "head and branch other than the default go without an adaLN condition; set condition: in_context"
             if self.modulated and (c.head_type != "linear" or c.branch_type != "none")
+            else "code_dim is of one code a place, predicted by a linear head: set groups: 1, head_type: linear"
+            if c.code_dim and (self.grouped or c.token_dim or c.head_type != "linear")
             else "groups and embedding are of codes; continuous tokens have none"
             if self.grouped and c.token_dim
             else None
@@ -338,7 +345,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             h = self.final_norm(h)
             if last is not None:
                 h = modulate(h, *last[:, :, None].unbind(1))
-            output = TransformerOutput(self._of_groups(self.head(h), group), features, prefix)
+            predictions = self.head(h) if self.code_vectors is None else self.head(h) + self.code_vectors.logits(h)
+            output = TransformerOutput(self._of_groups(predictions, group), features, prefix)
         output.attention = looked
         if self.config.class_predictions:
             classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
@@ -482,6 +490,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             return self.token_embedding(codes.flatten(1, -2), flat)
         if self.codebook_size:
             x = self.code_embedding(tokens.flatten(1))
+            if self.code_vectors is not None:
+                x = x + self.code_vectors.embed(tokens.flatten(1))
         else:
             x = self.token_embedding(tokens.flatten(1, -2).to(self.mask_token.dtype))
         return x if masked is None else torch.where(masked.flatten(1)[..., None], self.mask_token, x)
