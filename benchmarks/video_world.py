@@ -6,9 +6,9 @@
 
 The world is gymnasium's pendulum without gravity, 32x32 pixels, under random torques that the model is told. Clips have
 8 frames, 2 of them given and 6 predicted; a frame is 2x2 tokens, k-means codes of patches of 16x16 pixels, so that a
-window in space and time is a single place. Transformers are 64 wide and 4 deep, all trained for as many steps; those of
-`RATIOS` and `WINDOWS` differ in nothing else. Then episodes of another seed are predicted, and the angle is read from
-the pictures too. Actions and planning are measured with the models trained as MaskViT's, planning in the simulator.
+window in space and time is a single place. Transformers are 64 wide and 4 deep; those of `RATIOS` and `WINDOWS` train
+for as many steps and differ in nothing else. Then episodes of another seed are predicted, and the angle is read from
+the pictures too. Schedules, actions and planning (in the simulator) are measured with models that trained longer.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from maskgen.videos import strip
 
 HERE = Path(__file__).parent
 OUT = HERE / "results" / "video-world.json"
-FRAMES, CONTEXT, SIDE, PATCH, CODES = 8, 2, 32, 16, 256
+FRAMES, CONTEXT, SIDE, PATCH, CODES = 8, 2, 32, 16, 64
 FUTURE = FRAMES - CONTEXT
 WORLD: dict[str, Any] = {"size": SIDE, "repeat": 3, "options": {"g": 0.0}}
 TRAIN, TEST = 800, 100  # episodes
 MODEL = {"width": 64, "depth": 4, "heads": 4, "positions": "learned_sum"}
-TRAINING = {"batch_size": 32, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.0, "log_every": 50}
+TRAINING = {"batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.0, "log_every": 50}
 SAMPLES = 4
 
 MASKVIT, FULL = "frames, then columns", "full attention"
@@ -61,6 +61,7 @@ SCHEDULES = {
     "logarithmic": "convex",
 }
 COUNTS = (2, 4, 8)
+SHORT = "short/"  # models that are compared with each other
 STEPS = 4  # of decoding, where nothing else is said
 EPISODES, CANDIDATES, ROUNDS = 20, 32, 3
 
@@ -109,11 +110,11 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
 # ---------------------------------------------------------------- training and measuring
 
 
-def configuration(ratio: str, windows: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def configuration(ratio: str, windows: str, seed: int, steps: int, work: Path) -> dict[str, Any]:
     return {
         "stage": {
             "type": "generator",
-            "tokenizer": str(options.work / "patches"),
+            "tokenizer": str(work / "patches"),
             "model": {**MODEL, "windows": WINDOWS[windows]},
             "masking": {
                 "ratio": RATIOS[ratio],
@@ -124,8 +125,8 @@ def configuration(ratio: str, windows: str, seed: int, options: argparse.Namespa
             "actions": True,
             "scheduler": {"num_inference_steps": STEPS, "temperature": 1.0},
         },
-        "data": data(options.work),
-        "training": {**TRAINING, "steps": options.steps, "seed": seed},
+        "data": data(work),
+        "training": {**TRAINING, "steps": steps, "seed": seed},
     }
 
 
@@ -167,12 +168,13 @@ def floors(options: argparse.Namespace) -> dict[str, Any]:
     return {**found, "tokenizer": summary([coder.decode(coder.encode(wanted))], wanted)}
 
 
-def trained(ratio: str, windows: str, seed: int, options: argparse.Namespace) -> Path:
+def trained(ratio: str, windows: str, seed: int, options: argparse.Namespace, short: bool = False) -> Path:
     """The run's folder; measured and written down where it is new."""
-    name = f"{ratio}/{windows}/{seed}"
-    run = options.work / slug(name)
+    name = f"{SHORT if short else ''}{ratio}/{windows}/{seed}"
+    run, steps = options.work / slug(name), options.short if short else options.steps
     if name not in read(options.out):
-        entry = {"training": train_for(0, run.name, configuration(ratio, windows, seed, options), options.work)}
+        config = configuration(ratio, windows, seed, steps, options.work)
+        entry = {"training": train_for(0, run.name, config, options.work)}
         (videos, actions), pipeline, begun = episodes(options.work), opened(run), time.process_time()
         made = [predict(pipeline, videos, actions, sample) for sample in range(SAMPLES)]
         entry |= {"measured": summary(made, videos[:, :, CONTEXT:])}
@@ -288,13 +290,13 @@ def degrees(entries: list[dict[str, Any]], key: str = "last_angle") -> str:
     return ", ".join(f"{np.rad2deg(entry[key]):.1f}" for entry in entries)
 
 
-def said(results: dict[str, Any]) -> str:
+def said(results: dict[str, Any], samples: int, start: str = "") -> str:
     """How the models were made, and where."""
-    first = seeds_of(results, f"{VARIABLE}/{MASKVIT}")[0]
+    first = seeds_of(results, f"{start}{VARIABLE}/{MASKVIT}")[0]
     training, where = first["training"], first["machine"]
     return (
-        f"{training['steps']} steps of {TRAINING['batch_size']} clips a model, {training['cpu_seconds']:.0f} s of "
-        f"processor time; {TEST} held-out episodes, {SAMPLES} samples of each in {STEPS} steps; one number a seed. "
+        f"Models of {training['steps']} steps of {TRAINING['batch_size']} clips, {training['cpu_seconds']:.0f} s of "
+        f"processor time; {TEST} held-out episodes, {samples} samples of each; one number a seed. "
         f"{where['cpu']}, {where['threads']} thread(s), torch {first['versions']['torch']}."
     )
 
@@ -305,8 +307,8 @@ HEAD = "| {} | MSE | best of {} | SSIM | degrees off at the last frame | MSE, on
 def models_table(results: dict[str, Any], question: str) -> str:
     """Markdown: the models that differ in the ratio, or in the windows."""
     names = {
-        "ratio": {ratio: f"{ratio}/{MASKVIT}" for ratio in RATIOS},
-        "windows": {windows: f"{VARIABLE}/{windows}" for windows in WINDOWS},
+        "ratio": {ratio: f"{SHORT}{ratio}/{MASKVIT}" for ratio in RATIOS},
+        "windows": {windows: f"{SHORT}{VARIABLE}/{windows}" for windows in WINDOWS},
     }[question]
     title = {"ratio": "share hidden in training", "windows": "attention"}[question]
     lines = [HEAD.format(title, SAMPLES), "| --- |" + " ---: |" * 6]
@@ -320,7 +322,7 @@ def models_table(results: dict[str, Any], question: str) -> str:
             )
     for name, found in results["floors"]["measured"].items():
         lines.append(f"| {name} | {found['mse']:.1f} | | {found['ssim']:.3f} | {degrees([found])} | | |")
-    return "\n".join([*lines, "", said(results)])
+    return "\n".join([*lines, "", f"{said(results, SAMPLES, SHORT)} Decoded in {STEPS} steps."])
 
 
 def schedules_table(results: dict[str, Any]) -> str:
@@ -329,7 +331,7 @@ def schedules_table(results: dict[str, Any]) -> str:
     for name, kind in SCHEDULES.items():
         cells = "".join(f" {numbers([e[f'{name}/{n}'] for e in entries], 'mse', '.1f')} |" for n in COUNTS)
         lines.append(f"| {name} | {kind} |{cells}")
-    return "\n".join([*lines, "", "MSE, 2 samples of each episode; one number a seed."])
+    return "\n".join([*lines, "", f"MSE. {said(results, 2)}"])
 
 
 def actions_table(results: dict[str, Any]) -> str:
@@ -342,7 +344,7 @@ def actions_table(results: dict[str, Any]) -> str:
             f"| {name} | {numbers(found, 'mse', '.1f')} | {numbers(found, 'ssim', '.3f')} | "
             f"{degrees(found, 'angle')} | {degrees(found)} |"
         )
-    return "\n".join([*lines, "", f"2 samples of each of {TEST} held-out episodes; one number a seed."])
+    return "\n".join([*lines, "", f"{said(results, 2)} Decoded in {STEPS} steps."])
 
 
 def planning_table(results: dict[str, Any]) -> str:
@@ -369,7 +371,8 @@ TABLES = {
 
 def main(texts: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of training, a model (default: 400)")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, a model (default: 1000)")
+    parser.add_argument("--short", type=int, default=400, help="of those that are compared (default: 400)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="questions")
     parser.add_argument("--work", type=Path, default=Path("/tmp/video-world"), help="scratch folder")
@@ -385,9 +388,9 @@ def main(texts: list[str]) -> None:
             if name in options.only and f"{name}/{seed}" not in read(options.out):
                 answer(seed, options)
         for ratio in RATIOS if "ratio" in options.only else []:
-            trained(ratio, MASKVIT, seed, options)
+            trained(ratio, MASKVIT, seed, options, short=True)
         for windows in WINDOWS if "windows" in options.only else []:
-            trained(VARIABLE, windows, seed, options)
+            trained(VARIABLE, windows, seed, options, short=True)
     for name in options.only:
         print(f"\n{TABLES[name](read(options.out))}")
 

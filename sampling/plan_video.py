@@ -4,7 +4,7 @@ Every round predicts all candidates in one batch; the cost is how far the last f
 
 python sampling/plan_video.py clip.npy goal.png --past past.npy --model runs/pendulum --horizon 6
 
-A model of the simulated pendulum is made by benchmarks/video_actions.py, or from `maskgen make-data simulator` and a
+A model of the simulated pendulum is made by benchmarks/video_world.py, or from `maskgen make-data simulator` and a
 generator stage with `actions: true`. This writes the other files from such data (here episode 0: two frames, and the
 eighth as the goal):
 

@@ -30,14 +30,26 @@ def small(monkeypatch):
 
 def test_the_world_from_the_command_to_the_tables(small, tmp_path, capsys):
     """And a second command trains nothing and says the same."""
-    command = ["--steps", "2", "--seeds", "3", "--work", str(tmp_path / "w"), "--out", str(tmp_path / "r.json")]
+    command = [
+        "--steps",
+        "2",
+        "--short",
+        "2",
+        "--seeds",
+        "3",
+        "--work",
+        str(tmp_path / "w"),
+        "--out",
+        str(tmp_path / "r.json"),
+    ]
     world.main(command)
     first, said = (tmp_path / "r.json").read_text(), capsys.readouterr().out
     world.main(command)
     assert (tmp_path / "r.json").read_text() == first
     assert capsys.readouterr().out == said
     results = json.loads(first)
-    assert len(results) == 1 + len(world.RATIOS) + len(world.WINDOWS) - 1 + 3  # one of them answers both questions
+    compared = len(world.RATIOS) + len(world.WINDOWS) - 1  # one of them answers both questions
+    assert len(results) == 1 + compared + 1 + 3
     for question, rows in (("ratio", len(world.RATIOS) + 3), ("windows", len(world.WINDOWS) + 3), ("actions", 4)):
         lines = world.TABLES[question](results).split("\n\n")[0].splitlines()
         assert len(lines) == 2 + rows
