@@ -63,7 +63,7 @@ SCHEDULES = {
 COUNTS = (2, 4, 8)
 SHORT = "short/"  # models that are compared with each other
 STEPS = 4  # of decoding, where nothing else is said
-EPISODES, CANDIDATES, ROUNDS = 20, 32, 3
+EPISODES, CANDIDATES, ROUNDS = 20, 64, 3
 
 
 # ---------------------------------------------------------------- the world
@@ -235,37 +235,52 @@ def executed(world: Simulator, start: int, first: Tensor, plan: Tensor) -> tuple
 
 
 def planned(seed: int, options: argparse.Namespace) -> None:
-    """How far the pendulum is from a goal after as many actions, planned or not.
-
-    A goal is where a constant torque, of 0.3 to 1 of the largest either way, leads from the same start: it can be
-    reached. Planned: all actions at once from two frames ("open loop"), and those left anew after half of them.
-    """
+    """How far the pendulum is from a goal after as many actions, planned or not; by the kind of goal."""
     pipeline, world = opened(trained(VARIABLE, MASKVIT, seed, options)), Simulator(**WORLD)
-    box, begun = torch.ones(FUTURE, 1), time.process_time()
-    ends: dict[str, list[float]] = {name: [] for name in ("zero", "random", "open loop", "planned twice")}
-    for episode in range(EPISODES):
-        draw = torch.Generator().manual_seed(episode)
-        start = 10_000 + episode
-        first = torch.rand(1, generator=draw) * 2 - 1
-        torque = (0.3 + 0.7 * torch.rand((), generator=draw)) * (1 if episode % 2 else -1)
-        frames, goal = executed(world, start, first, torque * box)
-        target = picture(frames)[:, -1]
-        random = torch.rand(FUTURE, 1, generator=draw) * 2 - 1
-
-        def plan(frames: list[np.ndarray], past: list[Tensor], target: Tensor = target) -> Tensor:
-            cost = rollout_cost(pipeline, picture(frames), torch.stack(past), target, num_inference_steps=2)
-            limits = box[len(past) - 1 :]
-            noise = torch.Generator().manual_seed(seed)
-            return cross_entropy_plan(cost, -limits, limits, CANDIDATES, CANDIDATES // 8, ROUNDS, noise)[0]
-
-        once = plan(frames[:CONTEXT], [first])
-        half = FUTURE // 2
-        met, _ = executed(world, start, first, once[:half])
-        again = torch.cat([once[:half], plan(met, [first, *once[:half]])])
-        for name, chosen in zip(ends, (0 * box, random, once, again)):
-            ends[name].append(float(apart(executed(world, start, first, chosen)[1], goal)))
-    found = {name: [round(value, 4) for value in values] for name, values in ends.items()}
+    found: dict[str, dict[str, list[float]]] = {}
+    begun = time.process_time()
+    for kind in GOALS:
+        for episode in range(EPISODES):
+            for name, value in ends(pipeline, world, kind, episode).items():
+                found.setdefault(kind, {}).setdefault(name, []).append(round(value, 4))
     write(options, f"planning/{seed}", {"ends": found, "cpu_seconds": round(time.process_time() - begun, 1)})
+
+
+def ends(pipeline: Any, world: Simulator, kind: str, episode: int) -> dict[str, float]:
+    """Of one episode, radians from the goal by the way the actions were chosen.
+
+    The goal is where other actions lead from the same start, so that it can be reached. Planned: all actions at once
+    from two frames ("open loop"), and those left anew after half of them.
+    """
+    draw, start, box = torch.Generator().manual_seed(episode), 10_000 + episode, torch.ones(FUTURE, 1)
+    first = torch.rand(1, generator=draw) * 2 - 1
+    frames, goal = executed(world, start, first, GOALS[kind](draw))
+    target = picture(frames)[:, -1]
+
+    def plan(frames: list[np.ndarray], past: list[Tensor]) -> Tensor:
+        cost = rollout_cost(pipeline, picture(frames), torch.stack(past), target, num_inference_steps=2)
+        limits, noise = box[len(past) - 1 :], torch.Generator().manual_seed(episode)
+        return cross_entropy_plan(cost, -limits, limits, CANDIDATES, CANDIDATES // 8, ROUNDS, noise)[0]
+
+    once, half = plan(frames[:CONTEXT], [first]), FUTURE // 2
+    met, _ = executed(world, start, first, once[:half])
+    again = torch.cat([once[:half], plan(met, [first, *once[:half]])])
+    chosen = {"zero": 0 * box, "random": any_torques(draw), "open loop": once, "planned twice": again}
+    return {name: float(apart(executed(world, start, first, torques)[1], goal)) for name, torques in chosen.items()}
+
+
+def any_torques(draw: torch.Generator) -> Tensor:
+    """As in the training data."""
+    return torch.rand(FUTURE, 1, generator=draw) * 2 - 1
+
+
+def one_torque(draw: torch.Generator) -> Tensor:
+    """The same all the time, 0.3 to 1 of the largest either way: it turns the pendulum further than most training."""
+    size, side = torch.rand((), generator=draw) * 0.7 + 0.3, torch.randint(2, (), generator=draw) * 2 - 1
+    return (size * side).expand(FUTURE, 1)
+
+
+GOALS = {"reached by random torques": any_torques, "reached by a constant torque": one_torque}
 
 
 def write(options: argparse.Namespace, name: str, entry: dict[str, Any]) -> None:
@@ -348,15 +363,16 @@ def actions_table(results: dict[str, Any]) -> str:
 
 
 def planning_table(results: dict[str, Any]) -> str:
-    ends = [entry["ends"] for entry in seeds_of(results, "planning")]
-    lines = ["| actions | degrees from the goal: mean ± deviation | median | within 20 degrees |"]
-    lines.append("| --- |" + " ---: |" * 3)
-    for name in ends[0]:
-        found = [np.rad2deg(np.array(end[name])) for end in ends]
-        spread = ", ".join(f"{f.mean():.1f} ± {f.std():.1f}" for f in found)
-        near = ", ".join(f"{(f <= 20).sum()} of {len(f)}" for f in found)
-        lines.append(f"| {name} | {spread} | {', '.join(f'{np.median(f):.1f}' for f in found)} | {near} |")
-    about = f"{EPISODES} episodes with the same starts and goals; one number a model's seed. "
+    entries = [entry["ends"] for entry in seeds_of(results, "planning")]
+    lines = ["| goal | actions | degrees from it: mean ± deviation | median | within 20 degrees |"]
+    lines.append("| --- | --- |" + " ---: |" * 3)
+    for kind, names in entries[0].items():
+        for name in names:
+            found = [np.rad2deg(np.array(entry[kind][name])) for entry in entries]
+            spread = ", ".join(f"{f.mean():.1f} ± {f.std():.1f}" for f in found)
+            near = ", ".join(f"{(f <= 20).sum()} of {len(f)}" for f in found)
+            lines.append(f"| {kind} | {name} | {spread} | {', '.join(f'{np.median(f):.1f}' for f in found)} | {near} |")
+    about = f"{EPISODES} episodes, the same starts and goals for all; one number a model's seed. "
     return "\n".join([*lines, "", f"{about}{CANDIDATES} candidates, {ROUNDS} rounds, 2 decode steps."])
 
 
