@@ -22,12 +22,14 @@ import sampling_table
 import tiling
 import tokenizer_families
 import train_step
+import video_cost
+import video_world
 import yaml
 
 HERE = Path(__file__).parent
 DOCUMENTS = [
     HERE / "README.md",
-    *(HERE.parent / "docs" / f"{name}.md" for name in ("decoding", "tokenizers", "methods", "editing")),
+    *(HERE.parent / "docs" / f"{name}.md" for name in ("decoding", "tokenizers", "methods", "editing", "video")),
 ]
 
 
@@ -66,6 +68,11 @@ TABLES: dict[str, Callable[[], str]] = {
     },
     "inpainting-fills": lambda: inpainting.fills_table(results("inpainting-fills")),
     "tiling": lambda: tiling.table(results("tiling")),
+    **{
+        f"video-{name}": lambda table=table, script=script: table(results(script))
+        for script, tables in (("video-world", video_world.TABLES), ("video-cost", video_cost.TABLES))
+        for name, table in tables.items()
+    },
 }
 MARK = re.compile(r"<!-- table of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 

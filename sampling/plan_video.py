@@ -2,7 +2,17 @@
 
 Every round predicts all candidates in one batch; the cost is how far the last frame is from the goal's picture.
 
-python sampling/plan_video.py clip.npy goal.png --model runs/simulator --horizon 6 --low -1 --high 1
+python sampling/plan_video.py clip.npy goal.png --past past.npy --model runs/pendulum --horizon 6
+
+A model of the simulated pendulum is made by benchmarks/video_world.py, or from `maskgen make-data simulator` and a
+generator stage with `actions: true`. This writes the other files from such data (here episode 0: two frames, and the
+eighth as the goal):
+
+    data = numpy.load("test.npz")
+    clip = data["videos"][0].transpose(3, 0, 1, 2) / 127.5 - 1  # (t, h, w, c) to (c, t, h, w)
+    numpy.save("clip.npy", clip[:, :2])
+    numpy.save("past.npy", data["actions"][0, :1])  # one fewer than frames: those between them
+    PIL.Image.fromarray(data["videos"][0, 7]).save("goal.png")
 """
 
 import argparse
@@ -12,19 +22,20 @@ import torch
 
 from maskgen import MaskedVideoPipeline
 from maskgen.pipelines.inputs import pictures_of
-from maskgen.tasks.planning import cross_entropy_plan
+from maskgen.tasks.planning import cross_entropy_plan, rollout_cost
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", help=".npy of frames so far, float (c, t, h, w) in [-1, 1] at the model's size")
     parser.add_argument("goal", help="picture of the model's size")
     parser.add_argument("--model", required=True, help="run or pipeline folder of a model that reads actions")
-    parser.add_argument("--past", help=".npy of the actions so far (t, a); zeros if none")
-    parser.add_argument("--horizon", type=int, default=6, help="frames to look ahead")
+    parser.add_argument("--past", help=".npy of the actions between these frames (t - 1, a); zeros if none")
+    parser.add_argument("--horizon", type=int, default=6, help="actions to plan, frames to look ahead")
     parser.add_argument("--low", type=float, default=-1.0, help="of an action")
     parser.add_argument("--high", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=3, help="1 is random shooting")
+    parser.add_argument("--steps", type=int, help="of decoding; the model's own if none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -33,20 +44,14 @@ if __name__ == "__main__":
     known = torch.from_numpy(np.load(arguments.video)).float()
     (goal,) = pictures_of(arguments.goal, pipeline.tokenizer.channels)
     numbers = pipeline.transformer.config.action_dim // pipeline.factor
-    past = torch.zeros(known.shape[1], numbers)
+    if not numbers:
+        raise SystemExit(f"{arguments.model} reads no actions: nothing can be planned with it")
+    past = torch.zeros(known.shape[1] - 1, numbers)
     if arguments.past:
         past = torch.from_numpy(np.load(arguments.past)).float()
-
-    def cost(actions: torch.Tensor) -> torch.Tensor:
-        everything = torch.cat([past.expand(len(actions), -1, -1), actions], 1)
-        videos = known.expand(len(actions), -1, -1, -1, -1)
-        noise = [torch.Generator().manual_seed(arguments.seed) for _ in actions]
-        made = pipeline.predict(videos, arguments.horizon, actions=everything, generator=noise, output_type="pt")
-        return (made.frames[:, -1].cpu() * 2 - 1 - goal).square().mean((1, 2, 3))
-
     box = torch.ones(arguments.horizon, numbers)
     plan, least = cross_entropy_plan(
-        cost,
+        rollout_cost(pipeline, known, past, goal, arguments.seed, num_inference_steps=arguments.steps),
         arguments.low * box,
         arguments.high * box,
         arguments.samples,
@@ -54,4 +59,6 @@ if __name__ == "__main__":
         arguments.iterations,
         torch.Generator().manual_seed(arguments.seed),
     )
-    print(f"mean squared distance to the goal {least:.4f}; actions:\n{plan}")
+    print(f"distance to the goal {least:.4f}; actions:")
+    for action in plan.tolist():
+        print(" ".join(f"{number:+.3f}" for number in action))

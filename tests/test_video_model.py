@@ -49,10 +49,19 @@ def test_actions_and_pruning_go_together():
     torch.testing.assert_close(network(codes, masked, predict_at=at, actions=actions).predictions, whole)
 
 
+def test_layers_know_the_actions_too():
+    network, (codes, _) = model(), inputs()
+    actions = torch.randn(2, 3, 2)
+    shown = network(codes, torch.zeros_like(codes, dtype=torch.bool), actions=actions)
+    torch.testing.assert_close(network.layers(codes, actions=actions)[-1], shown.features)
+
+
 @pytest.mark.parametrize("actions", [None, torch.zeros(2, 2, 2), torch.zeros(2, 3, 1)])
 def test_actions_that_do_not_fit_are_refused(actions):
     with pytest.raises(ValueError, match=r"reads actions \(2, 3, 2\); got"):
         model()(*inputs(), actions=actions)
+    with pytest.raises(ValueError, match=r"reads actions \(2, 3, 2\); got"):
+        model().layers(inputs()[0], actions=actions)
 
 
 def test_actions_that_nobody_reads_are_refused():

@@ -1,5 +1,9 @@
 """Every task on videos: what is known stays, what is hidden is never seen, and windows slide."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,7 @@ from PIL import Image
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.pipelines.tokens import actions_of_tokens
 from maskgen.pipelines.video_jobs import predict_video, read_clip
-from maskgen.tasks.planning import cross_entropy_plan
+from maskgen.tasks.planning import cross_entropy_plan, goal_distance, rollout_cost
 from maskgen.tasks.videos import held, video_token_mask
 
 CONV = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
@@ -293,3 +297,64 @@ def test_planning_finds_the_cheapest_actions_and_more_rounds_help():
     assert (rounds[0].abs() <= 1).all()
     with pytest.raises(ValueError, match="2 <= elites <= samples"):
         cross_entropy_plan(cost, *box, samples=4, elites=8)
+
+
+def test_the_goal_is_nearer_where_thin_things_are_nearer():
+    goal, frames = torch.full((1, 16, 16), -1.0), torch.full((3, 1, 16, 16), -1.0)
+    goal[:, 8, 4] = 1
+    for frame, column in zip(frames, (4, 5, 8)):
+        frame[:, 8, column] = 1
+    distances = goal_distance(frames, goal)
+    assert distances[0] == 0
+    assert (distances.diff() > 0).all()
+    with pytest.raises(ValueError, match=r"goal is \(1, 16, 15\)"):
+        goal_distance(frames, goal[..., 1:])
+
+
+def test_candidates_are_rolled_out_from_the_last_known_frame():
+    """By a pipeline whose every predicted frame is as bright as the actions before it sum up to."""
+
+    class Brightness:
+        def predict(self, video, num_frames, actions, **_):
+            sums = actions[:, : video.shape[2] + num_frames - 1].sum(1)  # the last action leads out of the video
+            pixels = (sums[:, :, None, None].expand(-1, 1, 4, 4) + 1) / 2
+            return type("Output", (), {"frames": pixels[:, None].expand(-1, num_frames, -1, -1, -1)})
+
+    known, past, goal = torch.zeros(1, 2, 4, 4), torch.tensor([[0.2]]), torch.full((1, 4, 4), 0.7)
+    cost = rollout_cost(Brightness(), known, past, goal)
+    costs = cost(torch.tensor([[[0.1], [0.2], [0.2]], [[0.2], [0.0], [0.0]]]))
+    assert costs.tolist() == pytest.approx([0, 3 * 0.3**2], abs=1e-6)  # at 1, 2 and 4 pixels
+    with pytest.raises(ValueError, match="2 past actions for 2 known frames"):
+        rollout_cost(Brightness(), known, past.repeat(2, 1), goal)
+
+
+def test_the_planning_script_plans(tmp_path, monkeypatch, capsys):
+    make(action_dim=2).save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "clip.npy", video(2)[0].numpy())
+    np.save(tmp_path / "past.npy", np.zeros((1, 2), np.float32))
+    Image.new("L", (8, 6), 200).save(tmp_path / "goal.png")
+    script = Path(__file__).parents[1] / "sampling" / "plan_video.py"
+    files = [str(tmp_path / name) for name in ("clip.npy", "goal.png")]
+    options = {"model": tmp_path / "model", "past": tmp_path / "past.npy", "horizon": 2, "high": 0.5, "samples": 8}
+    options |= {"iterations": 2, "steps": 2}
+    monkeypatch.setattr(sys, "argv", ["plan_video.py", *files, *(f"--{k}={v}" for k, v in options.items())])
+    runpy.run_path(str(script), run_name="__main__")
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert 0 < float(head.split("goal ")[1].split(";")[0]) < 10
+    plan = np.array([line.split() for line in lines], float)
+    assert plan.shape == (2, 2)
+    assert plan.min() >= -1
+    assert plan.max() <= 0.5
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == [head, *lines]
+
+
+def test_the_planning_script_refuses_a_model_without_actions(tmp_path, monkeypatch, pipeline):
+    pipeline.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "clip.npy", video(2)[0].numpy())
+    Image.new("L", (8, 6)).save(tmp_path / "goal.png")
+    script = Path(__file__).parents[1] / "sampling" / "plan_video.py"
+    argv = ["plan_video.py", *(str(tmp_path / name) for name in ("clip.npy", "goal.png"))]
+    monkeypatch.setattr(sys, "argv", [*argv, "--model", str(tmp_path / "model")])
+    with pytest.raises(SystemExit, match="reads no actions"):
+        runpy.run_path(str(script), run_name="__main__")

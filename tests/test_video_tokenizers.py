@@ -8,6 +8,7 @@ from maskgen.mim.targets import patchify
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.losses import frames_of
 from maskgen.tokenizer.model import Tokenizer
+from maskgen.training.centroid_stage import CentroidStage
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
 from maskgen.training.tokenizer_stage import TokenizerStage
@@ -215,6 +216,17 @@ def test_a_causal_tokenizer_learns_to_reconstruct_motion():
         optimizer.step()
         losses.append(float(terms["l1"].detach()))
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_centroids_of_videos_are_patches_of_their_frames(tmp_path):
+    """With a code for every patch there is, nothing is lost."""
+    part = {"type": "patch", "patch": 4, "channels": 1}
+    spec = {"encoder": part, "quantizer": {"codebook_size": 128, "dim": 16}, "decoder": part}
+    CentroidStage(Videos(), tokenizer=spec, points=240).fit(2, 0, tmp_path)
+    tokenizer, pixels = load_tokenizer(tmp_path).eval(), torch.stack([Videos()[i]["pixels"] for i in range(12)])
+    codes = tokenizer.encode(pixels)
+    assert codes.shape == (12, 5, 2, 2)
+    torch.testing.assert_close(tokenizer.decode(codes), pixels)
 
 
 def test_augmentation_changes_all_frames_alike():

@@ -3,12 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 Cost = Callable[[Tensor], Tensor]
+SCALES = (1, 2, 4, 8)  # pixels averaged over squares of these sides, of pictures as large
+
+
+def goal_distance(frames: Float[Tensor, "n c H W"], goal: Float[Tensor, "d H2 W2"]) -> Float[Tensor, "n"]:
+    """Mean squared difference from the goal, summed over :data:`SCALES`: where thin things do not overlap, only the
+    coarse pictures tell near from far.
+
+    Raises:
+        ValueError: a goal of another size.
+    """
+    if frames.shape[1:] != goal.shape:
+        raise ValueError(f"the goal is {tuple(goal.shape)} (c, H, W), the frames are {tuple(frames.shape[1:])}")
+    apart = frames - goal
+    fitting = [scale for scale in SCALES if scale <= min(goal.shape[1:])]
+    return torch.stack([F.avg_pool2d(apart, scale).square().mean((1, 2, 3)) for scale in fitting]).sum(0)
+
+
+def rollout_cost(
+    pipeline: Any,
+    known: Float[Tensor, "c t H W"],
+    past: Float[Tensor, "u a"],
+    goal: Float[Tensor, "c H W"],
+    seed: int = 0,
+    **options: Any,
+) -> Cost:
+    """How far from the goal actions lead, by a model: all candidates in one batch, all with the same noise.
+
+    The first action planned is done at the last known frame, and the last leads to the last predicted.
+
+    Args:
+        pipeline: a :class:`maskgen.pipelines.video.MaskedVideoPipeline` of a model that reads actions.
+        known: the frames so far, in [-1, 1]; past: the t - 1 actions between them.
+        goal: what the last predicted frame is to be.
+        options: of ``pipeline.predict``.
+
+    Raises:
+        ValueError: past actions of another number.
+    """
+    if len(past) != known.shape[1] - 1:
+        raise ValueError(f"{len(past)} past actions for {known.shape[1]} known frames; give those between the frames")
+
+    def cost(actions: Float[Tensor, "n h a"]) -> Float[Tensor, "n"]:
+        n, horizon, _ = actions.shape
+        last = torch.zeros_like(actions[:, :1])  # leads out of the video
+        videos = known.expand(n, -1, -1, -1, -1)
+        noise = [torch.Generator().manual_seed(seed) for _ in range(n)]
+        given = {"actions": torch.cat([past.expand(n, -1, -1), actions, last], 1), "generator": noise}
+        frames = pipeline.predict(videos, horizon, **given, output_type="pt", **options).frames
+        return goal_distance(frames[:, -1].cpu() * 2 - 1, goal)
+
+    return cost
 
 
 def cross_entropy_plan(

@@ -63,10 +63,10 @@ class CentroidStage(TokenizerStage):
     def _latents(self) -> Float[Tensor, "n d"]:
         """At most `points` latents, the same share of each picture's."""
         device, parts = next(self.model.parameters()).device, []
-        a_picture = self.model.encoder(self.dataset[0]["pixels"][None].to(device)).flatten(2).shape[2]
+        a_picture = self.model._encoded(self.dataset[0]["pixels"][None].to(device)).flatten(2).shape[2]
         pictures = min(len(self.dataset), 4 * -(-self.points // a_picture))
         share = min(1.0, self.points / (pictures * a_picture))
         for pixels in spread(self.dataset, pictures):
-            z = self.model.encoder(pixels.to(device)).flatten(2).transpose(1, 2).flatten(0, 1)
+            z = self.model._encoded(pixels.to(device)).flatten(2).transpose(1, 2).flatten(0, 1)
             parts.append(z[torch.randperm(len(z))[: round(len(z) * share)].to(device)])
         return torch.cat(parts)[: self.points]

@@ -454,24 +454,36 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         return predictions if index is None else take(predictions, index)
 
     def layers(
-        self, tokens: Shaped[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None
+        self,
+        tokens: Shaped[Tensor, "b *grid"],
+        labels: Int[Tensor, "b"] | None = None,
+        actions: Float[Tensor, "b t a"] | None = None,
     ) -> list[Float[Tensor, "b n w"]]:
         """What each of the (encoder's) blocks makes of unmasked tokens, prefix first; normed where the encoder ends in
-        a norm. For probes, which choose a layer."""
-        return self._walk(tokens, labels)[0][1:]
+        a norm. For probes, which choose a layer.
+
+        Raises:
+            ValueError: no actions for a model that reads them, or actions for one that does not.
+        """
+        return self._walk(tokens, labels, actions)[0][1:]
 
     def layers_and_attention(
-        self, tokens: Shaped[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None
+        self,
+        tokens: Shaped[Tensor, "b *grid"],
+        labels: Int[Tensor, "b"] | None = None,
+        actions: Float[Tensor, "b t a"] | None = None,
     ) -> tuple[list[Float[Tensor, "b n w"]], Float[Tensor, "b m"]]:
         """:meth:`layers`, and the first prefix token's attention to each token in the last block, mean over heads. For
         teachers."""
-        made, table, bias = self._walk(tokens, labels)
+        made, table, bias = self._walk(tokens, labels, actions)
         return made[1:], self._attention_of_class(made[-2], table, None, bias)
 
-    def _walk(self, tokens: Tensor, labels: Tensor | None) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    def _walk(
+        self, tokens: Tensor, labels: Tensor | None, actions: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """What the first block sees, what each makes; the rotary table, and the last block's relative bias."""
         grid = tuple(tokens.shape[1:-1] if self.groups > 1 or not self.codebook_size else tokens.shape[1:])
-        x, table = placed(self, self._acted(self._embed(tokens), None, grid), grid, self.prefix)
+        x, table = placed(self, self._acted(self._embed(tokens), actions, grid), grid, self.prefix)
         windows = self._windows(grid)
         conditions, scores = self.conditions(labels, len(x)), self._scores(grid, None, windows)
         made = [self._with_prefix(self.embedded(x), conditions)]

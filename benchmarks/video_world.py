@@ -1,0 +1,416 @@
+"""Masked video on a toy world: how much to hide, which windows and schedules; do actions matter, can they be planned?
+
+    pip install 'maskgen[video]'
+    python benchmarks/video_world.py         # what is not in results/video-world.json yet
+    python benchmarks/tables.py              # the tables of docs/video.md
+
+The world is gymnasium's pendulum without gravity, 32x32 pixels, under random torques that the model is told. Clips have
+8 frames, 2 of them given and 6 predicted; a frame is 2x2 tokens, k-means codes of patches of 16x16 pixels, so that a
+window in space and time is a single place. Transformers are 64 wide and 4 deep; those of `RATIOS` and `WINDOWS` train
+for as many steps and differ in nothing else. Then episodes of another seed are predicted, and the angle is read from
+the pictures too. Schedules, actions and planning (in the simulator) are measured with models that trained longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from budget import machine, train_for, versions
+from jaxtyping import Float
+from tokenizer_families import add_entry, read, slug
+from torch import Tensor
+
+from maskgen.data.simulator import Simulator, simulate
+from maskgen.data.video_sources import save_videos
+from maskgen.evaluation.video import METRICS, TRIVIAL, best_of
+from maskgen.pipelines.store import load_tokenizer
+from maskgen.pipelines.video import MaskedVideoPipeline
+from maskgen.tasks.planning import cross_entropy_plan, rollout_cost
+from maskgen.videos import strip
+
+HERE = Path(__file__).parent
+OUT = HERE / "results" / "video-world.json"
+FRAMES, CONTEXT, SIDE, PATCH, CODES = 8, 2, 32, 16, 64
+FUTURE = FRAMES - CONTEXT
+WORLD: dict[str, Any] = {"size": SIDE, "repeat": 3, "options": {"g": 0.0}}
+TRAIN, TEST = 800, 100  # episodes
+MODEL = {"width": 64, "depth": 4, "heads": 4, "positions": "learned_sum"}
+TRAINING = {"batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.0, "log_every": 50}
+SAMPLES = 4
+
+MASKVIT, FULL = "frames, then columns", "full attention"
+WINDOWS: dict[str, list[list[int]]] = {MASKVIT: [[1, 0, 0], [0, 1, 1]], FULL: []}
+VARIABLE = "uniform in [0.5, 1)"
+RATIOS: dict[str, dict[str, Any]] = {
+    VARIABLE: {"type": "uniform", "low": 0.5, "high": 1.0},
+    **{f"always {ratio:g}": {"type": "fixed", "ratio": ratio} for ratio in (0.5, 0.75, 0.9, 1.0)},
+}
+SCHEDULES = {
+    "square": "concave",
+    "cosine": "concave",
+    "linear": "straight",
+    "sqrt": "convex",
+    "logarithmic": "convex",
+}
+COUNTS = (2, 4, 8)
+SHORT = "short/"  # models that are compared with each other
+STEPS = 4  # of decoding, where nothing else is said
+EPISODES, CANDIDATES, ROUNDS = 20, 64, 3
+
+
+# ---------------------------------------------------------------- the world
+
+
+def prepare(work: Path) -> None:
+    """Episodes and a tokenizer, where they are not there yet."""
+    for name, count, seed, frames in (("train", TRAIN, 0, FRAMES + 2), ("test", TEST, 1, FRAMES)):
+        if not (work / f"{name}.npz").is_file():
+            save_videos(work / f"{name}.npz", *simulate(count, seed, frames, **WORLD))
+    if not (work / "patches" / "pipeline").is_dir():
+        part = {"type": "patch", "patch": PATCH}
+        quantizer = {"codebook_size": CODES, "dim": 3 * PATCH**2}
+        stage = {"type": "centroids", "points": 10_000}
+        stage |= {"tokenizer": {"encoder": part, "quantizer": quantizer, "decoder": part}}
+        config = {"stage": stage, "data": data(work, 1), "training": {"steps": 12}}
+        train_for(0, "patches", config, work)
+
+
+def data(work: Path, frames: int = FRAMES) -> dict[str, Any]:
+    return {"type": "videos", "path": str(work / "train.npz"), "frames": frames}
+
+
+@cache
+def episodes(work: Path) -> tuple[Float[Tensor, "n 3 t s s"], Float[Tensor, "n t a"]]:
+    """Those of the test: videos in [-1, 1] and their actions."""
+    with np.load(work / "test.npz") as file:
+        videos = torch.from_numpy(file["videos"]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        return videos, torch.from_numpy(file["actions"])
+
+
+def seen_angle(videos: Float[Tensor, "n 3 t s s"]) -> Float[Tensor, "n t"]:
+    """Of the rod, in radians: where what is not white weighs most, seen from the middle."""
+    weight = (1 - videos.clamp(-1, 1)).sum(1)
+    place = torch.arange(SIDE) - (SIDE - 1) / 2
+    return torch.atan2((weight * place[:, None]).sum((2, 3)), (weight * place).sum((2, 3)))
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """Between angles: 0 to pi."""
+    return torch.remainder(a - b + torch.pi, 2 * torch.pi).sub(torch.pi).abs()
+
+
+# ---------------------------------------------------------------- training and measuring
+
+
+def configuration(ratio: str, windows: str, seed: int, steps: int, work: Path) -> dict[str, Any]:
+    return {
+        "stage": {
+            "type": "generator",
+            "tokenizer": str(work / "patches"),
+            "model": {**MODEL, "windows": WINDOWS[windows]},
+            "masking": {
+                "ratio": RATIOS[ratio],
+                "sampler": {"type": "frames", "context": CONTEXT},
+                "objective": {"type": "cross_entropy", "label_smoothing": 0.0},
+            },
+            "conditional": False,
+            "actions": True,
+            "scheduler": {"num_inference_steps": STEPS, "temperature": 1.0},
+        },
+        "data": data(work),
+        "training": {**TRAINING, "steps": steps, "seed": seed},
+    }
+
+
+def predict(pipeline: Any, videos: Tensor, actions: Tensor, seed: int = 0, steps: int = STEPS) -> Tensor:
+    """What follows the context, (n, 3, t, s, s)."""
+    noise = [torch.Generator().manual_seed(len(videos) * seed + i) for i in range(len(videos))]
+    given = {"actions": actions, "num_inference_steps": steps, "generator": noise, "output_type": "pt"}
+    frames = pipeline.predict(videos[:, :, :CONTEXT], FUTURE, **given).frames
+    return frames.transpose(1, 2)[:, :, CONTEXT:] * 2 - 1
+
+
+def summary(samples: list[Tensor], truth: Tensor) -> dict[str, Any]:
+    """Mean over samples, frames and clips, and of the best sample of each clip."""
+    found: dict[str, Any] = {}
+    for name in ("mse", "ssim"):
+        metric = METRICS[name]
+        values = torch.stack([metric.compute(sample, truth) for sample in samples])
+        found[name] = round(float(values.mean()), 4)
+        if len(samples) > 1:
+            found[f"best_{name}"] = round(float(best_of(values, metric.higher).mean()), 4)
+    angles = torch.stack([apart(seen_angle(sample), seen_angle(truth)) for sample in samples])
+    found["angle"] = round(float(angles.mean()), 4)
+    found["last_angle"] = round(float(angles[..., -1].mean()), 4)
+    return found
+
+
+def opened(run: Path) -> Any:
+    pipeline = MaskedVideoPipeline.from_pretrained(run)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def floors(options: argparse.Namespace) -> dict[str, Any]:
+    """What the tokenizer alone loses, and the predictors without a model."""
+    videos, _ = episodes(options.work)
+    wanted = videos[:, :, CONTEXT:]
+    coder = load_tokenizer(options.work / "patches").eval()
+    found = {name: summary([make(videos[:, :, :CONTEXT], FUTURE)], wanted) for name, make in TRIVIAL.items()}
+    return {**found, "tokenizer": summary([coder.decode(coder.encode(wanted))], wanted)}
+
+
+def trained(ratio: str, windows: str, seed: int, options: argparse.Namespace, short: bool = False) -> Path:
+    """The run's folder; measured and written down where it is new."""
+    name = f"{SHORT if short else ''}{ratio}/{windows}/{seed}"
+    run, steps = options.work / slug(name), options.short if short else options.steps
+    if name not in read(options.out):
+        config = configuration(ratio, windows, seed, steps, options.work)
+        entry = {"training": train_for(0, run.name, config, options.work)}
+        (videos, actions), pipeline, begun = episodes(options.work), opened(run), time.process_time()
+        made = [predict(pipeline, videos, actions, sample) for sample in range(SAMPLES)]
+        entry |= {"measured": summary(made, videos[:, :, CONTEXT:])}
+        entry |= {"one_step": summary([predict(pipeline, videos, actions, steps=1)], videos[:, :, CONTEXT:])}
+        sheet = {}
+        for i in range(6):
+            whole = torch.cat([videos[i, :, :CONTEXT], made[0][i].clamp(-1, 1)], 1)
+            sheet |= {f"episode {i}": videos[i], f"predicted {i}": whole}
+        strip(sheet).save(run / "predicted.png")
+        entry["measure_cpu_seconds"] = round(time.process_time() - begun, 1)
+        write(options, name, entry)
+    return run
+
+
+def schedules(seed: int, options: argparse.Namespace) -> None:
+    """The same model decoded by other schedules; the actions are hidden from none of them."""
+    pipeline = opened(trained(VARIABLE, MASKVIT, seed, options))
+    videos, actions = episodes(options.work)
+    entry: dict[str, Any] = {}
+    for name in SCHEDULES:
+        pipeline.scheduler.register_to_config(mask_schedule=name)
+        for count in COUNTS:
+            made = [predict(pipeline, videos, actions, sample, count) for sample in range(2)]
+            entry[f"{name}/{count}"] = summary(made, videos[:, :, CONTEXT:])
+    write(options, f"schedules/{seed}", {"measured": entry})
+
+
+def acted(seed: int, options: argparse.Namespace) -> None:
+    """The same episodes with their own actions, with another's, and with none."""
+    pipeline = opened(trained(VARIABLE, MASKVIT, seed, options))
+    videos, actions = episodes(options.work)
+    given = {"right": actions, "of another episode": actions.roll(1, 0), "zero": torch.zeros_like(actions)}
+    wanted = videos[:, :, CONTEXT:]
+    found = {
+        name: summary([predict(pipeline, videos, some, sample) for sample in range(2)], wanted)
+        for name, some in given.items()
+    }
+    write(options, f"actions/{seed}", {"measured": found})
+
+
+# ---------------------------------------------------------------- planning
+
+
+def picture(frames: list[np.ndarray]) -> Float[Tensor, "3 t s s"]:
+    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def angle(world: Simulator) -> Tensor:
+    return torch.atan2(torch.tensor(float(world.state[1])), torch.tensor(float(world.state[0])))
+
+
+def executed(world: Simulator, start: int, first: Tensor, plan: Tensor) -> tuple[list[np.ndarray], Tensor]:
+    """Frames from a start under actions, and the angle at the end."""
+    frames = [world.reset(start)]
+    for action in [first, *plan]:
+        frames.append(world.step(action.numpy()))
+    return frames, angle(world)
+
+
+def planned(seed: int, options: argparse.Namespace) -> None:
+    """How far the pendulum is from a goal after as many actions, planned or not; by the kind of goal."""
+    pipeline, world = opened(trained(VARIABLE, MASKVIT, seed, options)), Simulator(**WORLD)
+    found: dict[str, dict[str, list[float]]] = {}
+    begun = time.process_time()
+    for kind in GOALS:
+        for episode in range(EPISODES):
+            for name, value in ends(pipeline, world, kind, episode).items():
+                found.setdefault(kind, {}).setdefault(name, []).append(round(value, 4))
+    write(options, f"planning/{seed}", {"ends": found, "cpu_seconds": round(time.process_time() - begun, 1)})
+
+
+def ends(pipeline: Any, world: Simulator, kind: str, episode: int) -> dict[str, float]:
+    """Of one episode, radians from the goal by the way the actions were chosen.
+
+    The goal is where other actions lead from the same start, so that it can be reached. Planned: all actions at once
+    from two frames ("open loop"), and those left anew after half of them.
+    """
+    draw, start, box = torch.Generator().manual_seed(episode), 10_000 + episode, torch.ones(FUTURE, 1)
+    first = torch.rand(1, generator=draw) * 2 - 1
+    frames, goal = executed(world, start, first, GOALS[kind](draw))
+    target = picture(frames)[:, -1]
+
+    def plan(frames: list[np.ndarray], past: list[Tensor]) -> Tensor:
+        cost = rollout_cost(pipeline, picture(frames), torch.stack(past), target, num_inference_steps=2)
+        limits, noise = box[len(past) - 1 :], torch.Generator().manual_seed(episode)
+        return cross_entropy_plan(cost, -limits, limits, CANDIDATES, CANDIDATES // 8, ROUNDS, noise)[0]
+
+    once, half = plan(frames[:CONTEXT], [first]), FUTURE // 2
+    met, _ = executed(world, start, first, once[:half])
+    again = torch.cat([once[:half], plan(met, [first, *once[:half]])])
+    chosen = {"zero": 0 * box, "random": any_torques(draw), "open loop": once, "planned twice": again}
+    return {name: float(apart(executed(world, start, first, torques)[1], goal)) for name, torques in chosen.items()}
+
+
+def any_torques(draw: torch.Generator) -> Tensor:
+    """As in the training data."""
+    return torch.rand(FUTURE, 1, generator=draw) * 2 - 1
+
+
+def one_torque(draw: torch.Generator) -> Tensor:
+    """The same all the time, 0.3 to 1 of the largest either way: it turns the pendulum further than most training."""
+    size, side = torch.rand((), generator=draw) * 0.7 + 0.3, torch.randint(2, (), generator=draw) * 2 - 1
+    return (size * side).expand(FUTURE, 1)
+
+
+GOALS = {"reached by random torques": any_torques, "reached by a constant torque": one_torque}
+
+
+def write(options: argparse.Namespace, name: str, entry: dict[str, Any]) -> None:
+    entry |= {"machine": machine(), "versions": versions("torch", "gymnasium"), "command": options.command}
+    add_entry(options.out, name, entry)
+    print(name, {key: entry[key] for key in ("measured", "ends") if key in entry}, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def seeds_of(results: dict[str, Any], start: str) -> list[dict[str, Any]]:
+    return [entry for key, entry in results.items() if key.rpartition("/")[0] == start]
+
+
+def numbers(entries: list[dict[str, Any]], key: str, form: str) -> str:
+    """One a seed."""
+    return ", ".join(format(entry[key], form) for entry in entries)
+
+
+def degrees(entries: list[dict[str, Any]], key: str = "last_angle") -> str:
+    return ", ".join(f"{np.rad2deg(entry[key]):.1f}" for entry in entries)
+
+
+def said(results: dict[str, Any], samples: int, start: str = "") -> str:
+    """How the models were made, and where."""
+    first = seeds_of(results, f"{start}{VARIABLE}/{MASKVIT}")[0]
+    training, where = first["training"], first["machine"]
+    return (
+        f"Models of {training['steps']} steps of {TRAINING['batch_size']} clips, {training['cpu_seconds']:.0f} s of "
+        f"processor time; {TEST} held-out episodes, {samples} samples of each; one number a seed. "
+        f"{where['cpu']}, {where['threads']} thread(s), torch {first['versions']['torch']}."
+    )
+
+
+HEAD = "| {} | MSE | best of {} | SSIM | degrees off at the last frame | MSE, one step | s of training |"
+
+
+def models_table(results: dict[str, Any], question: str) -> str:
+    """Markdown: the models that differ in the ratio, or in the windows."""
+    names = {
+        "ratio": {ratio: f"{SHORT}{ratio}/{MASKVIT}" for ratio in RATIOS},
+        "windows": {windows: f"{SHORT}{VARIABLE}/{windows}" for windows in WINDOWS},
+    }[question]
+    title = {"ratio": "share hidden in training", "windows": "attention"}[question]
+    lines = [HEAD.format(title, SAMPLES), "| --- |" + " ---: |" * 6]
+    for name, start in names.items():
+        if entries := seeds_of(results, start):
+            made, one = [entry["measured"] for entry in entries], [entry["one_step"] for entry in entries]
+            lines.append(
+                f"| {name} | {numbers(made, 'mse', '.1f')} | {numbers(made, 'best_mse', '.1f')} | "
+                f"{numbers(made, 'ssim', '.3f')} | {degrees(made)} | {numbers(one, 'mse', '.1f')} | "
+                f"{numbers([entry['training'] for entry in entries], 'cpu_seconds', '.0f')} |"
+            )
+    for name, found in results["floors"]["measured"].items():
+        lines.append(f"| {name} | {found['mse']:.1f} | | {found['ssim']:.3f} | {degrees([found])} | | |")
+    return "\n".join([*lines, "", f"{said(results, SAMPLES, SHORT)} Decoded in {STEPS} steps."])
+
+
+def schedules_table(results: dict[str, Any]) -> str:
+    entries = [entry["measured"] for entry in seeds_of(results, "schedules")]
+    lines = ["| schedule | |" + "".join(f" {n} steps |" for n in COUNTS), "| --- | --- |" + " ---: |" * len(COUNTS)]
+    for name, kind in SCHEDULES.items():
+        cells = "".join(f" {numbers([e[f'{name}/{n}'] for e in entries], 'mse', '.1f')} |" for n in COUNTS)
+        lines.append(f"| {name} | {kind} |{cells}")
+    return "\n".join([*lines, "", f"MSE. {said(results, 2)}"])
+
+
+def actions_table(results: dict[str, Any]) -> str:
+    entries = [entry["measured"] for entry in seeds_of(results, "actions")]
+    lines = ["| actions | MSE | SSIM | degrees off, mean | at the last frame |", "| --- |" + " ---: |" * 4]
+    rows = {name: [entry[name] for entry in entries] for name in entries[0]}
+    rows["copy-last"] = [results["floors"]["measured"]["copy-last"]]
+    for name, found in rows.items():
+        lines.append(
+            f"| {name} | {numbers(found, 'mse', '.1f')} | {numbers(found, 'ssim', '.3f')} | "
+            f"{degrees(found, 'angle')} | {degrees(found)} |"
+        )
+    return "\n".join([*lines, "", f"{said(results, 2)} Decoded in {STEPS} steps."])
+
+
+def planning_table(results: dict[str, Any]) -> str:
+    entries = [entry["ends"] for entry in seeds_of(results, "planning")]
+    lines = ["| goal | actions | degrees from it: mean ± deviation | median | within 20 degrees |"]
+    lines.append("| --- | --- |" + " ---: |" * 3)
+    for kind, names in entries[0].items():
+        for name in names:
+            found = [np.rad2deg(np.array(entry[kind][name])) for entry in entries]
+            spread = ", ".join(f"{f.mean():.1f} ± {f.std():.1f}" for f in found)
+            near = ", ".join(f"{(f <= 20).sum()} of {len(f)}" for f in found)
+            lines.append(f"| {kind} | {name} | {spread} | {', '.join(f'{np.median(f):.1f}' for f in found)} | {near} |")
+    about = f"{EPISODES} episodes, the same starts and goals for all; one number a model's seed. "
+    return "\n".join([*lines, "", f"{about}{CANDIDATES} candidates, {ROUNDS} rounds, 2 decode steps."])
+
+
+TABLES = {
+    "ratio": lambda results: models_table(results, "ratio"),
+    "windows": lambda results: models_table(results, "windows"),
+    "schedules": schedules_table,
+    "actions": actions_table,
+    "planning": planning_table,
+}
+
+
+def main(texts: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000, help="of training, a model (default: 1000)")
+    parser.add_argument("--short", type=int, default=400, help="of those that are compared (default: 400)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="questions")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/video-world"), help="scratch folder")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(texts)
+    options.command = shlex.join(["python", "benchmarks/video_world.py", *texts])
+    prepare(options.work)
+    if "floors" not in read(options.out):
+        write(options, "floors", {"measured": floors(options)})
+    asked = {"actions": acted, "planning": planned, "schedules": schedules}
+    for seed in options.seeds:
+        for name, answer in asked.items():
+            if name in options.only and f"{name}/{seed}" not in read(options.out):
+                answer(seed, options)
+        for ratio in RATIOS if "ratio" in options.only else []:
+            trained(ratio, MASKVIT, seed, options, short=True)
+        for windows in WINDOWS if "windows" in options.only else []:
+            trained(VARIABLE, windows, seed, options, short=True)
+    for name in options.only:
+        print(f"\n{TABLES[name](read(options.out))}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:])
