@@ -53,13 +53,18 @@ def clips_of(data: str, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def predicted(pipeline: Any, clips: Tensor, context: int, seed: int, rows: int = 10) -> Tensor:
-    """What follows the first frames of each clip."""
+def predicted(
+    pipeline: Any, clips: Tensor, context: int, seed: int, overlap: int | None = None, rows: int = 10
+) -> Tensor:
+    """What follows the first frames of each clip; windows that slide share `overlap` frames of tokens."""
     made = []
+    _, h, w = pipeline.transformer.grid
     for start in range(0, len(clips), rows):
         part = clips[start : start + rows]
         noise = [torch.Generator().manual_seed(seed * len(clips) + start + i) for i in range(len(part))]
         options: Any = {"generator": noise, "output_type": "pt"}
+        if overlap is not None:
+            options["overlap"] = (overlap, h // 2, w // 2)
         frames = pipeline.predict(part[:, :, :context], part.shape[2] - context, **options).frames
         made.append(frames[:, context:].transpose(1, 2).float() * 2 - 1)
         print(f"seed {seed}: {start + len(part)} of {len(clips)}", file=sys.stderr, flush=True)
@@ -88,10 +93,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = {**pipeline.scheduler.config, "num_inference_steps": options.steps, "temperature": options.temperature}
     pipeline.scheduler = MaskScheduler.from_config(base | GREEDY)
     begun = time.process_time()
-    greedy = predicted(pipeline, clips, context, 0)
+    greedy = predicted(pipeline, clips, context, 0, options.overlap)
     seconds = (time.process_time() - begun) / len(clips)
     pipeline.scheduler = MaskScheduler.from_config(base)
-    samples = [predicted(pipeline, clips, context, 1 + i) for i in range(options.samples)]
+    samples = [predicted(pipeline, clips, context, 1 + i, options.overlap) for i in range(options.samples)]
     floor = through(pipeline.tokenizer, clips)[:, :, context:]
     shown = range(options.shown)
     rows = {}
@@ -159,6 +164,7 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=1.0, help="of the order; greedy has 0")
+    parser.add_argument("--overlap", type=int, help="frames of tokens that windows share, beyond the trained length")
     parser.add_argument("--shown", type=int, default=3, help="clips in the strip")
     parser.add_argument("--every", type=int, default=1, help="which frames the strip shows")
     parser.add_argument("--out", type=Path)
