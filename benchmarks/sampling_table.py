@@ -251,6 +251,8 @@ def table(results: dict[str, Any], name: str) -> str:
             lines.append([*words, *cells(entry), f"{entry['cpu_ms']:.0f}"])
     lines.append(["emoji themselves", *[""] * (len(shown) - 1), *cells(results["real"]), ""])
     fixed = ", ".join(f"{k} {v}" for k, v in settings(name)[0].items() if k not in shown)
+    if name == "steps":
+        fixed += f". Training of the {trained(results, 'critic')}"
     return markdown([*shown, *MEASURED], lines, len(shown)) + f"\n\n{fixed}. {foot(results)}"
 
 
@@ -265,6 +267,12 @@ def foot(results: dict[str, Any]) -> str:
     )
 
 
+def trained(results: dict[str, Any], *names: str) -> str:
+    """How long these were trained."""
+    runs = {name: results["training"][name] for name in names}
+    return "; ".join(f"{name} {run['steps']} steps, {run['cpu_seconds']:.0f} s" for name, run in runs.items())
+
+
 def raster_table(results: dict[str, Any]) -> str:
     """Markdown: parallel against autoregressive."""
     lines = []
@@ -272,10 +280,7 @@ def raster_table(results: dict[str, Any]) -> str:
         words = [{"causal": "one after the other", "masked": "parallel"}[e["network"]], f"{e['guidance']:g}"]
         words.append(f"{e['temperature']:g}" if "temperature" in e else "")
         lines.append([*words, str(e["passes"]), *cells(e), f"{e['cpu_ms']:.0f}"])
-    made = "; ".join(
-        f"{name} {t['steps']} of {t['planned']} steps, {t['cpu_seconds']:.0f} s"
-        for name, t in results["training"].items()
-    )
+    made = trained(results, "masked", "causal")
     head = ["decoding", "guidance", "order's temperature", "passes", *MEASURED]
     return markdown(head, lines, 1) + f"\n\nFrom scratch, batches of 48, by processor time: {made}. {foot(results)}"
 
