@@ -122,15 +122,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "steps": options.steps,
         "temperature": options.temperature,
         "cpu_seconds_a_prediction": seconds,
-        "training": {**trained(Path(options.run)), "config": config},
+        "training": {"steps": steps_of(Path(options.run)), "config": config},
         "metrics": found,
     }
 
 
-def trained(run: Path) -> dict[str, Any]:
-    """Steps and wall-clock hours of a run, by its log."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {"steps": lines[-1]["step"]}
+def steps_of(run: Path) -> int:
+    """How many steps a run has done, by its log."""
+    return int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
 
 
 def table(results: dict[str, Any]) -> str:

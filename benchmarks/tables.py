@@ -17,6 +17,7 @@ import adversarial
 import collapse
 import decode
 import inpainting
+import prediction
 import representation
 import sampling_table
 import tiling
@@ -67,6 +68,10 @@ TABLES: dict[str, Callable[[], str]] = {
         for mask in inpainting.MASKS
     },
     "inpainting-fills": lambda: inpainting.fills_table(results("inpainting-fills")),
+    **{
+        f"prediction-{name}": lambda name=name: prediction.table(results(f"prediction-{name}"))
+        for name in ("moving-mnist", "street")
+    },
     "tiling": lambda: tiling.table(results("tiling")),
     **{
         f"video-{name}": lambda table=table, script=script: table(results(script))
