@@ -251,7 +251,7 @@ def table(results: dict[str, Any], name: str) -> str:
             lines.append([*words, *cells(entry), f"{entry['cpu_ms']:.0f}"])
     lines.append(["emoji themselves", *[""] * (len(shown) - 1), *cells(results["real"]), ""])
     fixed = ", ".join(f"{k} {v}" for k, v in settings(name)[0].items() if k not in shown)
-    if name == "steps":
+    if name == "steps" and "critic" in results.get("training", {}):
         fixed += f". Training of the {trained(results, 'critic')}"
     return markdown([*shown, *MEASURED], lines, len(shown)) + f"\n\n{fixed}. {foot(results)}"
 

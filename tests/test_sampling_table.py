@@ -63,8 +63,10 @@ def test_settings_are_measured_once_compared_and_shown(work, quick, tmp_path):
         assert entry["diversity"] >= 0
         assert 0 < entry["nearest_rmse"] < 2
     assert [e["passes"] for e in results["raster"]] == [64, 8, 8, 16] * 2
-    results["training"] = {"masked": {"steps": 3, "planned": 4, "cpu_seconds": 5.0}}
+    assert "critic" not in sampling.table(results, "steps").splitlines()[-1]
+    results["training"] = {name: {"steps": 3, "cpu_seconds": 5.0} for name in sampling.RUNS}
     lines = sampling.table(results, "steps").splitlines()
+    assert "Training of the critic 3 steps, 5 s." in lines[-1]
     assert [line.split(" | ")[0] for line in lines[2:7]] == [*(f"| {o}" for o in sampling.ORDERS), "| emoji themselves"]
     assert "| one after the other | 1.5 |  | 64 |" in sampling.raster_table(results)
     sampling.plot(results, tmp_path / "plot.png")
