@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maskgen.transformer.attention import Ragged, attend, attention_probabilities
+from maskgen.transformer.layers import class_vectors
 from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.positions import coordinates, rotary, rotate, sine_cosine
 from maskgen.transformer.relative import RelativeBias, of_queries, offsets
@@ -82,10 +83,10 @@ def test_no_label_is_the_null_class():
 def test_class_dropout_drops_with_its_probability():
     """Fault 1 of public code: the condition KEPT with probability p."""
     model = MaskTransformer(8, (2, 2), num_classes=3, width=16, depth=1, heads=2, class_dropout=0.1)
-    seen = model.train()._condition(torch.zeros(20_000, dtype=torch.long), 20_000, torch.device("cpu"))
+    seen = class_vectors(model.train(), torch.zeros(20_000, dtype=torch.long), 20_000)
     dropped = (seen == model.class_embedding.weight[model.null_class]).all(1).float().mean().item()
     assert dropped == pytest.approx(0.1, abs=0.01)
-    kept = model.eval()._condition(torch.zeros(100, dtype=torch.long), 100, torch.device("cpu"))
+    kept = class_vectors(model.eval(), torch.zeros(100, dtype=torch.long), 100)
     assert (kept == model.class_embedding.weight[0]).all()
 
 

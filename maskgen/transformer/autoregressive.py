@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend
-from maskgen.transformer.layers import Block, Norm, Past, initialise, make_norm, modulate
+from maskgen.transformer.layers import Block, Norm, Past, class_vectors, initialise, make_norm, modulate
 from maskgen.transformer.positions import rotary
 
 
@@ -112,16 +112,10 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: labels given to an unconditional model.
         """
-        if self.num_classes is None:
-            if labels is not None:
-                raise ValueError("class labels given to an unconditional transformer")
+        vectors = class_vectors(self, labels, batch)
+        if vectors is None:
             return None
-        if labels is None:
-            labels = torch.full((batch,), self.num_classes, device=self.start.device)
-        if self.training and self.class_dropout > 0:
-            dropped = torch.rand(batch, device=labels.device) < self.class_dropout
-            labels = labels.masked_fill(dropped, self.num_classes)
-        h = nn.functional.silu(self.class_embedding(labels))
+        h = nn.functional.silu(vectors)
         each = [linear(h).unflatten(-1, (-1, h.shape[-1])) for linear in [*self.modulations, self.final_modulation]]
         return torch.cat(each, 1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, arange, nn, where, zeros
 
+from maskgen.transformer.kept import take
+
 
 def group_size(codebook_size: int, groups: int) -> int:
     """Codes of one of `groups` equal parts of a code's bits.
@@ -29,6 +31,30 @@ def split_codes(codes: Int[Tensor, "b *grid"], size: int, groups: int) -> Int[Te
 def join_codes(parts: Int[Tensor, "b *grid g"], size: int) -> Int[Tensor, "b *grid"]:
     """The inverse of :func:`split_codes`."""
     return (parts * size ** arange(parts.shape[-1], device=parts.device)).sum(-1)
+
+
+def asked_places(
+    positions: Int[Tensor, "b k"], groups: int, count: int
+) -> tuple[Int[Tensor, "b k"] | None, Int[Tensor, "b k"] | None]:
+    """Of flat positions of codes, `groups` at each of `count` places: the places (None: all), and where the codes then
+    stand among the predictions (None: as they come).
+
+    Asked for more codes than there are places, it is cheaper to predict all.
+    """
+    if groups == 1:
+        return positions, None
+    if positions.shape[1] >= count:
+        return None, positions
+    return positions // groups, arange(positions.shape[1], device=positions.device) * groups + positions % groups
+
+
+def by_code(
+    predictions: Float[Tensor, "b k p"], groups: int, index: Int[Tensor, "b m"] | None
+) -> Float[Tensor, "b n p2"]:
+    """Predictions of places as those of their codes one after the other, those at `index` where it is given."""
+    if groups > 1:
+        predictions = predictions.unflatten(-1, (groups, -1)).flatten(1, 2)
+    return predictions if index is None else take(predictions, index)
 
 
 class CodeEmbedding(nn.Module):

@@ -14,9 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend
-from maskgen.transformer.layers import make_norm, take
+from maskgen.transformer.decoder import Decoder
+from maskgen.transformer.kept import take
+from maskgen.transformer.layers import initialise, make_norm
 from maskgen.transformer.mask_units import PoolingBlock, cut, joined, plain_block, rows
-from maskgen.transformer.model import TRANSFORMERS, Decoder, TransformerOutput, add_positions, with_positions
+from maskgen.transformer.model import TRANSFORMERS, TransformerOutput
+from maskgen.transformer.positions import add_positions, with_positions
 
 CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -115,7 +118,8 @@ class Hiera(ModelMixin, ConfigMixin):
         )
         self.final_norm = make_norm("layer", decoder_width)
         self.head = nn.Linear(decoder_width, predictions or token_dim)
-        self._initialise()
+        initialise(self, [])
+        nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))  # a view: as a linear layer's (MAE)
 
     def _check(self, grid: tuple[int, ...]) -> None:
         c, pixels = self.config, " x ".join(map(str, self.token))
@@ -142,17 +146,6 @@ class Hiera(ModelMixin, ConfigMixin):
         if problem:
             raise ValueError(problem)
         self._units(grid)
-
-    def _initialise(self) -> None:
-        """MAE's: Xavier's uniform weights, the patch embedding's too; zero biases; truncated normals of 0.02."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))  # a view
-        for name, parameter in self.named_parameters():
-            if name.split(".")[-1] in ("mask_token", "position_embedding", "first_embedding"):
-                nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, Ragged, attend
+from maskgen.transformer.kept import take
 from maskgen.transformer.positions import rotate
 from maskgen.transformer.relative import of_queries
 from maskgen.transformer.windows import Windows
@@ -44,9 +45,23 @@ def initialise(network: nn.Module, zeros: Iterable[Any]) -> None:
         nn.init.zeros_(linear.weight)
 
 
-def take(x: Float[Tensor, "b n *d"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k *d"]:
-    """``x[i, index[i]]`` for every row i."""
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
+def class_vectors(network: Any, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b w"] | None:
+    """Of the classes, None where the network has none; no labels are no class. In training each is dropped with the
+    probability `class_dropout`.
+
+    Raises:
+        ValueError: labels given to an unconditional network.
+    """
+    if network.num_classes is None:
+        if labels is not None:
+            raise ValueError("class labels given to an unconditional transformer")
+        return None
+    if labels is None:
+        labels = torch.full((batch,), network.num_classes, device=network.class_embedding.weight.device)
+    if network.training and network.class_dropout > 0:
+        dropped = torch.rand(batch, device=labels.device) < network.class_dropout
+        labels = labels.masked_fill(dropped, network.num_classes)
+    return network.class_embedding(labels)
 
 
 @dataclass

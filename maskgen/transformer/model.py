@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,15 +15,16 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, Ragged, attention_probabilities
-from maskgen.transformer.groups import BitEmbedding, CodeEmbedding
+from maskgen.transformer.decoder import Decoder
+from maskgen.transformer.groups import BitEmbedding, CodeEmbedding, asked_places, by_code
 from maskgen.transformer.heads import LayerMix, Projector
-from maskgen.transformer.layers import Block, Norm, initialise, make_norm, modulate, take
-from maskgen.transformer.positions import rotary, sine_cosine, stretched
-from maskgen.transformer.relative import RelativeBias, biases, kept_pairs, of_queries
+from maskgen.transformer.kept import among_kept, kept_table, take
+from maskgen.transformer.layers import Block, Norm, class_vectors, initialise, make_norm, modulate
+from maskgen.transformer.options import check
+from maskgen.transformer.positions import Positions, add_positions, rotary, with_positions
+from maskgen.transformer.relative import RelativeBias, of_queries
 from maskgen.transformer.vectors import CodeVectors
-from maskgen.transformer.windows import Windows
-
-Positions = Literal["learned", "learned_sum", "sincos", "none"]
+from maskgen.transformer.windows import Windows, block_scores
 
 
 @dataclass
@@ -42,6 +45,28 @@ class TransformerOutput:
     class_predictions: Tensor | None = None
     branch: Tensor | None = None
     attention: Tensor | None = None
+
+
+@dataclass
+class Surroundings:
+    """What the blocks are given beside the tokens.
+
+    table: (b or 1, prefix + m, head width), rotary, of the tokens seen.
+    kept: where rows see different numbers of places, which; `prefix` tokens stand before these.
+    modulations, scores, windows: of each block; see :func:`maskgen.transformer.windows.block_scores`.
+    """
+
+    table: Tensor | None
+    kept: Ragged | None
+    prefix: int
+    modulations: list[Any]
+    scores: list[Tensor | None]
+    windows: list[Windows | None]
+
+    @cached_property
+    def rows(self) -> Ragged | None:
+        """Of the tokens, the prefix too."""
+        return None if self.kept is None else self.kept.after(self.prefix)
 
 
 class MaskTransformer(ModelMixin, ConfigMixin):
@@ -147,24 +172,14 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         code_dim: int = 0,
     ):
         super().__init__()
+        check(self.config)
         decoder_width, decoder_heads = decoder_width or width, decoder_heads or heads
-        for w, h, what in ((width, heads, ""), (decoder_width, decoder_heads, "decoder_")):
-            if w % h or (rope and (w // h) % 4):
-                raise ValueError(f"{what}width {w} over heads {h} must be whole, with rope also a multiple of 4")
-        if (codebook_size > 0) == (token_dim > 0):
-            raise ValueError(f"tokens are codes or continuous: codebook_size {codebook_size}, token_dim {token_dim}")
         self.codebook_size, self.grid, self.num_classes, self.groups = codebook_size, tuple(grid), num_classes, groups
         self.grouped = groups > 1 or embedding == "bits"
         self.positions, self.rope, self.heads, self.class_dropout = positions, rope, heads, class_dropout
         conditional = num_classes is not None
         self.modulated = conditional and condition != "in_context"
         self.prefix = registers + int(conditional and not self.modulated)
-        if decoder_depth and self.modulated and decoder_width != width:
-            raise ValueError("an adaLN condition needs decoder_width 0, the encoder's; or set condition: in_context")
-        if decoder_depth and pad == "class_token" and not registers:
-            raise ValueError("pad: class_token needs a register; set registers: 1")
-
-        self._check_heads(registers, depth, decoder_depth)
         if token_dim:
             self.token_embedding: nn.Module = nn.Linear(token_dim, width)
         elif self.grouped:
@@ -229,36 +244,6 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         zeros = [self.head] if isinstance(self.head, nn.Linear) else []
         initialise(self, zeros + ([*self.modulations, self.final_modulation] if self.modulated else []))
 
-    def _check_heads(self, registers: int, depth: int, decoder_depth: int) -> None:
-        """What goes with what.
-
-        Raises:
-            ValueError: options that exclude each other.
-        """
-        c = self.config
-        wants_class = c.class_predictions or c.branch_type == "class_bottleneck"
-        problem = (
-            "class_predictions and branch_type: class_bottleneck need the class token; set registers: 1"
-            if wants_class and not registers
-            else "head_type: layer_mix and branch_type: class_bottleneck go with decoder_depth: 0"
-            if decoder_depth and (c.head_type == "layer_mix" or c.branch_type == "class_bottleneck")
-            else "head_type: layer_mix has no shared norm; give branch_predictions"
-            if c.head_type == "layer_mix" and c.branch_type != "none" and not c.branch_predictions
-            else "branch_type: decoder needs a decoder; set decoder_depth, and branch_predictions"
-            if c.branch_type == "decoder" and not (decoder_depth and c.branch_predictions)
-            else f"branch_layer {c.branch_layer} must lie between 1 and the depth {depth}"
-            if c.branch_type == "class_bottleneck" and not 1 <= c.branch_layer <= depth
-            else "head and branch other than the default go without an adaLN condition; set condition: in_context"
-            if self.modulated and (c.head_type != "linear" or c.branch_type != "none")
-            else "code_dim is of one code a place, predicted by a linear head: set groups: 1, head_type: linear"
-            if c.code_dim and (self.grouped or c.token_dim or c.head_type != "linear")
-            else "groups and embedding are of codes; continuous tokens have none"
-            if self.grouped and c.token_dim
-            else None
-        )
-        if problem:
-            raise ValueError(problem)
-
     @property
     def null_class(self) -> int:
         """The label that means no class."""
@@ -300,54 +285,47 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             ValueError: labels given to an unconditional model; actions missing, of another shape, or not read.
         """
         grid = tuple(masked.shape[1:-1] if self.groups > 1 else masked.shape[1:])
-        places, group = (None, None) if predict_at is None else self._places(predict_at, masked)
-        ragged = None if kept is None else Ragged.of(kept, masked.device)
-        x, table = placed(self, self._acted(self._embed(tokens, masked), actions, grid), grid, self.prefix)
-        windows = self._windows(grid)
-        x, scores = self.embedded(x), self._scores(grid, keep, windows)
-        windows = [None if bias is not None else window for window, bias in zip(windows, scores)]
+        count, n = math.prod(grid), self.prefix
+        places, group = (None, None) if predict_at is None else asked_places(predict_at, self.groups, count)
+        x = self._embed(tokens, masked, actions, grid)
         if conditions is None:
             conditions = self.conditions(labels, len(x))
+        around = self._surroundings(grid, conditions, keep, kept)
         if keep is not None:
-            at = places if self.decoder is None else None
-            x, table, at = self._drop(x, table, keep, ragged, at)
-            places = at if self.decoder is None else places
-        x = self._with_prefix(x, conditions)
-        rows = None if ragged is None else ragged.after(self.prefix)
-        queries = None if places is None else places + self.prefix
-        *modulations, last = self._modulations(conditions)
+            x = take(x, keep)
+            if places is not None and self.decoder is None:
+                places = among_kept(places, keep, around.kept, count)
+        queries = None if places is None else places + n
 
-        made, n = [x], self.prefix
-        for block, modulation, bias, window in zip(self.blocks[:-1], modulations, scores, windows):
-            made.append(block(made[-1], modulation, table, None, rows, bias=bias, windows=window))
-        last_bias = scores[len(self.blocks) - 1]
-        looked = self._attention_of_class(made[-1], table, rows, last_bias) if attention else None
-        at = queries if self.decoder is None and self._last_alone else None
-        last_window = windows[len(self.blocks) - 1]
-        x = self.blocks[-1](made[-1], modulations[len(made) - 1], table, at, rows, bias=last_bias, windows=last_window)
+        made = [self._with_prefix(x, conditions)]
+        for i in range(len(self.blocks) - 1):
+            made.append(self._block(i, made[-1], around))
+        looked = self._attention_of_class(made[-1], around) if attention else None
+        alone = queries if self.decoder is None and self._last_alone else None
+        x = self._block(len(self.blocks) - 1, made[-1], around, alone)
         made.append(x)
 
         def asked(x: Tensor) -> Tensor:
-            return x[:, n:] if queries is None else x if at is not None else take(x, queries)
+            return x[:, n:] if queries is None else x if alone is not None else take(x, queries)
 
         if self.decoder is None:
-            prefix, features = made[-1 if at is None else -2][:, :n], asked(x)
+            prefix, features = made[-1 if alone is None else -2][:, :n], asked(x)
             h = features
         else:
             x = self.encoder_norm(x)
             prefix, features = x[:, :n], x[:, n:]
             hidden = masked.all(-1) if self.groups > 1 else masked
-            back = (prefix, features, hidden, keep, ragged)
-            h = self.decoder(*back, modulations[len(self.blocks) :], queries)
+            back = (prefix, features, hidden, keep, around.kept)
+            h = self.decoder(*back, around.modulations[len(self.blocks) : -1], queries)
         if isinstance(self.head, LayerMix):
-            output = TransformerOutput(self.head([asked(layer) for layer in made[1:]]), features, prefix)
+            predictions = self.head([asked(layer) for layer in made[1:]])
         else:
             h = self.final_norm(h)
-            if last is not None:
-                h = modulate(h, *last[:, :, None].unbind(1))
+            if self.modulated:
+                h = modulate(h, *around.modulations[-1][:, :, None].unbind(1))
             predictions = self.head(h) if self.code_vectors is None else self.head(h) + self.code_vectors.logits(h)
-            output = TransformerOutput(self._of_groups(predictions, group), features, prefix)
-        output.attention = looked
+            predictions = by_code(predictions, self.groups, group)
+        output = TransformerOutput(predictions, features, prefix, attention=looked)
         if self.config.class_predictions:
             classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
             output.class_predictions = self.head(classes or self.final_norm(prefix[:, :1]))[:, 0]
@@ -356,7 +334,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             output.branch = self.branch_head(self.branch_norm(self.second_decoder(*back, nothing, queries)))
         elif self.config.branch_type == "class_bottleneck":
             early = torch.cat([x[:, :n], made[self.config.branch_layer][:, n:]], 1)
-            output.branch = self._bottleneck(early, table, rows, scores[len(self.blocks) :], asked)
+            branch = asked(self._bottleneck(early, around))
+            own = self.config.branch_predictions
+            output.branch = self.branch_head(self.branch_norm(branch)) if own else self.head(self.final_norm(branch))
         return output
 
     @property
@@ -365,62 +345,41 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         c = self.config
         return c.head_type != "layer_mix" and c.branch_type == "none" and not c.class_predictions
 
-    def _bottleneck(
+    def _surroundings(
         self,
-        x: Tensor,
-        table: Tensor | None,
-        rows: Ragged | None,
-        scores: list[Tensor | None],
-        asked: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """Early tokens and the last class token through a few more blocks to the target."""
-        for block, bias in zip(self.bottleneck, scores):
-            x = block(x, None, table, None, rows, bias=bias)
-        if self.config.branch_predictions:
-            return self.branch_head(self.branch_norm(asked(x)))
-        return self.head(self.final_norm(asked(x)))
-
-    def _windows(self, grid: tuple[int, ...]) -> list[Windows | None]:
-        """Of each block, None where it sees all."""
+        grid: tuple[int, ...],
+        conditions: Float[Tensor, "b c w"] | None,
+        keep: Int[Tensor, "b m"] | None = None,
+        kept: Sequence[int] | None = None,
+    ) -> Surroundings:
+        """Of all blocks, the bottleneck's last."""
         each = [Windows.of(grid, window, self.prefix) for window in self.config.windows] or [None]
-        return [each[i % len(each)] for i in range(len(self.blocks))]
+        windows = [each[i % len(each)] for i in range(len(self.blocks))]
+        if self.config.branch_type == "class_bottleneck":
+            windows += [None] * len(self.bottleneck)
+        like = self.register_tokens
+        scores = block_scores(windows, self.relative, grid, self.prefix, self.heads, keep, like)
+        table = rotary(grid, self.prefix, like.shape[-1] // self.heads, like.device)[None] if self.rope else None
+        return Surroundings(
+            table if table is None or keep is None else kept_table(table, keep, self.prefix),
+            None if kept is None else Ragged.of(kept, like.device),
+            self.prefix,
+            self._modulations(conditions),
+            scores,
+            [None if bias is not None else window for window, bias in zip(windows, scores)],
+        )
 
-    def _scores(
-        self, grid: tuple[int, ...], keep: Int[Tensor, "b m"] | None, windows: list[Windows | None]
-    ) -> list[Tensor | None]:
-        """What the scores of each block gain, the bottleneck's last: its relative bias; and -inf outside its window
-        where it cannot be cut into windows, having such a bias or only the tokens at `keep`."""
-        more = self.config.branch_depth if self.config.branch_type == "class_bottleneck" else 0
-        relative = biases(self.relative, len(self.blocks) + more, grid, self.prefix, keep)
-        if keep is None and not self.relative:
-            return list(relative)
-        bars: dict[Windows, Tensor] = {}
-        for window in {w for w in windows if w is not None}:
-            barred = window.barred(self.register_tokens.device)[None]
-            barred = barred if keep is None else kept_pairs(barred[0], keep, self.prefix)
-            bars[window] = torch.zeros_like(barred, dtype=self.register_tokens.dtype).masked_fill(barred, -torch.inf)
-        scores: list[Tensor | None] = []
-        for bias, within in zip(relative, [*windows, *[None] * more]):
-            bar = None if within is None else bars[within][:, None].expand(-1, self.heads, -1, -1)
-            scores.append(bias if bar is None else bar if bias is None else bias + bar)
-        return scores
+    def _block(self, i: int, x: Tensor, around: Surroundings, queries: Tensor | None = None) -> Tensor:
+        modulation, bias, windows = around.modulations[i], around.scores[i], around.windows[i]
+        return self.blocks[i](x, modulation, around.table, queries, around.rows, bias=bias, windows=windows)
 
-    def _acted(
-        self, x: Float[Tensor, "b n w"], actions: Float[Tensor, "b t a"] | None, grid: tuple[int, ...]
-    ) -> Float[Tensor, "b n w"]:
-        """With each frame's action."""
-        wanted = (len(x), grid[0], self.config.action_dim) if self.config.action_dim else None
-        if wanted != (None if actions is None else tuple(actions.shape)):
-            given = "none" if actions is None else f"{tuple(actions.shape)}"
-            raise ValueError(f"this transformer reads actions {wanted or 'of no frame: action_dim is 0'}; got {given}")
-        if actions is None:
-            return x
-        each = self.action_embedding(actions.to(self.action_embedding.weight.dtype)).to(x.dtype)
-        return x + each.repeat_interleave(x.shape[1] // grid[0], 1)
+    def _bottleneck(self, x: Tensor, around: Surroundings) -> Tensor:
+        """Early tokens and the last class token through a few more blocks."""
+        for block, bias in zip(self.bottleneck, around.scores[len(self.blocks) :]):
+            x = block(x, None, around.table, None, around.rows, bias=bias)
+        return x
 
-    def _attention_of_class(
-        self, x: Tensor, table: Tensor | None, rows: Ragged | None, bias: Tensor | None
-    ) -> Float[Tensor, "b n"]:
+    def _attention_of_class(self, x: Tensor, around: Surroundings) -> Float[Tensor, "b n"]:
         """Of the first prefix token to each of the others in the last block, mean over heads; `x` is its input.
 
         Raises:
@@ -430,28 +389,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             raise ValueError("attention is the class token's: set registers: 1 (and condition: in_context, if any)")
         block: Any = self.blocks[-1]
         first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
-        q, k, _ = block.attention.projected(block.norm1(x), table, first)
+        q, k, _ = block.attention.projected(block.norm1(x), around.table, first)
+        bias = around.scores[len(self.blocks) - 1]
         bias = None if bias is None else of_queries(bias, first)
-        return attention_probabilities(q, k, rows, bias).mean(1)[:, 0, self.prefix :]
-
-    def _places(self, predict_at: Tensor, masked: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The places of flat positions, and of several codes a place where each is among those predicted.
-
-        Asked for more codes than there are places, it is cheaper to predict all.
-        """
-        if self.groups == 1:
-            return predict_at, None
-        count = masked[0].numel() // self.groups
-        if predict_at.shape[1] >= count:
-            return None, predict_at
-        here = torch.arange(predict_at.shape[1], device=predict_at.device) * self.groups
-        return predict_at // self.groups, here + predict_at % self.groups
-
-    def _of_groups(self, predictions: Tensor, index: Int[Tensor, "b k"] | None) -> Tensor:
-        """Several codes a place one after the other, those at `index` where it is given."""
-        if self.groups > 1:
-            predictions = predictions.unflatten(-1, (self.groups, -1)).flatten(1, 2)
-        return predictions if index is None else take(predictions, index)
+        return attention_probabilities(q, k, around.rows, bias).mean(1)[:, 0, self.prefix :]
 
     def layers(
         self,
@@ -475,26 +416,29 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     ) -> tuple[list[Float[Tensor, "b n w"]], Float[Tensor, "b m"]]:
         """:meth:`layers`, and the first prefix token's attention to each token in the last block, mean over heads. For
         teachers."""
-        made, table, bias = self._walk(tokens, labels, actions)
-        return made[1:], self._attention_of_class(made[-2], table, None, bias)
+        made, around = self._walk(tokens, labels, actions)
+        return made[1:], self._attention_of_class(made[-2], around)
 
-    def _walk(
-        self, tokens: Tensor, labels: Tensor | None, actions: Tensor | None
-    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """What the first block sees, what each makes; the rotary table, and the last block's relative bias."""
+    def _walk(self, tokens: Tensor, labels: Tensor | None, actions: Tensor | None) -> tuple[list[Tensor], Surroundings]:
+        """What the first block sees and what each makes, and what they had beside it."""
         grid = tuple(tokens.shape[1:-1] if self.groups > 1 or not self.codebook_size else tokens.shape[1:])
-        x, table = placed(self, self._acted(self._embed(tokens), actions, grid), grid, self.prefix)
-        windows = self._windows(grid)
-        conditions, scores = self.conditions(labels, len(x)), self._scores(grid, None, windows)
-        made = [self._with_prefix(self.embedded(x), conditions)]
-        for block, modulation, bias, window in zip(self.blocks, self._modulations(conditions), scores, windows):
-            made.append(block(made[-1], modulation, table, bias=bias, windows=None if bias is not None else window))
+        conditions = self.conditions(labels, len(tokens))
+        around = self._surroundings(grid, conditions)
+        made = [self._with_prefix(self._embed(tokens, None, actions, grid), conditions)]
+        for i in range(len(self.blocks)):
+            made.append(self._block(i, made[-1], around))
         if self.decoder is not None:
             made[-1] = self.encoder_norm(made[-1])
-        return made, table, scores[len(self.blocks) - 1]
+        return made, around
 
-    def _embed(self, tokens: Tensor, masked: Tensor | None = None) -> Float[Tensor, "b n w"]:
-        """Tokens, and the mask token where `masked`."""
+    def _embed(
+        self, tokens: Tensor, masked: Tensor | None, actions: Tensor | None, grid: tuple[int, ...]
+    ) -> Float[Tensor, "b n w"]:
+        """Tokens, the mask token where `masked`, with their frames' actions and their positions."""
+        x = with_positions(self, self._acted(self._seen(tokens, masked), actions, grid), grid)
+        return self.embedded(x)
+
+    def _seen(self, tokens: Tensor, masked: Tensor | None) -> Float[Tensor, "b n w"]:
         if self.grouped:
             codes = tokens if self.groups > 1 else tokens[..., None]
             hidden = masked if masked is None or self.groups > 1 else masked[..., None]
@@ -508,10 +452,22 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             x = self.token_embedding(tokens.flatten(1, -2).to(self.mask_token.dtype))
         return x if masked is None else torch.where(masked.flatten(1)[..., None], self.mask_token, x)
 
+    def _acted(
+        self, x: Float[Tensor, "b n w"], actions: Float[Tensor, "b t a"] | None, grid: tuple[int, ...]
+    ) -> Float[Tensor, "b n w"]:
+        wanted = (len(x), grid[0], self.config.action_dim) if self.config.action_dim else None
+        if wanted != (None if actions is None else tuple(actions.shape)):
+            given = "none" if actions is None else f"{tuple(actions.shape)}"
+            raise ValueError(f"this transformer reads actions {wanted or 'of no frame: action_dim is 0'}; got {given}")
+        if actions is None:
+            return x
+        each = self.action_embedding(actions.to(self.action_embedding.weight.dtype)).to(x.dtype)
+        return x + each.repeat_interleave(x.shape[1] // grid[0], 1)
+
     def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
         """What the classes do to the network: nothing, a token (in_context), or six modulations a block, (scale, shift,
         gate) of attention and of the MLP, and two before the head. A decode makes them once for all steps."""
-        condition = self._condition(labels, batch, self.register_tokens.device)
+        condition = class_vectors(self, labels, batch)
         if condition is None or not self.modulated:
             return None if condition is None else condition[:, None]
         h = nn.functional.silu(condition)
@@ -520,131 +476,17 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             each = [each[0] + offset for offset in self.offsets]
         return torch.cat([*each, self.final_modulation(h).unflatten(-1, (2, -1))], 1)
 
-    def _condition(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        if self.num_classes is None:
-            if labels is not None:
-                raise ValueError("class labels given to an unconditional transformer")
-            return None
-        if labels is None:
-            labels = torch.full((batch,), self.null_class, device=device)
-        if self.training and self.class_dropout > 0:
-            dropped = torch.rand(batch, device=device) < self.class_dropout
-            labels = labels.masked_fill(dropped, self.null_class)
-        return self.class_embedding(labels)
-
-    def _drop(
-        self, x: Tensor, table: Tensor | None, keep: Tensor, kept: Ragged | None, predict_at: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Only the tokens at `keep`; `predict_at` becomes positions among them."""
-        if table is not None:
-            places = torch.cat(
-                [torch.arange(self.prefix, device=keep.device).expand(len(keep), -1), keep + self.prefix], 1
-            )
-            table = take(table.expand(len(keep), -1, -1), places)
-        if predict_at is not None:
-            n = x.shape[1]
-            places = keep if kept is None else keep.masked_fill(~kept.valid, n)  # padding: behind the last
-            order = keep.new_full((len(keep), n + 1), -1)
-            order = order.scatter(1, places, torch.arange(keep.shape[1], device=keep.device).expand_as(keep))
-            predict_at = order.gather(1, predict_at)
-        return take(x, keep), table, predict_at
-
     def _with_prefix(self, x: Tensor, conditions: Tensor | None) -> Tensor:
         prefix = [self.register_tokens.expand(len(x), -1, -1)] if len(self.register_tokens) else []
         if conditions is not None and not self.modulated:
             prefix.append(conditions)
         return torch.cat([*(p.to(x.dtype) for p in prefix), x], 1) if prefix else x
 
-    def _modulations(self, conditions: Float[Tensor, "b c w"] | None) -> list[Float[Tensor, "b m w"]] | list[None]:
-        """Six a block, two before the head."""
+    def _modulations(self, conditions: Float[Tensor, "b c w"] | None) -> list[Any]:
+        """(b, 6, w) of each block, the decoder's too, and (b, 2, w) before the head; or None as often."""
         if not self.modulated or conditions is None:
             return [None] * (len(self.blocks) + (len(self.decoder.blocks) if self.decoder else 0) + 1)
         return list(conditions.split(6, 1))
-
-
-class Decoder(nn.Module):
-    """From the encoder's tokens to features at all places, or at those asked for."""
-
-    def __init__(
-        self,
-        encoder_width: int,
-        width: int,
-        heads: int,
-        blocks: list[Block],
-        grid: tuple[int, ...],
-        positions: Positions,
-        rope: bool,
-        pad: Literal["mask_token", "class_token"],
-    ):
-        super().__init__()
-        self.heads, self.positions, self.rope, self.pad = heads, positions, rope, pad
-        self.embed = nn.Linear(encoder_width, width)
-        if pad == "mask_token":
-            self.mask_token = nn.Parameter(torch.zeros(width))
-        add_positions(self, width, grid)
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(
-        self,
-        prefix: Float[Tensor, "b p w"],
-        features: Float[Tensor, "b m w"],
-        masked: Bool[Tensor, "b *grid"],
-        keep: Int[Tensor, "b m"] | None,
-        kept: Ragged | None,
-        modulations: Sequence[Float[Tensor, "b 6 d"] | None],
-        queries: Int[Tensor, "b k"] | None,
-    ) -> Float[Tensor, "b k d"]:
-        """`features` go back to their places, except where a mask token stood; `pad` stands elsewhere."""
-        grid, n = tuple(masked.shape[1:]), masked[0].numel()
-        prefix, x = self.embed(prefix), self.embed(features)
-        pad = (prefix[:, :1] if self.pad == "class_token" else self.mask_token.to(x.dtype)).expand(len(x), n, -1)
-        if keep is not None:
-            if kept is not None:  # padded tokens go to a place behind the last, which is cut off
-                keep = keep.masked_fill(~kept.valid, n)
-            room = torch.cat([pad, pad[:, :1]], 1)
-            x = room.scatter(1, keep[..., None].expand_as(x), x)[:, :n]
-            seen = torch.zeros(len(x), n + 1, dtype=torch.bool, device=x.device).scatter(1, keep, True)[:, :n]
-            x = torch.where((seen & ~masked.flatten(1))[..., None], x, pad)
-        else:
-            x = torch.where(masked.flatten(1)[..., None], pad, x)
-        skipped = prefix.shape[1]
-        x, table = placed(self, x, grid, skipped)
-        x = torch.cat([prefix, x], 1)
-        for block, modulation in zip(self.blocks[:-1], modulations):
-            x = block(x, modulation, table)
-        x = self.blocks[-1](x, modulations[-1], table, queries)
-        return x[:, skipped:] if queries is None else x
-
-
-def placed(
-    module: MaskTransformer | Decoder, x: Float[Tensor, "b n w"], grid: tuple[int, ...], prefix: int
-) -> tuple[Tensor, Tensor | None]:
-    """`x` with the module's position embeddings, and its rotary table (1, prefix + n, head width), if it has one."""
-    x = with_positions(module, x, grid)
-    return x, rotary(grid, prefix, x.shape[-1] // module.heads, x.device)[None] if module.rope else None
-
-
-def with_positions(module: Any, x: Float[Tensor, "b n w"], grid: tuple[int, ...]) -> Float[Tensor, "b n w"]:
-    """`x` and the module's position embeddings, resized to `grid`."""
-    if module.positions == "learned":
-        x = x + stretched(module.position_embedding, grid)
-    elif module.positions == "learned_sum":
-        first, others = stretched(module.first_embedding, grid[:1]), stretched(module.position_embedding, grid[1:])
-        x = x + (first[:, None] + others).flatten(0, 1)
-    elif module.positions == "sincos":
-        x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
-    return x
-
-
-def add_positions(module: Any, width: int, grid: tuple[int, ...]) -> None:
-    """The tables that :func:`with_positions` reads."""
-    if module.positions == "learned":
-        module.position_embedding = nn.Parameter(torch.zeros(width, *grid))
-    elif module.positions == "learned_sum":
-        if len(grid) < 2:
-            raise ValueError(f"positions: learned_sum needs a grid of 2 axes or more, got {grid}; set learned")
-        module.first_embedding = nn.Parameter(torch.zeros(width, grid[0]))
-        module.position_embedding = nn.Parameter(torch.zeros(width, *grid[1:]))
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}

@@ -1,11 +1,15 @@
-"""Where a token stands: coordinates of a grid in 1-3 dimensions, rotary and sine-cosine tables."""
+"""Where a token stands: coordinates of a grid in 1-3 dimensions, rotary, sine-cosine and learned tables."""
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+Positions = Literal["learned", "learned_sum", "sincos", "none"]
 
 
 def coordinates(grid: tuple[int, ...], device: torch.device | None = None) -> Float[Tensor, "n axes"]:
@@ -51,3 +55,26 @@ def stretched(table: Float[Tensor, "w *grid"], grid: tuple[int, ...]) -> Float[T
         mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
         table = torch.nn.functional.interpolate(table[None], grid, mode=mode, align_corners=False)[0]
     return table.flatten(1).T
+
+
+def add_positions(module: Any, width: int, grid: tuple[int, ...]) -> None:
+    """The tables that :func:`with_positions` reads."""
+    if module.positions == "learned":
+        module.position_embedding = nn.Parameter(torch.zeros(width, *grid))
+    elif module.positions == "learned_sum":
+        if len(grid) < 2:
+            raise ValueError(f"positions: learned_sum needs a grid of 2 axes or more, got {grid}; set learned")
+        module.first_embedding = nn.Parameter(torch.zeros(width, grid[0]))
+        module.position_embedding = nn.Parameter(torch.zeros(width, *grid[1:]))
+
+
+def with_positions(module: Any, x: Float[Tensor, "b n w"], grid: tuple[int, ...]) -> Float[Tensor, "b n w"]:
+    """`x` and the module's position embeddings, resized to `grid`."""
+    if module.positions == "learned":
+        x = x + stretched(module.position_embedding, grid)
+    elif module.positions == "learned_sum":
+        first, others = stretched(module.first_embedding, grid[:1]), stretched(module.position_embedding, grid[1:])
+        x = x + (first[:, None] + others).flatten(0, 1)
+    elif module.positions == "sincos":
+        x = x + sine_cosine(grid, x.shape[-1], x.device).to(x.dtype)
+    return x

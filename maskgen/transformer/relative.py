@@ -6,9 +6,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from maskgen.transformer.kept import kept_pairs
 from maskgen.transformer.positions import coordinates, stretched
 
 
@@ -28,13 +29,6 @@ def offsets(grid: tuple[int, ...], prefix: int, device: torch.device | None = No
     index[:prefix] = count
     index[:prefix, :prefix] = count + 2
     return index
-
-
-def kept_pairs(pairs: Shaped[Tensor, "n n"], keep: Int[Tensor, "b m"], prefix: int) -> Shaped[Tensor, "b k k"]:
-    """Of values of all pairs of tokens those among the prefix and the places that each row keeps."""
-    front = torch.arange(prefix, device=keep.device).expand(len(keep), -1)
-    there = torch.cat([front, keep + prefix], 1)
-    return pairs[there[:, :, None], there[:, None]]
 
 
 class RelativeBias(nn.Module):

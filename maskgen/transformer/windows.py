@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, attend
+from maskgen.transformer.kept import kept_pairs
 from maskgen.transformer.positions import coordinates
+from maskgen.transformer.relative import biases
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,30 @@ class Windows:
     def _sizes(self) -> dict[str, int]:
         counts = {f"n{i}": n // w for i, (n, w) in enumerate(zip(self.grid, self.window))}
         return {**counts, **{f"w{i}": w for i, w in enumerate(self.window)}}
+
+
+def block_scores(
+    windows: Sequence[Windows | None],
+    relative: nn.ModuleList,
+    grid: tuple[int, ...],
+    prefix: int,
+    heads: int,
+    keep: Int[Tensor, "b m"] | None,
+    like: Tensor,
+) -> list[Tensor | None]:
+    """What the scores of each block gain: its relative bias; and -inf outside its window where it cannot be cut into
+    windows, having such a bias or only the tokens at `keep`. `like`: a tensor of their dtype and device."""
+    gains: list[Tensor | None] = list(biases(relative, len(windows), grid, prefix, keep))
+    if keep is None and not relative:
+        return gains
+    bars: dict[Windows, Tensor] = {}
+    for window in {w for w in windows if w is not None}:
+        barred = window.barred(like.device)[None]
+        barred = barred if keep is None else kept_pairs(barred[0], keep, prefix)
+        bar = torch.zeros_like(barred, dtype=like.dtype).masked_fill(barred, -torch.inf)
+        bars[window] = bar[:, None].expand(-1, heads, -1, -1)
+    for i, within in enumerate(windows):
+        if within is not None:
+            bias = gains[i]
+            gains[i] = bars[within] if bias is None else bias + bars[within]
+    return gains

@@ -1,0 +1,68 @@
+"""The decoder of an asymmetric transformer: from the tokens the encoder saw to all places (MAE, MAGE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from maskgen.transformer.attention import Ragged
+from maskgen.transformer.layers import Block
+from maskgen.transformer.positions import Positions, add_positions, rotary, with_positions
+
+
+class Decoder(nn.Module):
+    """From the encoder's tokens to features at all places, or at those asked for."""
+
+    def __init__(
+        self,
+        encoder_width: int,
+        width: int,
+        heads: int,
+        blocks: list[Block],
+        grid: tuple[int, ...],
+        positions: Positions,
+        rope: bool,
+        pad: Literal["mask_token", "class_token"],
+    ):
+        super().__init__()
+        self.heads, self.positions, self.rope, self.pad = heads, positions, rope, pad
+        self.embed = nn.Linear(encoder_width, width)
+        if pad == "mask_token":
+            self.mask_token = nn.Parameter(torch.zeros(width))
+        add_positions(self, width, grid)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self,
+        prefix: Float[Tensor, "b p w"],
+        features: Float[Tensor, "b m w"],
+        masked: Bool[Tensor, "b *grid"],
+        keep: Int[Tensor, "b m"] | None,
+        kept: Ragged | None,
+        modulations: Sequence[Float[Tensor, "b 6 d"] | None],
+        queries: Int[Tensor, "b k"] | None,
+    ) -> Float[Tensor, "b k d"]:
+        """`features` go back to their places, except where a mask token stood; `pad` stands elsewhere."""
+        grid, n = tuple(masked.shape[1:]), masked[0].numel()
+        prefix, x = self.embed(prefix), self.embed(features)
+        pad = (prefix[:, :1] if self.pad == "class_token" else self.mask_token.to(x.dtype)).expand(len(x), n, -1)
+        if keep is not None:
+            if kept is not None:  # padded tokens go to a place behind the last, which is cut off
+                keep = keep.masked_fill(~kept.valid, n)
+            room = torch.cat([pad, pad[:, :1]], 1)
+            x = room.scatter(1, keep[..., None].expand_as(x), x)[:, :n]
+            seen = torch.zeros(len(x), n + 1, dtype=torch.bool, device=x.device).scatter(1, keep, True)[:, :n]
+            x = torch.where((seen & ~masked.flatten(1))[..., None], x, pad)
+        else:
+            x = torch.where(masked.flatten(1)[..., None], pad, x)
+        skipped = prefix.shape[1]
+        x = torch.cat([prefix, with_positions(self, x, grid)], 1)
+        table = rotary(grid, skipped, x.shape[-1] // self.heads, x.device)[None] if self.rope else None
+        for block, modulation in zip(self.blocks[:-1], modulations):
+            x = block(x, modulation, table)
+        x = self.blocks[-1](x, modulations[-1], table, queries)
+        return x[:, skipped:] if queries is None else x
