@@ -23,8 +23,9 @@ from maskgen.pipelines.predictor import Predictor
 from maskgen.pipelines.store import replace_folder
 from maskgen.pipelines.tokens import Places
 from maskgen.training.batches import MapDataset
-from maskgen.training.generator_stage import SCHEDULER, check_cache, held_out, sample_sheet, tokens_of
+from maskgen.training.generator_stage import SCHEDULER, check_cache, held_out, tokens_of
 from maskgen.training.masked import GIVEN
+from maskgen.training.sheets import sample_sheet
 from maskgen.transformer.model import TRANSFORMERS, MaskTransformer
 
 RATIO = Part(RATIOS)

@@ -16,7 +16,6 @@ from maskgen.evaluation.visualise import Inputs
 from maskgen.mim.core import Learner, grid_of
 from maskgen.mim.corruption import Condition
 from maskgen.parts import Part, build
-from maskgen.pictures import grid as picture_grid
 from maskgen.pipelines.conditions import Conditions, Tasks, condition_region
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint, load_tokenizer, replace_folder
@@ -25,8 +24,8 @@ from maskgen.pipelines.video import MaskedVideoPipeline
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
 from maskgen.training.masked import Masking, Model, build_masking, by_view, learner, setting
+from maskgen.training.sheets import prediction_sheet, sample_sheet, task_sheet
 from maskgen.transformer.groups import group_size, split_codes
-from maskgen.videos import strip
 
 SCHEDULER = Part({"mask_scheduler": MaskScheduler}, default="mask_scheduler")
 
@@ -180,55 +179,17 @@ class GeneratorStage:
     def picture(self, model: Learner) -> Image.Image:
         """A row of samples a class; of videos, clips above what follows their first frames by the model, or of several
         tasks above each task's condition and result."""
+        pipeline, data = self.pipeline(model), self.holdout or self.dataset
         if self.conditions is not None:
-            return self._performed(self.pipeline(model), self.conditions)
+            return task_sheet(pipeline, data, self.conditions)
         if self._of_videos(model):
-            return self._predictions(model)
-        return sample_sheet(self.pipeline(model), self.columns, self.rows)
+            context = getattr(model.masking.sampler, "context", 1) or 1
+            return prediction_sheet(pipeline, data, context, self.conditional, self.actions)
+        return sample_sheet(pipeline, self.columns, self.rows)
 
     def _of_videos(self, model: Learner) -> bool:
         grid: Any = model.network.grid
         return len(grid) == 3
-
-    def _predictions(self, model: Learner, count: int = 4) -> Image.Image:
-        data = self.holdout or self.dataset
-        pipeline: Any = self.pipeline(model)
-        context = getattr(model.masking.sampler, "context", 1) or 1
-        given = 1 + (context - 1) * self.tokenizer.temporal_downsampling
-        rows: dict[str, Tensor] = {}
-        for i in range(min(count, len(data))):
-            item = {k: v[None].to(pipeline.device) for k, v in data[i].items() if isinstance(v, Tensor)}
-            clip = item["pixels"] if "pixels" in item else self.tokenizer.decode(self._tokens(item)).clamp(-1, 1)
-            options = {"actions": item["actions"]} if self.actions else {}
-            label = int(data[i]["label"]) if self.conditional else None
-            made: Any = pipeline.predict(
-                clip[:, :, :given],
-                clip.shape[2] - given,
-                class_labels=label,
-                generator=torch.Generator().manual_seed(0),
-                output_type="pt",
-                **options,
-            )
-            rows |= {f"clip {i + 1}": clip[0], f"clip {i + 1} from {given}": made.frames[0].transpose(0, 1) * 2 - 1}
-        return strip(rows)
-
-    def _performed(self, pipeline: Any, conditions: Conditions) -> Image.Image:
-        """A clip, and of each task the condition and what was made of it."""
-        item = (self.holdout or self.dataset)[0]
-        pixels = item["pixels"][None].to(pipeline.device)
-        rows = {"clip": pixels[0]}
-        for i, task in enumerate(conditions.tasks):
-            videos, hidden = conditions.videos(pixels, [i])
-            made = pipeline.inpaint(
-                pixels,
-                hidden,
-                class_labels=int(item["label"]) if task.classes else None,
-                generator=torch.Generator().manual_seed(0),
-                output_type="pt",
-                task=task.name,
-            ).frames
-            rows |= {f"{i + 1} {task.prompt}": videos[0], f"{i + 1} made": made[0].transpose(0, 1) * 2 - 1}
-        return strip(rows)
 
     def export(self, model: Learner, folder: Path) -> None:
         replace_folder(folder, lambda part: self.pipeline(model).save_pretrained(part))
@@ -252,16 +213,6 @@ def held_out(holdout: MapDataset, device: torch.device, most: int = 256) -> dict
     """The first held-out items as one batch."""
     items = [holdout[i] for i in range(min(len(holdout), most))]
     return {k: v.to(device) for k, v in torch.utils.data.default_collate(items).items()}
-
-
-def sample_sheet(pipeline: Any, columns: int, rows: int) -> Image.Image:
-    """A row of samples a class, at most `rows`; four rows without classes."""
-    generator = torch.Generator().manual_seed(0)
-    names = pipeline.class_names[:rows]
-    labels = list(range(len(names))) if names else None
-    count = columns if names else columns * 4
-    pixels = pipeline(labels, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
-    return picture_grid(pixels.cpu(), columns, row_names=names or None)
 
 
 def codes_of_a_group(tokenizer: Tokenizer, groups: int) -> int:

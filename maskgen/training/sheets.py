@@ -1,0 +1,64 @@
+"""What a generator draws while it learns, as one picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from maskgen.pictures import grid as picture_grid
+from maskgen.pipelines.conditions import Conditions
+from maskgen.training.batches import MapDataset
+from maskgen.videos import strip
+
+
+def sample_sheet(pipeline: Any, columns: int, rows: int) -> Image.Image:
+    """A row of samples a class, at most `rows`; four rows without classes."""
+    generator = torch.Generator().manual_seed(0)
+    names = pipeline.class_names[:rows]
+    labels = list(range(len(names))) if names else None
+    count = columns if names else columns * 4
+    pixels = pipeline(labels, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
+    return picture_grid(pixels.cpu(), columns, row_names=names or None)
+
+
+def prediction_sheet(
+    pipeline: Any, data: MapDataset, context: int, conditional: bool, actions: bool, count: int = 4
+) -> Image.Image:
+    """Clips, or what their codes decode to, above what follows their first `context` frames of tokens by the model."""
+    tokenizer, rows = pipeline.tokenizer, dict[str, Tensor]()
+    given = 1 + (context - 1) * tokenizer.temporal_downsampling
+    for i in range(min(count, len(data))):
+        item = {k: v[None].to(pipeline.device) for k, v in data[i].items() if isinstance(v, Tensor)}
+        clip = item["pixels"] if "pixels" in item else tokenizer.decode(item["codes"]).clamp(-1, 1)
+        made = pipeline.predict(
+            clip[:, :, :given],
+            clip.shape[2] - given,
+            class_labels=int(data[i]["label"]) if conditional else None,
+            actions=item["actions"] if actions else None,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).frames
+        rows |= {f"clip {i + 1}": clip[0], f"clip {i + 1} from {given}": made[0].transpose(0, 1) * 2 - 1}
+    return strip(rows)
+
+
+def task_sheet(pipeline: Any, data: MapDataset, conditions: Conditions) -> Image.Image:
+    """A clip, and of each task the condition and what was made of it."""
+    item = data[0]
+    pixels = item["pixels"][None].to(pipeline.device)
+    rows = {"clip": pixels[0]}
+    for i, task in enumerate(conditions.tasks):
+        videos, hidden = conditions.videos(pixels, [i])
+        made = pipeline.inpaint(
+            pixels,
+            hidden,
+            class_labels=int(item["label"]) if task.classes else None,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            task=task.name,
+        ).frames
+        rows |= {f"{i + 1} {task.prompt}": videos[0], f"{i + 1} made": made[0].transpose(0, 1) * 2 - 1}
+    return strip(rows)
