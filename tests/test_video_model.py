@@ -132,9 +132,13 @@ COARSE = {"width": 8, "multipliers": [1, 2], "blocks": 1, "patch": 2}
 
 
 def shrunk(part):
+    if isinstance(part, list):
+        return [shrunk(each) for each in part]
     if not isinstance(part, dict):
         return part
     small = {key: SIZES.get(key, shrunk(value)) for key, value in part.items()}
+    if part.get("type") in ("prediction", "interpolation"):
+        small["frames"] = 1
     return {**small, **HIERA, "unit": [1, 1, 1]} if part.get("type") == "hiera" else small
 
 

@@ -1,0 +1,135 @@
+"""What one model of several tasks makes of each, beside the padding of its own conditions.
+
+    python benchmarks/video_tasks.py runs/moving-mnist-tasks '{type: videos, path: data/moving_mnist/test.npz, \
+        frames: 8, channels: 1}'
+    python benchmarks/tables.py                # the table of docs/video.md
+
+The result goes to results/video-tasks.json, a sheet of one clip to docs/images/video-tasks.png. The error is counted
+where pixels are hidden, for known ones come back as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from budget import machine, versions
+from prediction import GREEDY, clips_of, steps_of, through
+from torch import Tensor
+
+from maskgen import MaskedVideoPipeline, MaskScheduler
+from maskgen.evaluation.video import METRICS
+from maskgen.parts import build
+from maskgen.tasks.conditions import BLACK, TASK, Task, condition_video
+from maskgen.training.loop import bf16_supported
+from maskgen.videos import strip
+
+HERE = Path(__file__).parent
+OUT = HERE / "results" / "video-tasks.json"
+ROWS = {
+    "black": "black",
+    "padding": "the condition's padding",
+    "greedy": "greedy",
+    "draw": "one draw",
+    "mean": "mean picture of {} draws",
+    "floor": "true frames through the tokenizer",
+}
+
+
+def error(made: Tensor, truth: Tensor, hidden: Tensor) -> float:
+    """Moving MNIST's convention, of the hidden pixels alone; mean over the frames that hide some and over clips."""
+    pasted = torch.where(hidden, made, truth)
+    return float(METRICS["mse"].compute(pasted, truth)[:, hidden.any(2).any(1)].mean())
+
+
+@torch.no_grad()
+def made_by(pipeline: Any, clips: Tensor, hidden: Tensor, task: str, seed: int, rows: int = 10) -> Tensor:
+    """Completed, (n, c, t, H, W) in [-1, 1]."""
+    parts = []
+    for start in range(0, len(clips), rows):
+        part = clips[start : start + rows]
+        noise = [torch.Generator().manual_seed(seed * len(clips) + start + i) for i in range(len(part))]
+        frames = pipeline.inpaint(part, hidden, generator=noise, output_type="pt", task=task).frames
+        parts.append(frames.transpose(1, 2).float() * 2 - 1)
+    return torch.cat(parts)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    clips = clips_of(options.data, options.clips)
+    pipeline: Any = MaskedVideoPipeline.from_pretrained(options.run)
+    pipeline.set_progress_bar_config(disable=True)
+    if bf16_supported():
+        pipeline.transformer.to(torch.bfloat16)
+    base = {**pipeline.scheduler.config, "num_inference_steps": options.steps}
+    drawn, greedy = MaskScheduler.from_config(base), MaskScheduler.from_config(base | GREEDY)
+    config = yaml.safe_load((Path(options.run) / "config.yaml").read_text())
+    floor, sheet, found, begun = through(pipeline.tokenizer, clips), {"clip": clips[0]}, {}, time.process_time()
+    for spec in config["stage"]["tasks"]:
+        task: Task = build(TASK, spec)
+        hidden = task.hidden(tuple(clips.shape[2:]))
+        conditions = condition_video(task.name, clips, hidden)
+        sides = {"black": torch.full_like(clips, BLACK), "padding": conditions, "floor": floor}
+        pipeline.scheduler = greedy
+        sides["greedy"] = made_by(pipeline, clips, hidden, task.name, 0)
+        pipeline.scheduler = drawn
+        draws = [made_by(pipeline, clips, hidden, task.name, 1 + i) for i in range(options.samples)]
+        sides |= {"draw": draws[0], "mean": torch.stack(draws).mean(0)}
+        found[task.name] = {name: error(side, clips, hidden) for name, side in sides.items()}
+        print(task.name, found[task.name], file=sys.stderr, flush=True)
+        sheet |= {task.name: conditions[0], "greedy" + " " * len(found): sides["greedy"][0]}
+        sheet |= {"one draw" + " " * len(found): draws[0][0]}
+    strip(sheet).save(options.sheet)
+    return {
+        "command": options.command,
+        "machine": machine(),
+        "versions": versions("torch"),
+        "data": options.data,
+        "clips": len(clips),
+        "samples": options.samples,
+        "steps": options.steps,
+        "cpu_seconds": time.process_time() - begun,
+        "training": {"steps": steps_of(Path(options.run)), "config": config},
+        "errors": found,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: a row a way, a column a task."""
+    tasks, how = results["errors"], results["training"]
+    lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
+    for name, words in ROWS.items():
+        cells = " | ".join(f"{errors[name]:.1f}" for errors in tasks.values())
+        lines.append(f"| {words.format(results['samples'])} | {cells} |")
+    facts = (
+        f"{results['clips']} held-out clips, {results['steps']} steps; trained {how['steps']} steps of "
+        f"{how['config']['training']['batch_size']} clips. {results['machine']['cpu']}; `{results['command']}`."
+    )
+    return "\n".join([*lines, "", facts])
+
+
+def main(texts: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("data", help="a YAML mapping, as in a configuration")
+    parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--sheet", type=Path, default=HERE.parent / "docs" / "images" / "video-tasks.png")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(texts)
+    options.command = shlex.join(["python", "benchmarks/video_tasks.py", *texts])
+    results = measure(options)
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:])
