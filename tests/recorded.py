@@ -10,6 +10,7 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 State = dict[str, Tensor]
+Options = dict[str, Any]
 
 
 class Fixture:
@@ -20,7 +21,7 @@ class Fixture:
 
     def __init__(self, folder: Path, part: str = ""):
         self.spec = json.loads((folder / "fixture.json").read_text())
-        self.config: dict[str, Any] = self.spec["config"]
+        self.config: Options = self.spec["config"]
         self.inputs, self.outputs = (load_file(folder / f"{x}.safetensors") for x in ("inputs", "outputs"))
         files = [folder / f"{x}.safetensors" for x in (f"weights_{part}", "weights")]
         self.weights: State = next((load_file(file) for file in files if file.exists()), {})
