@@ -26,7 +26,6 @@ from maskgen.data.tokens import TokenCache, write_token_cache
 from maskgen.evaluation.reconstruction import psnr
 from maskgen.pipelines.store import fingerprint, load_tokenizer
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.tokenizer.quantizers import VectorQuantizer
 from maskgen.training.batches import BatchPlan, loader
 from maskgen.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from maskgen.training.loop import Training, _average, _optimizer, train
@@ -572,61 +571,6 @@ def test_a_generator_learns_what_a_class_looks_like(here):
     assert [line["step"] for line in lines] == [20, 40, 60, 80]
     assert lines[-1]["holdout/loss"] < lines[0]["holdout/loss"]
     assert lines[-1]["holdout/accuracy"] > 0.9
-
-
-# ----------------------------------------------------------------------------------------------- losses, optimizers
-
-
-@pytest.mark.parametrize("beta", [0.25, 1.0])
-def test_beta_scales_the_commitment_of_the_encoder_and_not_the_codebooks_own_term(beta):
-    """Fault 5 of public code (beta on the wrong term): loss = |sg[z] - e|^2 + beta |z - sg[e]|^2."""
-    quantizer = VectorQuantizer(8, 4, commitment=beta, learned=True, revive_below=0.0)
-    z = torch.randn(2, 4, 3, 3, requires_grad=True)
-    out = quantizer(z)
-    e = quantizer.embed(out.codes).detach()
-    out.loss.backward(retain_graph=True)
-    torch.testing.assert_close(z.grad, beta * 2 * (z.detach() - e) / z.numel())
-    pull = 2 * (e - z.detach()) / z.numel()
-    expected = torch.zeros(8, 4).index_add_(0, out.codes.flatten(), pull.movedim(1, -1).reshape(-1, 4))
-    torch.testing.assert_close(quantizer.codebook.grad, expected)
-    error = (z.detach() - e).square().mean()
-    torch.testing.assert_close(out.loss.detach(), (1 + beta) * error)
-
-    weight = torch.randn_like(z)  # straight through: the latents' gradient is the encoder's
-    through = torch.autograd.grad((out.latents * weight).sum(), z)[0]
-    assert torch.equal(through, weight)
-    torch.testing.assert_close(out.latents.detach(), e)
-
-
-def test_a_codebook_that_follows_has_no_gradient_and_goes_to_its_latents_mean():
-    quantizer = VectorQuantizer(2, 2, decay=0.5, revive_below=0.0)
-    with torch.no_grad():
-        quantizer.codebook.copy_(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
-        quantizer.sums.copy_(quantizer.codebook)
-    z = torch.tensor([[-3.0, 1.0], [-2.0, 0.0], [4.0, 2.0]]).T[None, :, :, None].requires_grad_()
-    for _ in range(60):
-        loss = quantizer(z).loss
-    assert not quantizer.codebook.requires_grad
-    torch.testing.assert_close(quantizer.codebook.data, torch.tensor([[-2.5, 0.5], [4.0, 2.0]]))
-    torch.testing.assert_close(quantizer.usage, torch.tensor([4 / 3, 2 / 3]))  # 1 under uniform use
-    loss.backward()
-    torch.testing.assert_close(loss.detach(), 0.25 * torch.tensor([0.25, 0.25, 0.25, 0.25, 0, 0]).mean())
-
-
-def test_dead_codes_come_back_to_life_and_living_ones_stay():
-    quantizer = VectorQuantizer(4, 2, learned=True, revive_below=0.05)
-    quantizer.initialised.fill_(True)
-    with torch.no_grad():
-        quantizer.codebook.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0], [-50.0, 0.0]]))
-        quantizer.usage.copy_(torch.tensor([1.0, 1.0, 0.02, 0.5]))
-    z = torch.rand(1, 2, 8, 8)
-    quantizer(z)
-    assert torch.equal(quantizer.codebook[[0, 1, 3]], torch.tensor([[0.0, 0.0], [1.0, 1.0], [-50.0, 0.0]]))
-    born = quantizer.codebook[2]
-    assert (born == z[0].flatten(1).T).all(1).any()  # one of the batch's latents
-    before = quantizer.codebook.clone()
-    quantizer.eval()(z)
-    assert torch.equal(quantizer.codebook, before)
 
 
 def groups(module):
