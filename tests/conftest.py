@@ -8,8 +8,12 @@ from jaxtyping import install_import_hook
 
 install_import_hook("maskgen", "beartype.beartype")
 
+import numpy as np
 import pytest
 import torch
+import yaml
+
+import runs
 
 torch.set_num_threads(1)
 
@@ -42,3 +46,35 @@ def make_pipeline():
 @pytest.fixture(scope="module")
 def pipeline(make_pipeline):
     return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    """Trains on the CPU also where there is a GPU: what is true to the bit is true of the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setenv("TQDM_DISABLE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def work(cpu, tmp_path_factory):
+    """A folder with pictures, configurations and a trained tokenizer: those of runs.py."""
+    from maskgen.training.run import run_config
+
+    folder = tmp_path_factory.mktemp("work")
+    images, labels = runs.pictures()
+    np.savez(folder / "data.npz", images=images, labels=labels)
+    for config in (runs.TOKENIZER, runs.GENERATOR):
+        (folder / f"{config['name']}.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_config("tokenizer.yaml")
+    return folder
+
+
+@pytest.fixture
+def here(work, monkeypatch):
+    """The same, as the working folder."""
+    monkeypatch.chdir(work)
+    return work
