@@ -4,7 +4,28 @@ import gzip
 import struct
 
 import numpy as np
+import torch
 from PIL import Image
+
+
+def seeded(n=0):
+    return torch.Generator().manual_seed(n)
+
+
+def picture(width=8, height=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def mask(box=(2, 2, 6, 6), size=(8, 8)):
+    made = Image.new("L", size)
+    made.paste(255, box)
+    return made
+
+
+def array(image):
+    """Of a picture or its file."""
+    return np.asarray(image if isinstance(image, Image.Image) else Image.open(image))
 
 
 def save(path, color=(100, 100, 100), size=(8, 8), mode="RGB", **options):
@@ -14,9 +35,8 @@ def save(path, color=(100, 100, 100), size=(8, 8), mode="RGB", **options):
 
 
 def noise(path, size=(64, 64), **options):
-    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path, **options)
+    picture(*size).save(path, **options)
     return path
 
 

@@ -14,10 +14,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.app.painting import PAINT
 from maskgen.pictures import parameters_of, sources_of
 
@@ -29,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
     pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed: pip install 'maskgen[app]'"),
 ]
-SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
 WAIT = 240_000  # milliseconds: other processes may hold the machine
 
 
@@ -51,16 +48,10 @@ def answers(address):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(make_pipeline, tmp_path_factory):
     """`maskgen app` with a model of 16x16 pictures, 8x8 tokens and random weights."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL)
-    transformer = MaskTransformer(32, (8, 8), num_classes=3, width=32, depth=2, heads=2)
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    scheduler = MaskScheduler(num_inference_steps=4)
     folder = tmp_path_factory.mktemp("browser")
-    MaskedImagePipeline(tokenizer, transformer, scheduler, ["ant", "bee", "cat"]).save_pretrained(folder / "run")
+    make_pipeline(side=8).save_pretrained(folder / "run")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
