@@ -28,6 +28,24 @@ def array(image):
     return np.asarray(image if isinstance(image, Image.Image) else Image.open(image))
 
 
+def coloured(n, classes=3, seed=0, size=8):
+    """A data set in memory: one colour a class, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for i in range(n):
+        colour = torch.full((3, size, size), -0.7)
+        colour[i % classes % 3] = 0.7
+        noise = 0.2 * torch.randn(3, size, size, generator=generator)
+        items.append({"pixels": (colour + noise).clamp(-1, 1), "label": i % classes})
+
+    class Set(list):
+        labels = np.array([item["label"] for item in items])
+        class_names = tuple(f"colour {k}" for k in range(classes))
+        names = tuple(f"picture {k}" for k in range(n))
+
+    return Set(items)
+
+
 def save(path, color=(100, 100, 100), size=(8, 8), mode="RGB", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(path, **options)
