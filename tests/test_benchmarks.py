@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from maskgen.config import check
 from maskgen.evaluation.classifier import SmallClassifier, save_classifier
@@ -23,6 +22,7 @@ from maskgen.parts import build
 from maskgen.pictures import to_uint8
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import STAGE, run
+from recorded import GOLDEN, Fixture
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # they import each other, as scripts do
@@ -128,7 +128,6 @@ def test_committed_ratios_are_those_of_their_rounds():
 
 # ---------------------------------------------------------------- training steps, representations
 
-GOLDEN = Path(__file__).parent / "golden" / "mage" / "pretrain" / "a"
 THEIR_NAMES = {
     "token_emb.word_embeddings": "words",
     "token_emb.position_embeddings": "positions",
@@ -148,25 +147,24 @@ MADE = representation.TOKENIZERS
 
 def test_the_authors_mage_is_theirs():
     """Given their weights, codes, ratio and noise: their logits and loss."""
-    spec = json.loads((GOLDEN / "fixture.json").read_text())
-    c, ratio = spec["config"]["model"], spec["config"]["forward"]["mask_rate"]
-    recorded = load_file(GOLDEN / "inputs.safetensors") | load_file(GOLDEN / "outputs.safetensors")
+    f = Fixture(GOLDEN / "mage/pretrain/a", "generator")
+    c, ratio, noise = f.config["model"], f.config["forward"]["mask_rate"], f.inputs["noise"]
     weights = {}
-    for name, value in load_file(GOLDEN / "weights_generator.safetensors").items():
+    for name, value in f.weights.items():
         for theirs, ours in THEIR_NAMES.items():
             name = name.replace(theirs, ours)
         weights[name] = value
     n = (c["img_size"] // c["patch_size"]) ** 2
     decoder = {f"decoder_{name}": c[f"decoder_{key}"] for name, key in KEYS.items()}
     size = {name: c[key] for name, key in KEYS.items()}
-    model = mage_authors.MAGE(spec["config"]["vqgan"]["n_embed"], n, **size, **decoder).eval()
+    model = mage_authors.MAGE(f.config["vqgan"]["n_embed"], n, **size, **decoder).eval()
     weights["positions.weight"] = weights["positions.weight"][: n + 1]
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    codes = recorded["gt_indices"].long()
-    logits, masked = model.logits(codes, ratio, recorded["noise"])
-    torch.testing.assert_close(logits[..., : model.codes], recorded["logits"], atol=5e-5, rtol=1e-5)
-    assert masked.equal(recorded["token_all_mask"])
-    torch.testing.assert_close(model(codes, ratio, recorded["noise"]), recorded["loss"], atol=8e-6, rtol=1e-5)
+    codes = f.outputs["gt_indices"].long()
+    logits, masked = model.logits(codes, ratio, noise)
+    f.check("logits", logits[..., : model.codes])
+    f.check("token_all_mask", masked)
+    f.check("loss", model(codes, ratio, noise))
 
 
 def test_training_steps_are_timed_side_by_side(monkeypatch):

@@ -5,12 +5,9 @@ peer's weights to ours (tokenizer_keys.py), and what is compared. All are made f
 of it (other widths, depths, attention at other levels) passes as soon as its folder is there.
 """
 
-import functools
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +19,7 @@ from maskgen.parts import build
 from maskgen.tokenizer.losses import feature_loss
 from maskgen.tokenizer.model import DECODER, QUANTIZER, Tokenizer
 from maskgen.tokenizer.quantizers.seeding import squared_distances
-from recorded import GOLDEN, Fixture, Options, State
+from recorded import Fixture, Options, State, cases, computed, family, folders
 from tokenizer_keys import (
     codebook,
     diffusers_keys,
@@ -206,7 +203,7 @@ def vqkd_run(f: Fixture, tokenizer: Tokenizer) -> State:
     }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Family:
     """How a peer's fixtures are run; `others` are recorded outputs that are not a tokenizer's."""
 
@@ -214,6 +211,9 @@ class Family:
     keys: Callable[[State, Options], State]
     run: Callable[[Fixture, Tokenizer], State]
     others: str = "$"
+
+    def outputs(self, f: Fixture) -> State:
+        return self.run(f, loaded(self.options(f.config), self.keys(f.weights, f.config)))
 
 
 GENERATOR = r"(logits|mlm_loss|masked_token_loss|split_tokens|masked_tokens|train_masked_|mask_ratio_|sample_)"
@@ -232,50 +232,30 @@ FAMILIES = {
     "titok/tatitok": Family(titok, titok_keys, titok_run),
     "beit/vqkd": Family(vqkd, vqkd_keys, vqkd_run),
 }
-FOLDERS = {str(p.relative_to(GOLDEN)): p for name in FAMILIES for p in sorted((GOLDEN / name).glob("*/"))}
+FOLDERS = folders(FAMILIES)
+FIRST = [  # TiTok's first models: see the test of their quantizer and pixel decoder
+    name
+    for name in FOLDERS
+    if name.startswith("titok/titok") and Fixture(FOLDERS[name]).config["model"]["vq_model"].get("is_legacy", True)
+]
 
 
-def family(name: str) -> Family:
-    return FAMILIES[name.rpartition("/")[0]]
+def of_a_tokenizer(name: str, output: str) -> bool:
+    return name not in FIRST and not re.match(FAMILIES[family(name)].others, output)
 
 
-@functools.cache
-def computed(name: str) -> tuple[Fixture, State]:
-    """A fixture and all that we compute of it."""
-    torch.manual_seed(0)
-    fixture, own = Fixture(FOLDERS[name], "tokenizer"), family(name)
-    tokenizer = loaded(own.options(fixture.config), own.keys(fixture.weights, fixture.config))
-    with torch.no_grad():
-        return fixture, own.run(fixture, tokenizer)
-
-
-def cases() -> list[Any]:
-    """Every recorded output of a tokenizer."""
-    out = []
-    for name, folder in FOLDERS.items():
-        spec = json.loads((folder / "fixture.json").read_text())
-        own = [x for x in spec["outputs"] if not re.match(family(name).others, x)]
-        out += [pytest.param(name, x, id=f"{name}-{x}") for x in own if not legacy(name, spec["config"])]
-    return out
-
-
-def legacy(name: str, config: Options) -> bool:
-    """TiTok's first models: see test_titok_legacy."""
-    return name.startswith("titok/ti") and config["model"]["vq_model"].get("is_legacy", True)
-
-
-@pytest.mark.parametrize(("name", "output"), cases())
-def test_output(name, output):
-    fixture, found = computed(name)
+@pytest.mark.parametrize(("name", "output"), cases(FOLDERS, of_a_tokenizer))
+def test_every_output_is_the_peers(name, output):
+    fixture, found = computed(FOLDERS[name], FAMILIES[family(name)].outputs, "tokenizer")
     fixture.check(output, found[output])
 
 
 def test_all_families_are_there():
-    assert {name.rpartition("/")[0] for name in FOLDERS} == set(FAMILIES)
+    assert {family(name) for name in FOLDERS} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("name", [n for n in FOLDERS if legacy(n, Fixture(FOLDERS[n]).config)])
-def test_titok_legacy(name):
+@pytest.mark.parametrize("name", FIRST)
+def test_quantizer_and_pixel_decoder_of_the_first_titoks_are_the_peers(name):
     """Of the first TiTok models the quantizer, and the pixel decoder behind soft codes of its codebook.
 
     Not their transformers: the encoder's tokens are reshaped without a transpose, and the decoder's head is wider.
@@ -311,7 +291,7 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("levels", [[32, 64], [32, 64, 96]])
 @pytest.mark.parametrize("kinds", ["plain", "attention"])
-def test_movq(attention, levels, kinds):
+def test_movq_is_that_of_diffusers(attention, levels, kinds):
     """MoVQ's decoder as in diffusers: all norms, also attention's, read scale and shift from the latents."""
     config = {
         "block_out_channels": levels,

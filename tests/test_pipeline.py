@@ -5,15 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from given import seeded
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer
 from maskgen.decoding.loop import Step
 from maskgen.pictures import grid, side_by_side, to_uint8
 from maskgen.pipelines.predictor import Predictor
 from maskgen.pipelines.store import fingerprint, load_tokenizer
-
-
-def seeded(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 def test_output_types_are_one_picture(pipeline):
