@@ -1,13 +1,13 @@
 """The stages that train tokenizers: the adversarial step and its guards, half precision, features for pixels."""
 
 import copy
-import importlib
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
+import adversarial
 import numpy as np
 import pytest
 import torch
@@ -32,6 +32,9 @@ CRITIC = {"width": 4, "layers": 1}
 GUARDS = {"warmup": 3, "lecam": 0.3, "r1": 2.0, "r1_every": 2}
 
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
+
 class Pictures:
     """A coloured square somewhere on a grey ground."""
 
@@ -50,12 +53,6 @@ class Pictures:
 
     def __getitem__(self, index):
         return {"pixels": self.pixels[index], "label": int(self.labels[index])}
-
-
-@pytest.fixture(autouse=True)
-def cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("TQDM_DISABLE", "1")
 
 
 @pytest.fixture(scope="module")
@@ -396,31 +393,25 @@ def test_two_processes_have_the_discriminators_gradients_and_anchors_of_one(tmp_
 # ------------------------------------------------------------------------------------------------- the benchmark
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("adversarial")
-
-
-def test_the_benchmarks_two_sides_have_the_same_gradients(benchmark):
+def test_the_benchmarks_two_sides_have_the_same_gradients():
     coder = {"width": 8, "multipliers": [1, 2], "blocks": 1}
-    sides = benchmark.build_sides(16, {**TOKENIZER, "encoder": coder, "decoder": coder}, CRITIC)
-    found = benchmark.measure_speed(sides, batch=2, size=16, rounds=2)
+    sides = adversarial.build_sides(16, {**TOKENIZER, "encoder": coder, "decoder": coder}, CRITIC)
+    found = adversarial.measure_speed(sides, batch=2, size=16, rounds=2)
     assert found["gradient_difference"] < 1e-4
     assert len(found["sides"]["taming"]["seconds"]) == 2
     assert found["ratio"]["min"] <= found["ratio"]["median"] <= found["ratio"]["max"]
 
 
-def test_committed_speeds_are_those_of_their_rounds(benchmark):
-    for case in json.loads(benchmark.FILES["speed"].read_text())["cases"]:
+def test_committed_speeds_are_those_of_their_rounds():
+    for case in json.loads(adversarial.FILES["speed"].read_text())["cases"]:
         ours, theirs = case["sides"]["maskgen"]["seconds"], case["sides"]["taming"]["seconds"]
-        assert case["ratio"] == benchmark.ratio(ours, theirs)
+        assert case["ratio"] == adversarial.ratio(ours, theirs)
         assert case["gradient_difference"] < 1e-4
 
 
-def test_the_guards_keep_a_run_that_is_ruined_without_them(benchmark):
+def test_the_guards_keep_a_run_that_is_ruined_without_them():
     """The committed runs, of every seed."""
-    found = {v["name"]: v["runs"] for v in json.loads(benchmark.FILES["guards"].read_text())["variants"]}
+    found = {v["name"]: v["runs"] for v in json.loads(adversarial.FILES["guards"].read_text())["variants"]}
     for alone, ruined, guarded in zip(found["no discriminator"], found["no guard"], found["all guards"]):
         assert ruined["holdout/psnr"] < alone["holdout/psnr"] - 3
         assert guarded["holdout/psnr"] > alone["holdout/psnr"] - 1
