@@ -46,6 +46,11 @@ def coloured(n, classes=3, seed=0, size=8):
     return Set(items)
 
 
+def clip(batch=1, channels=2, size=(7, 8, 12), seed=0):
+    """Noise (b, c, *size) from -1 to 1."""
+    return torch.rand(batch, channels, *size, generator=seeded(seed)) * 2 - 1
+
+
 def save(path, color=(100, 100, 100), size=(8, 8), mode="RGB", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(path, **options)
