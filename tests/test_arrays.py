@@ -31,7 +31,7 @@ EXPECTED = torch.from_numpy(PICTURES.astype(np.float32)).permute(0, 3, 1, 2) / 1
     ],
     ids=["nhwc", "nchw", "uint16", "[0,1]", "[-1,1]", "float16"],
 )
-def test_npz_layouts_and_values(tmp_path, array, tolerance):
+def test_npz_of_any_layout_and_type_gives_the_same_pixels(tmp_path, array, tolerance):
     dataset = NpzArrays(npz(tmp_path, arr_0=array, arr_1=np.array([3, 0, 1, 1])))
     assert dataset.labels.tolist() == [3, 0, 1, 1]
     assert dataset.class_names == ["0", "1", "2", "3"]
@@ -40,14 +40,14 @@ def test_npz_layouts_and_values(tmp_path, array, tolerance):
     assert torch.allclose(pixels, EXPECTED, rtol=0, atol=tolerance)
 
 
-def test_npz_grey_bool_and_no_labels(tmp_path):
+def test_npz_may_be_grey_of_bools_and_without_labels(tmp_path):
     dataset = NpzArrays(npz(tmp_path, anything=PICTURES[..., 0] > 127))
     assert (dataset.channels, dataset.size, dataset.class_names) == (1, (6, 5), ["0"])
     assert torch.equal(dataset[0]["pixels"] > 0, EXPECTED[0, :1] > 0)
     assert dataset[0]["pixels"].unique().tolist() == [-1, 1]
 
 
-def test_npz_keys_and_size(tmp_path):
+def test_npz_arrays_may_be_named_and_resized(tmp_path):
     path = npz(tmp_path, a=PICTURES, b=PICTURES[::-1], y=np.array([[1], [0], [2], [0]], np.uint8))
     dataset = NpzArrays(path, images="b", labels="y", size=12)
     assert dataset.labels.tolist() == [1, 0, 2, 0]
@@ -77,13 +77,13 @@ def test_npz_keys_and_size(tmp_path):
         ({"images": np.array([{"a": 1}])}, {}, "cannot read 'images' .*pickles are never loaded"),
     ],
 )
-def test_npz_refuses(tmp_path, arrays, arguments, message):
+def test_npz_arrays_that_are_no_pictures_or_labels_are_refused(tmp_path, arrays, arguments, message):
     path = npz(tmp_path, **arrays)
     with pytest.raises(ValueError, match=message):
         NpzArrays(path, **arguments)
 
 
-def test_npz_refuses_other_files(tmp_path):
+def test_files_that_are_no_npz_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none.npz does not exist; give an .npz file"):
         NpzArrays(str(tmp_path / "none.npz"))
     (tmp_path / "text.npz").write_text("text")
@@ -95,7 +95,7 @@ def test_npz_refuses_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx(tmp_path, suffix):
+def test_idx_files_are_read_packed_or_not(tmp_path, suffix):
     images = write_idx(tmp_path / f"i{suffix}", PICTURES[..., 0])
     labels = write_idx(tmp_path / f"l{suffix}", np.array([1, 0, 2, 2], np.uint8))
     dataset = IdxFiles(images, labels)
@@ -104,7 +104,7 @@ def test_idx(tmp_path, suffix):
     assert IdxFiles(images, labels, size=10)[0]["pixels"].shape == (1, 10, 10)
 
 
-def test_idx_refuses(tmp_path):
+def test_idx_files_of_another_kind_or_cut_short_are_refused(tmp_path):
     images = write_idx(tmp_path / "i", PICTURES[..., 0])
     labels = write_idx(tmp_path / "l", np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match=r"l begins with 00000801, not 00000803"):
@@ -141,7 +141,7 @@ def test_fashion_mnist_is_padded_not_resized(tmp_path, below):
     assert FashionMNIST(str(tmp_path), split="test", size=33)[0]["pixels"].shape == (1, 33, 33)
 
 
-def test_fashion_mnist_errors(tmp_path, monkeypatch):
+def test_fashion_mnist_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr("maskgen.data.arrays.DEBIAN", tmp_path / "debian")
     with pytest.raises(
         ValueError,
@@ -160,7 +160,7 @@ def test_fashion_mnist_errors(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_from_debian():
+def test_fashion_mnist_of_debian_is_whole():
     dataset = FashionMNIST(split="test")
     assert len(dataset) == 10_000
     assert np.bincount(dataset.labels).tolist() == [1000] * 10

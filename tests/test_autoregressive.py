@@ -125,7 +125,7 @@ def test_bad_input_is_explained(tmp_path):
         decode_raster(NextPredictor(make()), torch.zeros(1, 12, dtype=torch.long), torch.ones(1, 11, dtype=torch.bool))
 
 
-def test_save_and_load(tmp_path):
+def test_a_saved_copy_is_the_same(tmp_path):
     model = make()
     model.save_pretrained(tmp_path)
     codes = torch.randint(16, (1, 3, 4))

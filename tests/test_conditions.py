@@ -98,7 +98,7 @@ def test_interpolation_repeats_the_last_known_frame_behind_it():
     torch.testing.assert_close(made[:, :, 2], (2 * pixels[:, :, 1] + pixels[:, :, 4]) / 3)
 
 
-def test_conditions_that_cannot_be():
+def test_conditions_that_cannot_be_are_refused():
     mask = torch.zeros(SIZE, dtype=torch.bool)
     mask[3, :2] = True
     with pytest.raises(ValueError, match="interpolation hides whole frames"):
@@ -132,7 +132,7 @@ def test_a_label_for_each_task_and_class():
 
 
 @pytest.mark.parametrize(("names", "classes"), [([], 0), (["class_generation"], 0), (["prediction"], 4)])
-def test_prompts_that_cannot_be(names, classes):
+def test_prompts_that_cannot_be_are_refused(names, classes):
     with pytest.raises(ValueError, match="give one task or more, and conditional: true where"):
         Prompts(names, classes)
 

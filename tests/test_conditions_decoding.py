@@ -139,7 +139,7 @@ def test_each_method_tells_its_task(pipeline, monkeypatch):
     assert (seen[0] == -1).all()
 
 
-def test_classes_and_copies():
+def test_classes_are_told_and_copies_are_drawn_apart():
     tasks = ["class_generation", "prediction", "class_prediction"]
     pipeline = make(tasks=tasks, classes=["cat", "dog"], condition="adaln")
     alone = pipeline.predict(clip(1, 1, (1, 8, 8)), 4, output_type="codes", generator=[seeded(3)]).frames
@@ -205,7 +205,7 @@ def test_shown_tokens_stand_at_hidden_places_alone(scale):
     torch.testing.assert_close(made, u + scale * (c - u), rtol=1e-4, atol=1e-4)
 
 
-def test_files_to_files(pipeline, tmp_path):
+def test_the_tasks_work_from_files_to_files(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "model")
     rng = np.random.default_rng(0)
     frames = [Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)) for _ in range(5)]

@@ -86,7 +86,7 @@ def test_automatic_dilation_is_the_measured_radius(pipeline):
     assert not drawn[0].equal(drawn[2])
 
 
-def test_batches_and_copies_and_seeds(pipeline):
+def test_each_picture_of_a_batch_follows_its_own_generator(pipeline):
     images, holes = [picture(seed=s) for s in (1, 2)], [mask(), mask((0, 0, 3, 8))]
     together = pipeline.inpaint(
         images, holes, ["ant", "cat"], num_images_per_prompt=2, generator=[seeded(s) for s in range(4)]

@@ -10,7 +10,7 @@ from maskgen.pipelines import inputs
 from maskgen.pipelines.inputs import masks_of, pictures_of
 
 
-def test_pictures_of_every_kind(tmp_path):
+def test_pictures_of_every_kind_are_one_picture(tmp_path):
     image = picture(6, 4)
     (expected,) = pictures_of(image, 3)
     assert expected.shape == (3, 4, 6)
@@ -34,7 +34,7 @@ def test_pictures_of_every_kind(tmp_path):
     assert len(pictures_of(np.zeros((5, 4, 6, 3), np.uint8), 3)) == 5
 
 
-def test_masks_of_every_kind(tmp_path):
+def test_masks_of_every_kind_are_one_mask(tmp_path):
     hole = mask((1, 0, 4, 2), (6, 4))
     (expected,) = masks_of(hole, [(4, 6)])
     assert expected.sum() == 6

@@ -13,7 +13,7 @@ from maskgen.data import Emoji, emoji
 ROOT = Path(__file__).parents[1]
 
 
-def test_emoji_counts_classes_and_names():
+def test_emoji_have_their_counts_classes_and_names():
     dataset = Emoji()
     counts = dict(zip(dataset.class_names, np.bincount(dataset.labels).tolist()))
     assert counts == {
@@ -64,7 +64,7 @@ def test_emoji_classes_are_renumbered_in_the_order_given():
     assert dataset.labels[dataset.names.index("japan flag")] == 0
 
 
-def test_emoji_subcategories():
+def test_emoji_may_be_classed_by_subcategory():
     dataset = Emoji(groups="subcategory")
     assert len(dataset.class_names) == 99
     assert dataset.class_names[dataset.labels[dataset.names.index("red apple")]] == "food-fruit"
@@ -90,7 +90,7 @@ def test_emoji_resizes_both_ways():
         ({"size": 0}, "size is 0; give one positive integer"),
     ],
 )
-def test_emoji_refuses(arguments, message):
+def test_emoji_refuses_wrong_classes_and_sizes(arguments, message):
     with pytest.raises(ValueError, match=message):
         Emoji(**arguments)
 

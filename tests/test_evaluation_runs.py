@@ -179,7 +179,7 @@ def test_a_folder_whose_pictures_changed_is_read_anew(here):
 # ------------------------------------------------------------------------------------------------------------- classes
 
 
-def test_protocols_of_the_classes():
+def test_classes_are_drawn_as_the_protocol_says():
     labels = np.repeat([0, 1, 2], [70, 20, 10])
     pictures = Pictures(
         100, lambda start, stop: np.zeros((stop - start, 1, 1, 3), np.uint8), {}, labels, ("a", "b", "c")

@@ -25,7 +25,7 @@ def test_folders_are_classes_however_deep(tmp_path):
     assert torch.allclose(dataset[2]["pixels"], torch.tensor(GREY))
 
 
-def test_one_class_folder_and_flat_folder(tmp_path):
+def test_a_folder_of_one_class_and_a_flat_one_are_told_apart(tmp_path):
     save(tmp_path / "one" / "cats" / "1.png")
     save(tmp_path / "flat" / "1.png")
     one, flat = (ImageFolder(str(tmp_path / name), size=4, channels=1) for name in ("one", "flat"))
@@ -43,7 +43,7 @@ def test_one_class_folder_and_flat_folder(tmp_path):
         ("l.json", {"labels": [["sub/b.png", 0], ["a.png", 1]]}, ["0", "1"], [1, 0]),
     ],
 )
-def test_labels_files(tmp_path, file, content, classes, numbers):
+def test_labels_files_name_the_classes(tmp_path, file, content, classes, numbers):
     save(tmp_path / "a.png")
     save(tmp_path / "sub" / "b.png")
     (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
@@ -72,7 +72,7 @@ def test_labels_files(tmp_path, file, content, classes, numbers):
         ("l.txt", "a.png 0", "is neither .csv nor .json; give a CSV"),
     ],
 )
-def test_labels_files_refused(tmp_path, file, content, message):
+def test_labels_files_that_do_not_fit_are_refused(tmp_path, file, content, message):
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -155,7 +155,7 @@ def test_more_than_max_unreadable_stops_and_lists_them(tmp_path):
         ImageFolder(str(tmp_path), size=4, max_unreadable=0)
 
 
-def test_nothing_readable(tmp_path):
+def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path):
     truncate(noise(tmp_path / "a.jpg"))
     with pytest.raises(ValueError, match=r"none of the 1 pictures in .* can be read"):
         ImageFolder(str(tmp_path), size=4)[0]

@@ -151,7 +151,7 @@ def test_a_batch_traces_each_row(maskgen, folder):
         ("image,mask\na.png,m.png,bee\n", "line 2: more cells than the header has columns"),
     ],
 )
-def test_tables_that_cannot_be(pipeline, folder, text, message):
+def test_tables_that_cannot_be_are_refused(pipeline, folder, text, message):
     (folder / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         batch(pipeline, folder / "t.csv", folder / "results")

@@ -277,7 +277,7 @@ def test_attention_of_the_class_token_is_that_of_the_explicit_path(relative_bias
         ({"num_classes": 3, "head_type": "projector"}, "without an adaLN condition"),
     ],
 )
-def test_options_that_exclude_each_other(options, message):
+def test_options_that_exclude_each_other_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MaskTransformer(**{**PATCHES, **options})
 

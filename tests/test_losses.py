@@ -153,7 +153,7 @@ def test_torchvisions_features_on_the_grid_asked_for(tmp_path, name, features):
     assert not teacher.training
 
 
-def test_a_torchscript_teacher(tmp_path):
+def test_a_torchscript_teacher_gives_a_grid_of_features(tmp_path):
     path = str(tmp_path / "teacher.pt")
     torch.jit.script(nn.Conv2d(3, 6, 4, stride=4)).save(path)
     teacher = build(TEACHERS, {"type": "torchscript", "path": path})
@@ -193,7 +193,7 @@ def test_parts_inside_parts_are_checked():
 # ------------------------------------------------------------------------------------------------------ adversarial
 
 
-def test_discriminator_losses():
+def test_discriminator_losses_are_their_formulas():
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.5])
     assert discriminator_loss(real, fake, "hinge").item() == pytest.approx(0.5 * (0.25 + 0.75))
     assert generator_loss(fake, "hinge").item() == pytest.approx(0.75)

@@ -23,7 +23,7 @@ def test_schedules_fall_from_one_to_zero(name):
     assert all(a > b for a, b in itertools.pairwise(values))
 
 
-def test_schedule_values():
+def test_schedules_have_their_values_at_the_middle():
     half = {"cosine": math.cos(math.pi / 4), "arccos": 2 / 3, "linear": 0.5, "square": 0.75, "cubic": 0.875}
     assert {name: pytest.approx(gamma(name, 0.5)) for name in half} == half
 
@@ -43,7 +43,7 @@ def test_truncated_normal_matches_its_density():
     assert draws.mean().item() == pytest.approx(((x * density).sum() / density.sum()).item(), abs=1e-3)
 
 
-def test_ratio_ranges():
+def test_ratios_lie_in_their_ranges():
     generator = torch.Generator().manual_seed(0)
     uniform = Uniform(0.5, 1.0)(10_000, generator)
     assert 0.5 <= uniform.min() < 0.501
@@ -76,7 +76,7 @@ def test_hide_lowest_breaks_ties_by_place():
     assert hidden_counts(torch.tensor([0.3]), 10).tolist() == [3]
 
 
-def test_plan_of_a_mask():
+def test_a_plan_says_what_is_hidden_dropped_and_predicted():
     mask = torch.tensor([[True, False]])
     plan = MaskPlan.from_mask(mask)
     assert plan.roles.tolist() == [[SUBSTITUTE, VISIBLE]]

@@ -53,7 +53,7 @@ def test_alpha_is_composited_on_white(tmp_path):
     assert colour("opaque.png") == [10, 20, 30]
 
 
-def test_modes_cmyk_bilevel_and_grey(tmp_path):
+def test_cmyk_bilevel_and_grey_become_what_they_show(tmp_path):
     save(tmp_path / "cmyk.jpg", (0, 255, 255, 0), mode="CMYK", quality=95)  # no cyan: red
     red, green, blue = load_image(tmp_path / "cmyk.jpg", 8)[:, 4, 4].tolist()
     assert red > 0.95

@@ -54,7 +54,7 @@ def test_every_tenth_of_every_size_is_exact():
             assert hidden_counts(ratios(k / 10, 1), n, rounding).item() == n // 10 * k
 
 
-def test_least():
+def test_least_says_whether_a_row_may_hide_nothing():
     zero = ratios(0.0, 2)
     assert hidden_counts(zero, 9).tolist() == [1, 1]
     for name in ("random", "block", "units", "attention"):
@@ -198,7 +198,7 @@ def test_tubes_are_the_same_in_every_frame():
     assert count(blocks) == [4 * 18] * 3
 
 
-def test_cells_run():
+def test_cells_are_alike_in_a_frame_and_run_on_by_one_place():
     ratio = torch.tensor([0.25, 0.5, 0.5, 0.75, 0.99])
     mask = CellSampler()(ratio, (9, 4, 6), generator=seeded())
     cells = mask.unflatten(2, (2, 2)).unflatten(4, (3, 2))  # b t h 2 w 2
@@ -272,7 +272,7 @@ def test_the_strongest_noise_is_kept_and_edges_are_like_the_middle():
 # ------------------------------------------------------------------------------------------------------------- guided
 
 
-def test_attention_polarity():
+def test_attention_hides_the_most_or_the_least_attended():
     attention = torch.rand(8, 20).softmax(-1)
     most = AttentionSampler()(ratios(0.3), (20,), attention)
     assert count(most) == [6] * 8

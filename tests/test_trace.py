@@ -47,7 +47,7 @@ def test_a_trace_of_windows_has_the_whole_canvas(pipeline):
     assert not film.steps[-1][1].any()
 
 
-def test_heat_and_empty_traces(pipeline):
+def test_heat_goes_from_blue_to_yellow_and_grey_is_unknown(pipeline):
     heat = heatmap(torch.tensor([[[0.0, 1.0, float("nan")]]]))
     assert heat[0, 2, 0, 0] > heat[0, 0, 0, 0]  # blue
     assert heat[0, 0, 0, 1] > 0.9 > heat[0, 2, 0, 1]  # yellow

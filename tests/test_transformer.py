@@ -431,7 +431,7 @@ def test_layers_end_where_the_features_begin():
         torch.testing.assert_close(layers[-1], torch.cat([output.prefix, output.features], 1))
 
 
-def test_decoders_that_cannot_be():
+def test_decoders_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="an adaLN condition needs decoder_width 0"):
         randomised(decoder_depth=1, decoder_width=32)
     with pytest.raises(ValueError, match="pad: class_token needs a register"):
