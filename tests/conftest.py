@@ -51,6 +51,17 @@ def pipeline(make_pipeline):
     return make_pipeline()
 
 
+@pytest.fixture(scope="session")
+def classifier_folder(tmp_path_factory):
+    """A small classifier of random weights, saved."""
+    from maskgen.evaluation.classifier import SmallClassifier, save_classifier
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("classifier")
+    save_classifier(SmallClassifier(3, 5, width=8).eval(), folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def cpu():
     """Trains on the CPU also where there is a GPU: what is true to the bit is true of the CPU."""

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.evaluation.classifier import SmallClassifier, save_classifier
 from maskgen.mim.teachers import Teacher
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.losses import discriminator_loss, generator_loss, lecam_loss
@@ -53,14 +52,6 @@ class Pictures:
 
     def __getitem__(self, index):
         return {"pixels": self.pixels[index], "label": int(self.labels[index])}
-
-
-@pytest.fixture(scope="module")
-def classifier_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classifier")
-    torch.manual_seed(0)
-    save_classifier(SmallClassifier(3, 2, width=8).eval(), folder)
-    return str(folder)
 
 
 def stage_of(tokenizer=TOKENIZER, **settings):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 from typer.testing import CliRunner
 
-from given import clip, seeded
+from given import clip, mask, picture, seeded
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.cli import app
 from maskgen.decoding.loop import Step
@@ -207,14 +207,11 @@ def test_shown_tokens_stand_at_hidden_places_alone(scale):
 
 def test_the_tasks_work_from_files_to_files(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "model")
-    rng = np.random.default_rng(0)
-    frames = [Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)) for _ in range(5)]
+    frames = [picture(seed=i).convert("L") for i in range(5)]
     frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
     frames[0].save(tmp_path / "first.png")
     frames[4].save(tmp_path / "last.png")
-    mask = np.zeros((8, 8), np.uint8)
-    mask[2:6, 3:5] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
+    mask((3, 2, 5, 6)).save(tmp_path / "mask.png")
     model, clip_file, fast = tmp_path / "model", tmp_path / "clip.gif", {"steps": 2}
 
     def pictures(paths):

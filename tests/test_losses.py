@@ -9,7 +9,6 @@ from torch import nn
 from torchvision import models
 
 from maskgen.config import ConfigError, check
-from maskgen.evaluation.classifier import SmallClassifier, save_classifier
 from maskgen.frozen import imagenet_input
 from maskgen.mim.teachers import TEACHERS
 from maskgen.parts import build
@@ -46,14 +45,6 @@ def resnet_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("resnet") / "resnet50.pth"
     torch.save(models.resnet50(weights=None).state_dict(), path)
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def classifier_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classifier")
-    torch.manual_seed(0)
-    save_classifier(SmallClassifier(3, 5, width=8).eval(), folder)
-    return str(folder)
 
 
 # ------------------------------------------------------------------------------------------------------ perceptual

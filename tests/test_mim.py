@@ -151,7 +151,6 @@ def test_core_learns_a_rule_that_its_control_cannot():
 
 
 def test_droppings_keep_the_mask_and_drop_what_they_say():
-    torch.manual_seed(0)
     mask = RandomSampler()(torch.tensor([0.3, 0.55, 1.0]), (4, 5))
     for dropping, counts in ((Keep(), [0, 0, 0]), (DropAll(), [6, 11, 20]), (DropShare(0.5), [6, 10, 10])):
         plan = dropping(mask)
@@ -181,7 +180,6 @@ def test_kept_tokens_stand_in_order_at_the_front():
 @pytest.mark.parametrize("ratio", [Fixed(0.75), Uniform(0.3, 1.0)])
 def test_a_step_with_dropped_tokens_is_the_plain_loss_over_the_same_places(decoder, ratio):
     """With a decoder all hidden places are predicted; without one, those hidden but kept."""
-    torch.manual_seed(0)
     model = MaskTransformer(
         codebook_size=16, grid=(4, 4), width=16, depth=2, heads=2, decoder_depth=decoder, registers=1
     )

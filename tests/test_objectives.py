@@ -187,7 +187,6 @@ def test_scale_has_a_floor():
 
 def test_a_mixture_learns_two_values_that_squared_error_cannot():
     """Tokens are -1 or 1 for the same input: the mean is far from both, two components are not."""
-    torch.manual_seed(0)
     predictions = torch.nn.Parameter(0.1 * torch.randn(1, 1, 2 * 3))
     optimizer, objective = torch.optim.Adam([predictions], 0.05), GaussianMixture(2, floor=0.05)
     target = torch.tensor([-1.0, 1.0] * 16)[None, :, None]

@@ -58,7 +58,6 @@ def test_lfq_words_are_signs_lowest_bit_first():
 @pytest.mark.parametrize("bits", [4, 7])
 def test_lfq_entropies_in_groups_equal_the_whole_where_groups_are_independent(bits):
     """E[H] is exact in groups; H[E] too when the groups' bits do not depend on each other over the batch."""
-    torch.manual_seed(0)
     whole, grouped = (
         LookupFreeQuantizer(bits, temperature=1.0),
         LookupFreeQuantizer(bits, temperature=1.0, group_bits=3),
@@ -72,7 +71,6 @@ def test_lfq_entropies_in_groups_equal_the_whole_where_groups_are_independent(bi
 
 
 def test_lfq_entropy_weight_falls_to_its_own():
-    torch.manual_seed(0)
     quantizer = LookupFreeQuantizer(4, commitment=0.0, annealing_steps=4)
     z = torch.randn(2, 4, 3, 3)
     losses = [float(quantizer(z).loss) for _ in range(6)]
@@ -88,7 +86,6 @@ def test_entropies_of_sure_and_even_assignments():
 
 
 def test_the_entropy_term_spreads_the_codes_and_moves_both_sides():
-    torch.manual_seed(0)
     quantizer = VectorQuantizer(
         8, 4, learned=True, revive_below=0.0, init="random", entropy=1.0, entropy_temperature=1.0
     )
@@ -102,7 +99,6 @@ def test_the_entropy_term_spreads_the_codes_and_moves_both_sides():
 
 
 def test_residual_levels_halve_the_error_and_sum_to_the_latents():
-    torch.manual_seed(0)
     spec = {"codebook_size": 32, "dim": 4, "decay": 0.8, "revive_below": 0.0}
     quantizer, z = ResidualQuantizer(4, spec), torch.randn(8, 4, 8, 8)
     for _ in range(60):
@@ -118,7 +114,6 @@ def test_residual_levels_halve_the_error_and_sum_to_the_latents():
 
 
 def test_chunks_share_one_codebook():
-    torch.manual_seed(0)
     quantizer = MultichannelQuantizer(4, {"codebook_size": 16, "dim": 2}).eval()
     z = torch.randn(2, 8, 3, 5)
     found = quantizer(z)
@@ -132,7 +127,6 @@ def test_chunks_share_one_codebook():
 @pytest.mark.parametrize("l2_norm", [False, True])
 def test_the_first_batch_sets_the_codebook(l2_norm):
     """To latents that lie apart; k-means then comes closer to the latents, and all codes are used."""
-    torch.manual_seed(0)
     z = torch.randn(1, 6, 2048)
     errors = {}
     for init in ("random", "data", "kmeans"):
@@ -147,7 +141,6 @@ def test_the_first_batch_sets_the_codebook(l2_norm):
 
 
 def test_kmeans_goes_downhill_and_fills_empty_centroids():
-    torch.manual_seed(0)
     quantizer, z = VectorQuantizer(16, 3), torch.randn(1000, 3)
     with torch.no_grad():
         quantizer.codebook[8:] = 100.0  # nothing is near these
@@ -164,7 +157,6 @@ def test_fewer_latents_than_codes_repeat_with_noise():
 
 
 def test_latents_are_drawn_by_their_weights_without_replacement():
-    torch.manual_seed(0)
     z, weights = torch.arange(6.0)[:, None], torch.tensor([0.0, 1.0, 1.0, 2.0, 4.0, 0.0])
     drawn = torch.stack([draw_latents(z, weights, 1)[0, 0] for _ in range(4000)]).long()
     shares = torch.bincount(drawn, minlength=6) / 4000

@@ -237,7 +237,6 @@ def test_places_normed_by_themselves_hear_of_their_surroundings_alone():
 
 
 def test_a_patch_can_be_coded_by_itself():
-    torch.manual_seed(0)
     parts = {"width": 8, "multipliers": [1], "patch": 8, "groups": 0}
     tokenizer = Tokenizer({**parts, "kernel": 1}, {"type": "none", "dim": 4}, parts).eval()
     pixels = torch.rand(1, 3, 32, 32)
