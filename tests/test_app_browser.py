@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from given import picture
+from given import array, picture
 from maskgen.app.painting import PAINT
 from maskgen.pictures import parameters_of, sources_of
 
