@@ -17,13 +17,13 @@ import json
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import diffusers
+import timing
 import torch
 from budget import machine, versions
 from decode_peers import amused, muse
@@ -38,6 +38,9 @@ from decode_sides import (
     ours,
     own_first_step,
     plain,
+)
+from decode_sides import (
+    awake as awake,  # video_cost.py takes it from here
 )
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -113,14 +116,11 @@ def count(side: Side, case: Case, size: Size) -> dict:
     }
 
 
-def seconds(side: Side, case: Case, device: str) -> tuple[float, float]:
-    """Wall and processor time of one generation."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    wall, cpu = time.perf_counter(), time.process_time()
+def waited(side: Side, case: Case, device: str) -> None:
+    """One generation, to its end also on a GPU."""
     side.generate(case)
-    wait()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def measure(sides: dict[str, Side], case: Case, size: Size, rounds: int, device: str) -> dict:
@@ -128,7 +128,7 @@ def measure(sides: dict[str, Side], case: Case, size: Size, rounds: int, device:
     found = {name: count(side, case, size) | {"seconds": [], "cpu_seconds": []} for name, side in sides.items()}
     for _ in range(rounds):
         for name, side in sides.items():
-            wall, cpu = seconds(side, case, device)
+            wall, cpu = timing.clocked(partial(waited, side, case, device))
             found[name]["seconds"].append(round(wall, 4))
             found[name]["cpu_seconds"].append(round(cpu, 4))
     for result in found.values():
@@ -137,16 +137,10 @@ def measure(sides: dict[str, Side], case: Case, size: Size, rounds: int, device:
     return asdict(case) | {"sides": found, "ratios": {name: ratio(found[OURS], found[name]) for name in peers}}
 
 
-def ratio(our: dict, peer: dict) -> dict:
-    """How many times as fast as the peer we are, from the rounds' own ratios; by processor time beside the wall's."""
-    each = [p / o for o, p in zip(our["seconds"], peer["seconds"])]
-    cpu = [p / o for o, p in zip(our["cpu_seconds"], peer["cpu_seconds"])]
-    return {
-        "median": round(statistics.median(each), 3),
-        "min": round(min(each), 3),
-        "max": round(max(each), 3),
-        "cpu_median": round(statistics.median(cpu), 3),
-    }
+def ratio(our: timing.Times, peer: timing.Times) -> dict[str, float]:
+    """How many times as fast as the peer we are; by processor time beside the wall's."""
+    wall, cpu = (timing.ratio(our[clock], peer[clock]) for clock in ("seconds", "cpu_seconds"))
+    return wall | {"cpu_median": cpu["median"]}
 
 
 def run(options: argparse.Namespace, size: Size) -> dict:
@@ -185,7 +179,7 @@ def table(results: dict) -> str:
         for name in names:
             cell = f"{case['sides'][name]['images_per_second']:.2f}"
             if r := case["ratios"].get(name):
-                cell += f"; **{r['median']:.2f}x** ({r['min']:.2f} to {r['max']:.2f})"
+                cell += f"; {timing.told(r)}"
             lines[-1].append(cell)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + footnote(results)
 

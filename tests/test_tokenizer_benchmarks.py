@@ -6,6 +6,7 @@ from pathlib import Path
 
 import budget
 import collapse
+import entries
 import numpy as np
 import photos
 import pytest
@@ -152,9 +153,9 @@ def test_table_of_families_leaves_dashes_and_refuses_two_networks():
 
 def test_entries_are_added_to_what_others_wrote(tmp_path):
     file = tmp_path / "results" / "r.json"
-    families.add_entry(file, "b", {"x": 1})
-    families.add_entry(file, "a", {"x": 2})
-    families.add_entry(file, "b", {"x": 3})
+    entries.add_entry(file, "b", {"x": 1})
+    entries.add_entry(file, "a", {"x": 2})
+    entries.add_entry(file, "b", {"x": 3})
     assert json.loads(file.read_text()) == {"a": {"x": 2}, "b": {"x": 3}}
     assert [path.name for path in file.parent.iterdir()] == ["r.json"]
 
