@@ -29,7 +29,7 @@ def test_oracle_is_reproduced_exactly(schedule, steps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [0.0, 4.5, 1e4])
 def test_known_tokens_never_change(dtype, temperature):
-    """Fault 3 of public code: a finite stand-in for +inf re-masks known tokens in half precision."""
+    """A finite stand-in for +inf would mask them again in half precision."""
     canvas, mask = canvas_and_mask()
     seen = []
     decode(
@@ -43,7 +43,6 @@ def test_known_tokens_never_change(dtype, temperature):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_counts_follow_the_schedule_row_by_row(schedule):
-    """Fault 4: the count taken from the batch's mean or its first row."""
     canvas, mask = canvas_and_mask()
     counts = []
     decode(noise(), canvas, mask, steps=6, schedule=schedule, callback=lambda i, t, h: counts.append(h.sum(1).tolist()))
@@ -52,7 +51,7 @@ def test_counts_follow_the_schedule_row_by_row(schedule):
 
 
 def test_nothing_hidden_stays_so():
-    """Fault 7: a step that still hides one token when nothing is masked."""
+    """And the model is not asked."""
     assert hidden_after("cosine", 0, 5) == [0] * 5
     canvas = torch.randint(CODES, (2, 6))
 
@@ -101,9 +100,7 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_batch():
 
 
 def test_noise_of_the_order_fades_linearly():
-    """Fault 2: an annealed temperature overwritten each step, so that annealing compounds.
-
-    All codes have p = 1, so the order is the noise's alone. With temperature tau against a head start g on half of
+    """All codes have p = 1, so the order is the noise's alone. With temperature tau against a head start g on half of
     the tokens (their samples are certain, the others' have p = e^-g), the share of head starts among the kept tokens
     at step i is that of a Gumbel race at tau (1 - (i + 1) / T).
     """

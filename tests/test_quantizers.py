@@ -164,27 +164,6 @@ def test_latents_are_drawn_by_their_weights_without_replacement():
     assert sorted(draw_latents(z, weights, 6)[:, 0].tolist()) == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("beta", [0.25, 1.0])
-def test_beta_scales_the_commitment_of_the_encoder_and_not_the_codebooks_own_term(beta):
-    """Fault 5 of public code (beta on the wrong term): loss = |sg[z] - e|^2 + beta |z - sg[e]|^2."""
-    quantizer = VectorQuantizer(8, 4, commitment=beta, learned=True, revive_below=0.0)
-    z = torch.randn(2, 4, 3, 3, requires_grad=True)
-    out = quantizer(z)
-    e = quantizer.embed(out.codes).detach()
-    out.loss.backward(retain_graph=True)
-    torch.testing.assert_close(z.grad, beta * 2 * (z.detach() - e) / z.numel())
-    pull = 2 * (e - z.detach()) / z.numel()
-    expected = torch.zeros(8, 4).index_add_(0, out.codes.flatten(), pull.movedim(1, -1).reshape(-1, 4))
-    torch.testing.assert_close(quantizer.codebook.grad, expected)
-    error = (z.detach() - e).square().mean()
-    torch.testing.assert_close(out.loss.detach(), (1 + beta) * error)
-
-    weight = torch.randn_like(z)  # straight through: the latents' gradient is the encoder's
-    through = torch.autograd.grad((out.latents * weight).sum(), z)[0]
-    assert torch.equal(through, weight)
-    torch.testing.assert_close(out.latents.detach(), e)
-
-
 def test_a_codebook_that_follows_has_no_gradient_and_goes_to_its_latents_mean():
     quantizer = VectorQuantizer(2, 2, decay=0.5, revive_below=0.0)
     with torch.no_grad():

@@ -80,7 +80,6 @@ def test_no_label_is_the_null_class():
 
 
 def test_class_dropout_drops_with_its_probability():
-    """Fault 1 of public code: the condition KEPT with probability p."""
     model = MaskTransformer(8, (2, 2), num_classes=3, width=16, depth=1, heads=2, class_dropout=0.1)
     seen = model.train()._condition(torch.zeros(20_000, dtype=torch.long), 20_000, torch.device("cpu"))
     dropped = (seen == model.class_embedding.weight[model.null_class]).all(1).float().mean().item()
