@@ -29,11 +29,16 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 0) 
     return found
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+def spread(ours: list[float], theirs: list[float]) -> dict[str, float]:
     """How many times as long they take, from the rounds' own ratios."""
     each = [b / a for a, b in zip(ours, theirs)]
-    return {name: round(of(each), 3) for name, of in (("median", statistics.median), ("min", min), ("max", max))}
+    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
 
 
-def told(ratio: dict[str, float]) -> str:
-    return "**{median:.2f}x** ({min:.2f} to {max:.2f})".format(**ratio)
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """The same as results keep it."""
+    return {name: round(value, 3) for name, value in spread(ours, theirs).items()}
+
+
+def told(spread: dict[str, float]) -> str:
+    return "**{median:.2f}x** ({min:.2f} to {max:.2f})".format(**spread)
