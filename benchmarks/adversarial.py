@@ -24,11 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from budget import machine, versions
+from timing import in_turn, ratio, told
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -178,16 +180,9 @@ def _flat(module: nn.Module) -> Tensor:
 def measure_speed(sides: dict[str, Any], batch: int, size: int, rounds: int) -> dict[str, Any]:
     pixels = torch.rand(batch, 3, size, size) * 2 - 1
     difference = gradient_difference(sides, pixels)
-    found: dict[str, Any] = {}
-    for name, side in sides.items():
+    for side in sides.values():
         side.step(pixels)
-        found[name] = {"seconds": [], "cpu_seconds": []}
-    for turn in range(rounds):
-        for name in list(sides) if turn % 2 else list(sides)[::-1]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            sides[name].step(pixels)
-            found[name]["seconds"].append(round(time.perf_counter() - wall, 4))
-            found[name]["cpu_seconds"].append(round(time.process_time() - cpu, 4))
+    found = in_turn({name: partial(side.step, pixels) for name, side in sides.items()}, rounds)
     return {
         "batch": batch,
         "size": size,
@@ -195,16 +190,6 @@ def measure_speed(sides: dict[str, Any], batch: int, size: int, rounds: int) -> 
         "sides": found,
         "ratio": ratio(found["maskgen"]["seconds"], found["taming"]["seconds"]),
         "cpu_ratio": ratio(found["maskgen"]["cpu_seconds"], found["taming"]["cpu_seconds"]),
-    }
-
-
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """How many times as long they take, from the rounds' own ratios."""
-    each = [b / a for a, b in zip(ours, theirs)]
-    return {
-        "median": round(statistics.median(each), 3),
-        "min": round(min(each), 3),
-        "max": round(max(each), 3),
     }
 
 
@@ -305,7 +290,7 @@ def speed_table(results: dict[str, Any]) -> str:
         cells = [
             f"{case['batch']} of {case['size']}x{case['size']}",
             *(f"{statistics.median(side['seconds']):.2f}" for side in (ours, theirs)),
-            *("**{median:.2f}x** ({min:.2f} to {max:.2f})".format(**case[r]) for r in ("ratio", "cpu_ratio")),
+            *(told(case[which]) for which in ("ratio", "cpu_ratio")),
             f"{case['gradient_difference']:.0e}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from budget import machine, versions
-from tokenizer_families import add_entry, read, slug
+from entries import add_entry, read, slug
 
 from maskgen.config import check
 from maskgen.data.emoji import Emoji

@@ -14,322 +14,68 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import diffusers
+import timing
 import torch
 from budget import machine, versions
-from torch import Tensor, nn
+from decode_peers import amused, muse
+from decode_sides import (
+    Case,
+    Side,
+    Size,
+    all_places,
+    autoregressive,
+    both_passes,
+    dropping,
+    ours,
+    own_first_step,
+    plain,
+)
+from decode_sides import (
+    awake as awake,  # video_cost.py takes it from here
+)
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-
-from maskgen.decoding.autoregressive import decode_raster
-from maskgen.decoding.loop import Step, decode
-from maskgen.pipelines.predictor import NextPredictor, Predictor
-from maskgen.transformer.autoregressive import CausalTransformer
-from maskgen.transformer.model import MaskTransformer
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of every side's network."""
+# ---------------------------------------------------------------- sides
 
-    width: int = 256
-    depth: int = 8
-    heads: int = 8
-    side: int = 16  # tokens along an edge of the picture
-    codes: int = 1024
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is asked of every side. Guidance is ``u + s (c - u)``: 1 is none; its schedule only our sides know."""
-
-    batch: int
-    steps: int
-    guidance: float
-    schedule: str = "constant"
-
-
-@dataclass(frozen=True)
-class Side:
-    """generate: a case to codes (batch, tokens). network: whose `method` it calls, for counting."""
-
-    about: str
-    network: nn.Module
-    generate: Callable[[Case], Tensor]
-    method: str = "forward"
-
-
-# ---------------------------------------------------------------- maskgen
-
-
-def our_network(size: Size, place: dict, **options: Any) -> MaskTransformer:
-    shape = {"width": size.width, "depth": size.depth, "heads": size.heads, **options}
-    return awake(MaskTransformer(size.codes, (size.side, size.side), num_classes=1000, **shape), place)
-
-
-def awake(network: Any, place: dict) -> Any:
-    """Heads and gates start at zero; a trained network's do not stay there."""
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return network.to(**place).eval()
-
-
-def complete(predict: Callable[[Step], Tensor], size: Size, case: Case, place: dict) -> Tensor:
-    canvas = torch.zeros(case.batch, size.side**2, dtype=torch.long, device=place["device"])
-    options: Any = {"guidance_scale": case.guidance, "guidance_schedule": case.schedule}
-    return decode(predict, canvas, canvas == 0, steps=case.steps, **options)
-
-
-def all_places(predict: Callable[[Step], Tensor], step: Step) -> Tensor:
-    """The last block and the head at every token, known ones too."""
-    everywhere = torch.arange(step.tokens.shape[1], device=step.tokens.device).expand_as(step.tokens)
-    logits = predict(replace(step, positions=everywhere))
-    return logits.gather(1, step.positions[..., None].expand(-1, -1, logits.shape[-1]))
-
-
-def own_first_step(predict: Callable[[Step], Tensor], step: Step) -> Tensor:
-    """The blank canvas computed for every row."""
-    return predict(replace(step, blank=False))
-
-
-def both_passes(predict: Callable[[Step], Tensor], step: Step) -> Tensor:
-    """The unconditional pass where guidance is none, too; the scale rounds to 1 again."""
-    return predict(replace(step, guidance_scale=math.nextafter(step.guidance_scale, 2)))
-
-
-Saving = Callable[[Callable[[Step], Tensor], Step], Tensor]
-OFF: list[Saving] = [all_places, own_first_step, both_passes]
-
-
-def ours(size: Size, place: dict, same_label: bool = False, off: Saving | None = None) -> Side:
-    """`off`: undoes one of the savings."""
-    network = our_network(size, place)
-
-    def generate(case: Case) -> Tensor:
-        labels = [7] * case.batch if same_label else list(range(case.batch))
-        predict = Predictor(network, labels, (size.side, size.side))
-        return complete(predict if off is None else partial(off, predict), size, case, place)
-
-    about = "one class for all rows" if same_label else "each row its own class"
-    return Side(about if off is None else str(off.__doc__).split(".")[0].lower(), network, generate)
-
-
-def dropping(size: Size, place: dict, drop: bool) -> Side:
-    """MAGE's shape, 5 blocks in the encoder and 3 in the decoder of 8; with `drop` the encoder sees known tokens only.
-
-    Not exact: the network computes something else, and must be trained so (`masking.dropping`)."""
-    decoder = 3 * size.depth // 8 or 1
-    shape = {"depth": size.depth - decoder, "decoder_depth": decoder, "registers": 1, "pad": "class_token"}
-    network = our_network(size, place, **shape)
-    grid = (size.side, size.side)
-
-    def generate(case: Case) -> Tensor:
-        labels = torch.arange(case.batch, device=place["device"])
-        both = torch.cat([labels, torch.full_like(labels, network.null_class)])
-
-        @torch.no_grad()
-        def predict(step: Step) -> Tensor:
-            copies = 1 if step.guidance_scale == 1 else 2
-            tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
-            keep = None
-            if drop:  # as many in every row
-                keep = hidden.long().argsort(dim=1, stable=True)[:, : tokens.shape[1] - positions.shape[1]]
-            logits = network(
-                tokens.unflatten(1, grid),
-                hidden.unflatten(1, grid),
-                both[: len(tokens)],
-                predict_at=positions,
-                keep=keep,
-            ).predictions
-            c, u = (logits, logits) if copies == 1 else logits.chunk(2)
-            return c if copies == 1 else torch.lerp(u, c, step.guidance_scale)
-
-        return complete(predict, size, case, place)
-
-    return Side(
-        f"encoder of {shape['depth']} blocks over {'known' if drop else 'all'} tokens, decoder of {decoder}",
-        network,
-        generate,
-    )
-
-
-def autoregressive(size: Size, place: dict) -> Side:
-    """One token after the other with cached keys and values, on the same blocks."""
-    shape: Any = {"width": size.width, "depth": size.depth, "heads": size.heads}
-    network = awake(CausalTransformer(size.codes, (size.side, size.side), num_classes=1000, **shape), place)
-
-    def generate(case: Case) -> Tensor:
-        canvas = torch.zeros(case.batch, size.side**2, dtype=torch.long, device=place["device"])
-        predict = NextPredictor(network, list(range(case.batch)), guided=case.guidance != 1)
-        return decode_raster(predict, canvas, canvas == 0, guidance_scale=case.guidance)
-
-    return Side("one token after the other, keys and values cached", network, generate, "step")
-
-
-def plain(size: Size, place: dict) -> Side:
-    """Our network without our savings: every token's logits, all rows, both passes, at every step."""
-    network = our_network(size, place)
-
-    def generate(case: Case) -> Tensor:
-        labels = torch.arange(case.batch, device=place["device"])
-
-        def logits_of(step: Step, labels: Tensor) -> Tensor:
-            shape = (case.batch, size.side, size.side)
-            logits = network(step.tokens.view(shape), step.hidden.view(shape), labels).predictions
-            return logits.gather(1, step.positions[..., None].expand(-1, -1, size.codes))
-
-        def predict(step: Step) -> Tensor:
-            c = logits_of(step, labels)
-            if step.guidance_scale == 1:
-                return c
-            u = logits_of(step, torch.full_like(labels, network.null_class))
-            return u + step.guidance_scale * (c - u)
-
-        return complete(predict, size, case, place)
-
-    return Side("the same network and loop; all tokens, rows and passes at every step", network, generate)
-
-
-# ---------------------------------------------------------------- peers
-
-
-def amused(size: Size, place: dict, res_blocks: int = 3) -> Side:
-    """diffusers: UVit2DModel and AmusedScheduler, called as AmusedPipeline does, with one text token.
-
-    `res_blocks`: convolution and attention blocks at either end of the transformer; aMUSEd has 3.
-    """
-    width, device = size.width, place["device"]
-    network = diffusers.UVit2DModel(
-        hidden_size=width,
-        num_hidden_layers=size.depth,
-        num_attention_heads=size.heads,
-        intermediate_size=width * 8 // 3,  # gated: as many weights as a plain MLP four times as wide
-        codebook_size=size.codes,
-        vocab_size=size.codes + 64,
-        in_channels=width,
-        block_out_channels=width,
-        block_num_heads=size.heads,
-        num_res_blocks=res_blocks,
-        encoder_hidden_size=width,
-        cond_embed_dim=width,
-        micro_cond_encode_dim=width,
-        micro_cond_embed_dim=5 * width,
-        sample_size=size.side,
-    )
-    network = network.to(**place).eval()
-    scheduler = diffusers.AmusedScheduler(mask_token_id=size.codes)
-
-    @torch.no_grad()
-    def generate(case: Case) -> Tensor:
-        guided = case.guidance > 1
-        rows = 2 * case.batch if guided else case.batch
-        conditions = {
-            "encoder_hidden_states": torch.randn(rows, 1, width, **place),
-            "pooled_text_emb": torch.randn(rows, width, **place),
-            "micro_conds": torch.tensor([[256.0, 256.0, 0.0, 0.0, 6.0]], **place).expand(rows, -1),
-        }
-        latents = torch.full((case.batch, size.side, size.side), size.codes, device=device)
-        scheduler.set_timesteps(case.steps, temperature=(2, 0), device=device)
-        for timestep in scheduler.timesteps:
-            logits = network(torch.cat([latents] * 2) if guided else latents, **conditions)
-            if guided:
-                u, c = logits.chunk(2)
-                logits = u + case.guidance * (c - u)
-            latents = scheduler.step(logits, timestep, latents).prev_sample
-        return latents.flatten(1)
-
-    return Side(f"UVit2DModel, {res_blocks} residual blocks at either end; AmusedScheduler", network, generate)
-
-
-def muse(size: Size, place: dict, flash: bool | None = None) -> Side:
-    """muse-maskgit-pytorch: MaskGitTransformer and MaskGit.generate, with one text token; no T5, no picture decoder.
-
-    `flash`: as it is shipped, True; False in bfloat16, where that attention raises: it multiplies bfloat16 values by
-    weights that its float32 maxima made float32, and under autocast fills bfloat16 scores with float32's lowest number.
-    """
-    from muse_maskgit_pytorch import MaskGit, MaskGitTransformer, VQGanVAE, muse_maskgit_pytorch, t5
-
-    class NoDecoder(VQGanVAE):
-        """Returns the codes."""
-
-        def __init__(self):
-            nn.Module.__init__(self)
-            self.codebook_size = size.codes
-
-        def copy_for_eval(self):
-            return self
-
-        def get_encoded_fmap_size(self, image_size):
-            return size.side
-
-        def decode_from_ids(self, ids):
-            return ids
-
-    flash = place["dtype"] == torch.float32 if flash is None else flash
-    muse_maskgit_pytorch.tqdm = lambda steps, total: steps
-    t5.T5_CONFIGS["none"] = {"config": SimpleNamespace(d_model=size.width)}
-    network = MaskGitTransformer(
-        num_tokens=size.codes,
-        seq_len=size.side**2,
-        dim=size.width,
-        depth=size.depth,
-        heads=size.heads,
-        dim_head=size.width // size.heads,
-        flash=flash,
-        t5_name="none",
-    )
-    network.encode_text = lambda texts: torch.randn(len(texts), 1, size.width, **place)
-    model = MaskGit(image_size=16 * size.side, transformer=network, vae=NoDecoder()).to(**place).eval()
-
-    def generate(case: Case) -> Tensor:
-        return model.generate([""] * case.batch, timesteps=case.steps, cond_scale=case.guidance).flatten(1)
-
-    return Side(f"MaskGitTransformer(flash={flash}), MaskGit.generate", network, generate)
-
-
+Make = Callable[[Size, dict], Side]
 OURS = "maskgen"
 RASTER = "autoregressive"
-DROPPED, UNDROPPED = "hidden tokens dropped", "none dropped"
-MAIN: dict[str, Callable[[Size, dict], Side]] = {OURS: ours, "diffusers": amused, "muse-maskgit-pytorch": muse}
-VARIANTS: dict[str, Callable[[Size, dict], Side]] = {
+MAIN: dict[str, Make] = {OURS: ours, "diffusers": amused, "muse-maskgit-pytorch": muse}
+VARIANTS: dict[str, Make] = {
     OURS: ours,
-    "maskgen, one class": lambda size, place: ours(size, place, same_label=True),
+    "maskgen, one class": partial(ours, same_label=True),
     "maskgen, plain": plain,
-    "diffusers, no residual blocks": lambda size, place: amused(size, place, res_blocks=0),
-    "muse-maskgit-pytorch, flash=False": lambda size, place: muse(size, place, flash=False),
+    "diffusers, no residual blocks": partial(amused, res_blocks=0),
+    "muse-maskgit-pytorch, flash=False": partial(muse, flash=False),
 }
-
-
-# What each saving gives, for pictures of one class: all of them, and all but one.
-SAVINGS: dict[str, Callable[[Size, dict], Side]] = {
-    OURS: lambda size, place: ours(size, place, same_label=True),
-    "head and last block at every token": lambda size, place: ours(size, place, True, all_places),
-    "first step row by row": lambda size, place: ours(size, place, True, own_first_step),
-    "no pass skipped": lambda size, place: ours(size, place, True, both_passes),
+SAVINGS: dict[str, Make] = {  # what each gives, for pictures of one class: all of them, and all but one
+    OURS: partial(ours, same_label=True),
+    "head and last block at every token": partial(ours, same_label=True, off=all_places),
+    "first step row by row": partial(ours, same_label=True, off=own_first_step),
+    "no pass skipped": partial(ours, same_label=True, off=both_passes),
     "maskgen, plain": plain,
 }
-DROPPING: dict[str, Callable[[Size, dict], Side]] = {
+DROPPING: dict[str, Make] = {
     OURS: ours,
-    DROPPED: lambda size, place: dropping(size, place, True),
-    UNDROPPED: lambda size, place: dropping(size, place, False),
+    "hidden tokens dropped": partial(dropping, drop=True),
+    "none dropped": partial(dropping, drop=False),
 }
-SETS = {"main": MAIN, "variants": VARIANTS, "savings": SAVINGS, "dropping": DROPPING}
-SETS["raster"] = {OURS: ours, RASTER: autoregressive}
+RASTERED: dict[str, Make] = {OURS: ours, RASTER: autoregressive}
+SETS = {"main": MAIN, "variants": VARIANTS, "savings": SAVINGS, "dropping": DROPPING, "raster": RASTERED}
 EVERY = {name: make for sides in SETS.values() for name, make in sides.items()}
 
 
@@ -370,14 +116,11 @@ def count(side: Side, case: Case, size: Size) -> dict:
     }
 
 
-def seconds(side: Side, case: Case, device: str) -> tuple[float, float]:
-    """Wall and processor time of one generation."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    wall, cpu = time.perf_counter(), time.process_time()
+def waited(side: Side, case: Case, device: str) -> None:
+    """One generation, to its end also on a GPU."""
     side.generate(case)
-    wait()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def measure(sides: dict[str, Side], case: Case, size: Size, rounds: int, device: str) -> dict:
@@ -385,7 +128,7 @@ def measure(sides: dict[str, Side], case: Case, size: Size, rounds: int, device:
     found = {name: count(side, case, size) | {"seconds": [], "cpu_seconds": []} for name, side in sides.items()}
     for _ in range(rounds):
         for name, side in sides.items():
-            wall, cpu = seconds(side, case, device)
+            wall, cpu = timing.clocked(partial(waited, side, case, device))
             found[name]["seconds"].append(round(wall, 4))
             found[name]["cpu_seconds"].append(round(cpu, 4))
     for result in found.values():
@@ -394,16 +137,10 @@ def measure(sides: dict[str, Side], case: Case, size: Size, rounds: int, device:
     return asdict(case) | {"sides": found, "ratios": {name: ratio(found[OURS], found[name]) for name in peers}}
 
 
-def ratio(our: dict, peer: dict) -> dict:
-    """How many times as fast as the peer we are, from the rounds' own ratios; by processor time beside the wall's."""
-    each = [p / o for o, p in zip(our["seconds"], peer["seconds"])]
-    cpu = [p / o for o, p in zip(our["cpu_seconds"], peer["cpu_seconds"])]
-    return {
-        "median": round(statistics.median(each), 3),
-        "min": round(min(each), 3),
-        "max": round(max(each), 3),
-        "cpu_median": round(statistics.median(cpu), 3),
-    }
+def ratio(our: timing.Times, peer: timing.Times) -> dict[str, float]:
+    """How many times as fast as the peer we are; by processor time beside the wall's."""
+    wall, cpu = (timing.ratio(our[clock], peer[clock]) for clock in ("seconds", "cpu_seconds"))
+    return wall | {"cpu_median": cpu["median"]}
 
 
 def run(options: argparse.Namespace, size: Size) -> dict:
@@ -442,7 +179,7 @@ def table(results: dict) -> str:
         for name in names:
             cell = f"{case['sides'][name]['images_per_second']:.2f}"
             if r := case["ratios"].get(name):
-                cell += f"; **{r['median']:.2f}x** ({r['min']:.2f} to {r['max']:.2f})"
+                cell += f"; {timing.told(r)}"
             lines[-1].append(cell)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + footnote(results)
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from budget import machine, train_for, versions
-from tokenizer_families import add_entry, read, slug
+from entries import add_entry, read, slug
 
 from maskgen.data.arrays import FashionMNIST
 from maskgen.data.subset import Subset

@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import re
 import shlex
 import sys
 import time
@@ -31,6 +28,7 @@ import numpy as np
 import torch
 import yaml
 from budget import machine, train_for, versions
+from entries import add_entry, read, slug
 from tokenizer_measures import SHOWN, Data, classifier, measure
 
 from maskgen.pictures import grid, save
@@ -89,22 +87,6 @@ def _with_teacher(value: Any, teacher: Callable[[], Path]) -> Any:
 
 
 # ---------------------------------------------------------------- results
-
-
-def read(file: Path) -> dict[str, dict[str, Any]]:
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def add_entry(file: Path, key: str, entry: dict[str, Any]) -> None:
-    """Into the JSON as it is now, which another command may have written to since; in the order of the keys."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(dict(sorted({**read(file), key: entry}.items())), indent=1) + "\n")
-    os.replace(part, file)
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _number(entry: dict[str, Any], path: str, form: str) -> str:

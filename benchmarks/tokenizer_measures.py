@@ -48,10 +48,10 @@ class Data:
         return split(whole, self.held) if isinstance(self.held, int) else (whole, build(Part(DATASETS), self.held))
 
 
-def pixels_of(dataset: Any, count: int | None = None) -> Tensor:
-    """`count` pictures, evenly spread; None is all."""
+def stacked(dataset: Any, key: str, count: int | None = None) -> Tensor:
+    """Of `count` items, evenly spread; None is all."""
     count = min(count or len(dataset), len(dataset))
-    return torch.stack([dataset[i * len(dataset) // count]["pixels"] for i in range(count)])
+    return torch.stack([dataset[i * len(dataset) // count][key] for i in range(count)])
 
 
 @torch.no_grad()
@@ -60,11 +60,8 @@ def by_batch(function: Callable[..., Tensor], *inputs: Tensor, size: int = 64) -
 
 
 def text_of(tokenizer: nn.Module, dataset: Any, count: int | None = None) -> list[Tensor]:
-    """The text features of `count` pictures, evenly spread, where the tokenizer's decoder reads them; else nothing."""
-    if not tokenizer.reads_text:
-        return []
-    count = min(count or len(dataset), len(dataset))
-    return [torch.stack([dataset[i * len(dataset) // count]["text"] for i in range(count)])]
+    """The text features of `count` pictures where the tokenizer's decoder reads them; else nothing."""
+    return [stacked(dataset, "text", count)] if tokenizer.reads_text else []
 
 
 def classifier(name: str, data: Data, kept: Any, work: Path, seed: int = 0) -> Path:
@@ -124,7 +121,7 @@ def measure(config: dict[str, Any], data: Data, name: str, kept: Any, held: Any,
     """All numbers of the tokenizer that the run `config` made in `work`, where some of its pictures are kept."""
     folder = work / config["name"]
     tokenizer = load_tokenizer(folder).float()
-    train, real = pixels_of(kept, CODED), pixels_of(held)
+    train, real = stacked(kept, "pixels", CODED), stacked(held, "pixels")
     codes = by_batch(tokenizer.encode, train)
     sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in tokenizer.named_children()}
     use = codebook(tokenizer, codes)
@@ -134,7 +131,7 @@ def measure(config: dict[str, Any], data: Data, name: str, kept: Any, held: Any,
         "tokens": places,
         "bits": round(places * math.log2(use["size"]), 1) if use["size"] else None,
         "codebook": {**use, "pictures": len(train)},
-        "speed": speed(tokenizer, pixels_of(kept, data.batch_size), *text_of(tokenizer, kept, data.batch_size)),
+        "speed": speed(tokenizer, stacked(kept, "pixels", data.batch_size), *text_of(tokenizer, kept, data.batch_size)),
         "holdout": len(real),
         "stage": read_metrics(folder / "metrics.jsonl")[-1],  # what the stage itself measured at the end
     }

@@ -17,7 +17,6 @@ import json
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import mage_authors
 import torch
 from adversarial import Noise
 from budget import machine, versions
+from timing import Times, in_turn, spread, told
 from torch import Tensor, nn
 
 from maskgen.mim.core import MaskedModeling
@@ -146,18 +146,9 @@ def build(batch: int) -> tuple[dict[str, Side], dict[str, str]]:
     return sides, missing
 
 
-def measure(sides: dict[str, Side], precision: str, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Wall and processor seconds of each side's step, round by round, there and back; two rounds only warm up."""
-    steps = {name: step_of(side, precision) for name, side in sides.items()}
-    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in sides}
-    for turn in range(rounds + 2):
-        for name in list(steps) if turn % 2 else list(steps)[::-1]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            steps[name]()
-            if turn >= 2:
-                found[name]["seconds"].append(round(time.perf_counter() - wall, 4))
-                found[name]["cpu_seconds"].append(round(time.process_time() - cpu, 4))
-    return found
+def measure(sides: dict[str, Side], precision: str, rounds: int) -> dict[str, Times]:
+    """Wall and processor seconds of each side's step, round by round."""
+    return in_turn({name: step_of(side, precision) for name, side in sides.items()}, rounds, warm_up=2)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -170,7 +161,8 @@ def table(results: dict[str, Any]) -> str:
         for one, other in PAIRS:
             if one in found and other in found:
                 rate = {name: results["batch"] / statistics.median(found[name]["cpu_seconds"]) for name in (one, other)}
-                wall, cpu = (faster(found[one][clock], found[other][clock]) for clock in ("seconds", "cpu_seconds"))
+                clocks = ("seconds", "cpu_seconds")
+                wall, cpu = (told(spread(found[one][clock], found[other][clock])) for clock in clocks)
                 name = f"{one}, {precision}" if precision != "bf16" else one
                 lines.append(f"| {name} | {rate[one]:.1f} | {other} | {rate[other]:.1f} | {cpu} | {wall} |")
     weights = "; ".join(f"{name} {n / 1e6:.2f} M" for name, n in results["parameters"].items())
@@ -181,11 +173,6 @@ def table(results: dict[str, Any]) -> str:
         f"said; other jobs ran (load {results['machine']['load_before']}). Weights: "
         f"{weights}. {where}; {software}."
     )
-
-
-def faster(our: list[float], other: list[float]) -> str:
-    ratios = [b / a for a, b in zip(our, other)]
-    return f"**{statistics.median(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The stages that train tokenizers: the adversarial step and its guards, half precision, features for pixels."""
 
 import copy
-import importlib
-import json
 import math
 import subprocess
 import sys
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.evaluation.classifier import SmallClassifier, save_classifier
 from maskgen.mim.teachers import Teacher
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.losses import discriminator_loss, generator_loss, lecam_loss
@@ -30,6 +27,9 @@ TOKENIZER = {
 }
 CRITIC = {"width": 4, "layers": 1}
 GUARDS = {"warmup": 3, "lecam": 0.3, "r1": 2.0, "r1_every": 2}
+
+
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 class Pictures:
@@ -50,20 +50,6 @@ class Pictures:
 
     def __getitem__(self, index):
         return {"pixels": self.pixels[index], "label": int(self.labels[index])}
-
-
-@pytest.fixture(autouse=True)
-def cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-
-
-@pytest.fixture(scope="module")
-def classifier_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classifier")
-    torch.manual_seed(0)
-    save_classifier(SmallClassifier(3, 2, width=8).eval(), folder)
-    return str(folder)
 
 
 def stage_of(tokenizer=TOKENIZER, **settings):
@@ -391,36 +377,3 @@ def test_two_processes_have_the_discriminators_gradients_and_anchors_of_one(tmp_
     for key, value in expected.items():
         assert torch.equal(one[key], two[key]), key
         torch.testing.assert_close(one[key], value, msg=lambda m, key=key: f"{key}: {m}")
-
-
-# ------------------------------------------------------------------------------------------------- the benchmark
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("adversarial")
-
-
-def test_the_benchmarks_two_sides_have_the_same_gradients(benchmark):
-    coder = {"width": 8, "multipliers": [1, 2], "blocks": 1}
-    sides = benchmark.build_sides(16, {**TOKENIZER, "encoder": coder, "decoder": coder}, CRITIC)
-    found = benchmark.measure_speed(sides, batch=2, size=16, rounds=2)
-    assert found["gradient_difference"] < 1e-4
-    assert len(found["sides"]["taming"]["seconds"]) == 2
-    assert found["ratio"]["min"] <= found["ratio"]["median"] <= found["ratio"]["max"]
-
-
-def test_committed_speeds_are_those_of_their_rounds(benchmark):
-    for case in json.loads(benchmark.FILES["speed"].read_text())["cases"]:
-        ours, theirs = case["sides"]["maskgen"]["seconds"], case["sides"]["taming"]["seconds"]
-        assert case["ratio"] == benchmark.ratio(ours, theirs)
-        assert case["gradient_difference"] < 1e-4
-
-
-def test_the_guards_keep_a_run_that_is_ruined_without_them(benchmark):
-    """The committed runs, of every seed."""
-    found = {v["name"]: v["runs"] for v in json.loads(benchmark.FILES["guards"].read_text())["variants"]}
-    for alone, ruined, guarded in zip(found["no discriminator"], found["no guard"], found["all guards"]):
-        assert ruined["holdout/psnr"] < alone["holdout/psnr"] - 3
-        assert guarded["holdout/psnr"] > alone["holdout/psnr"] - 1

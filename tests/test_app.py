@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+from given import array, mask, picture
+from maskgen import MaskedImagePipeline, MaskTransformer
 from maskgen.app import serve
 from maskgen.app.drawing import TASKS, Job, as_told, check, draw, job_from, job_of, told_of
 from maskgen.app.models import Models, defaults, orders, scheduled
@@ -18,37 +19,18 @@ from maskgen.pictures import parameters_of, save, sources_of, to_pil
 from maskgen.pipelines.jobs import TASKS as COMMANDS
 from maskgen.pipelines.jobs import perform
 
-SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A saved pipeline of 8x8 pictures, 4x4 tokens and random weights."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL)
-    transformer = MaskTransformer(32, (4, 4), num_classes=3, width=32, depth=2, heads=2)
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    scheduler = MaskScheduler(num_inference_steps=4, temperature=(3.0, 1.0))
+def run(make_pipeline, tmp_path_factory):
+    """The folder of a saved pipeline."""
     folder = tmp_path_factory.mktemp("app") / "run"
-    MaskedImagePipeline(tokenizer, transformer, scheduler, ["ant", "bee", "cat"]).save_pretrained(folder)
+    make_pipeline(temperature=(3.0, 1.0)).save_pretrained(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
 def models(run):
     return Models([run], "cpu")
-
-
-def picture(width=8, height=8, seed=0):
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def mask(box=(2, 2, 6, 6), size=(8, 8)):
-    made = Image.new("L", size)
-    made.paste(255, box)
-    return made
 
 
 def form(run, **changes):
@@ -67,10 +49,6 @@ def drawn(models, job, folder):
             frames.append(next(steps))
         except StopIteration as end:
             return frames, end.value
-
-
-def array(image):
-    return np.asarray(image if isinstance(image, Image.Image) else Image.open(image))
 
 
 # ------------------------------------------------------------------------------------------------------------- models

@@ -14,10 +14,9 @@ from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+from given import array, picture
 from maskgen.app.painting import PAINT
 from maskgen.pictures import parameters_of, sources_of
 
@@ -29,7 +28,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
     pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed: pip install 'maskgen[app]'"),
 ]
-SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
 WAIT = 240_000  # milliseconds: other processes may hold the machine
 
 
@@ -51,16 +49,10 @@ def answers(address):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(make_pipeline, tmp_path_factory):
     """`maskgen app` with a model of 16x16 pictures, 8x8 tokens and random weights."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL)
-    transformer = MaskTransformer(32, (8, 8), num_classes=3, width=32, depth=2, heads=2)
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    scheduler = MaskScheduler(num_inference_steps=4)
     folder = tmp_path_factory.mktemp("browser")
-    MaskedImagePipeline(tokenizer, transformer, scheduler, ["ant", "bee", "cat"]).save_pretrained(folder / "run")
+    make_pipeline(side=8).save_pretrained(folder / "run")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,10 +111,6 @@ def middle(page):
     )
 
 
-def pixels(image):
-    return np.asarray(image if isinstance(image, Image.Image) else Image.open(image))
-
-
 def upload(page, button, file):
     with page.expect_file_chooser() as chooser:
         page.click(button)
@@ -168,10 +156,10 @@ def test_a_generated_picture_says_what_made_it(generated, page):
 
 
 def test_what_is_painted_is_drawn_anew_and_the_rest_stays(generated, completed):
-    before, after = pixels(generated), pixels(completed)
+    before, after = array(generated), array(completed)
     sources = sources_of(completed)
-    np.testing.assert_array_equal(pixels(sources["image"]), before)
-    hidden = pixels(sources["mask"]) > 0
+    np.testing.assert_array_equal(array(sources["image"]), before)
+    hidden = array(sources["mask"]) > 0
     assert hidden[7:9, 7:9].all()
     assert not hidden[:5].any()
     assert not hidden[11:].any()
@@ -187,39 +175,39 @@ def test_a_saved_picture_is_made_again_from_its_file(page, completed, tmp_path):
     page.wait_for_function("document.querySelector('#summary').innerText.includes('inpaint of ant')")
     assert page.input_value("#seed input") == str(parameters_of(completed)["seed"])
     draw(page, "again")
-    np.testing.assert_array_equal(pixels(saved(page, tmp_path / "again.png")), pixels(completed))
+    np.testing.assert_array_equal(array(saved(page, tmp_path / "again.png")), array(completed))
 
 
 def test_a_bad_file_is_told_and_the_page_goes_on(page, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     upload(page, "#upload", tmp_path / "bad.png")
     page.get_by_text("bad.png cannot be read as a picture").wait_for()
-    good = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+    good = picture(20, 12)
     good.save(tmp_path / "good.png")
     upload(page, "#upload", tmp_path / "good.png")
     page.wait_for_function("document.querySelector('#caption').innerText.includes('20x12 pixels')")
     page.get_by_role("tab", name="Extend").click()
     draw(page, "outpaint")
-    made = pixels(saved(page, tmp_path / "wide.png"))
+    made = array(saved(page, tmp_path / "wide.png"))
     assert made.shape == (12, 30, 3)  # half of its width on the right
-    np.testing.assert_array_equal(made[:, :20], pixels(good))
+    np.testing.assert_array_equal(made[:, :20], array(good))
 
 
 def test_a_result_and_a_file_are_joined_and_pass_into_each_other(page, generated, tmp_path):
     page.get_by_role("tab", name="Two pictures").click()
     upload(page, "#upload", generated)
     page.wait_for_function("document.querySelector('#caption').innerText.includes('16x16 pixels')")
-    second = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    second = picture(16, 16, seed=1)
     second.save(tmp_path / "second.png")
     upload(page, "#upload-second", tmp_path / "second.png")
     page.wait_for_function("document.querySelector('#second img')?.naturalWidth == 16")
     page.get_by_role("tab", name="Join").click()
     draw(page, "join")
     joined = saved(page, tmp_path / "joined.png")
-    made = pixels(joined)
+    made = array(joined)
     assert made.shape == (16, 16, 3)  # a quarter of the model's width of each, and half of it between
-    np.testing.assert_array_equal(made[:, :4], pixels(generated)[:, :4])
-    np.testing.assert_array_equal(made[:, -4:], pixels(second)[:, -4:])
+    np.testing.assert_array_equal(made[:, :4], array(generated)[:, :4])
+    np.testing.assert_array_equal(made[:, -4:], array(second)[:, -4:])
     source = page.get_attribute("#second img", "src")
     page.click("#take-second")  # the joined one
     page.wait_for_function("old => document.querySelector('#second img')?.src != old", arg=source)
@@ -230,7 +218,7 @@ def test_a_result_and_a_file_are_joined_and_pass_into_each_other(page, generated
     assert page.locator("#gallery .thumbnail-item").count() == 3
     frame = saved(page, tmp_path / "frame.png")
     assert {"task": "interpolate", "frames": 3, "number": 0}.items() <= parameters_of(frame).items()
-    np.testing.assert_array_equal(pixels(sources_of(frame)["image_2"]), made)
+    np.testing.assert_array_equal(array(sources_of(frame)["image_2"]), made)
 
 
 def test_a_model_without_a_critic_says_so_and_the_other_orders_are_there(page):

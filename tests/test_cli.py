@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,22 +76,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def maskgen(folder, monkeypatch, capsys):
-    """Run a command as the shell would: `.code`, `.out`, and `.message`, what a failure says."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["maskgen", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        said = capsys.readouterr()
-        failed = isinstance(stop.value.code, str)  # the interpreter prints it and exits with 1
-        return SimpleNamespace(
-            code=1 if failed else stop.value.code, out=said.out, message=stop.value.code if failed else said.err
-        )
-
+def maskgen(folder, maskgen, monkeypatch):
     monkeypatch.chdir(folder)
-    return run
+    return maskgen
 
 
 # ---------------------------------------------------------------------------------------------------- the whole path

@@ -213,7 +213,7 @@ def test_files_that_are_no_settings_are_told_in_one_line(write, text, problem):
     assert problem in found
 
 
-def test_empty_and_odd_values(write):
+def test_empty_and_odd_values_are_told(write):
     assert problems_of(write("name:\nstage:\ndata:\ntraining:\n1: 2\n")) == [
         "name: None: input should be a valid string",
         "stage: a name or a mapping with 'type' is needed, found None",
@@ -223,7 +223,7 @@ def test_empty_and_odd_values(write):
     ]
 
 
-def test_numbers_as_people_write_them(write):
+def test_numbers_may_be_written_as_people_do(write):
     text = GOOD.replace(
         "steps: 10", "steps: 1e4, learning_rate: 3e-4, weight_decay: -0.0, clip: 1.E+2, warmup_steps: '5'"
     )

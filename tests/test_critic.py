@@ -239,7 +239,7 @@ def test_the_baselines_loss_is_the_cross_entropy_of_every_code():
     assert 0 <= terms["accuracy"] < 0.5
 
 
-def test_the_baseline_without_classes(toy):
+def test_the_baseline_draws_without_classes(toy):
     stage = {"type": "autoregressive", "tokenizer": "generator", "model": MODEL, "conditional": False}
     folder = run("free", stage, toy, Training(1, **SETTINGS))
     network = CausalTransformer.from_pretrained(folder / "pipeline" / "transformer")

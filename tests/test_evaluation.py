@@ -127,7 +127,7 @@ def test_extrapolation_takes_the_bias_out():
         frechet_infinity(draws(80, 0, d=8), reference)
 
 
-def test_scores_of_known_logits():
+def test_scores_of_known_logits_are_known():
     sure = np.eye(10, dtype=np.float32)[np.arange(200) % 10] * 100
     assert inception_score(sure, splits=1)["value"] == pytest.approx(10, rel=1e-6)  # ten sure and equal classes
     assert inception_score(np.zeros((40, 10), np.float32))["value"] == pytest.approx(1)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen import MaskedImagePipeline, MaskScheduler
 from maskgen.cli import app
 from maskgen.data.arrays import NpzArrays
 from maskgen.evaluation import extraction
@@ -26,24 +26,15 @@ from maskgen.evaluation.sampling import Sampling, labels_of
 from maskgen.evaluation.sources import Pictures, Reading, Source
 from maskgen.evaluation.sweep import parse_sweep
 
-SMALL = {"width": 16, "multipliers": [1, 2], "blocks": 1}
 COUNT = 60
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(make_pipeline, tmp_path_factory):
     """A pipeline of three classes, a classifier, labelled pictures and an unconditional pipeline."""
     folder = tmp_path_factory.mktemp("evaluation")
     for name, classes in (("pipeline", ["ant", "bee", "cat"]), ("plain", None)):
-        torch.manual_seed(0)
-        tokenizer = Tokenizer(encoder=SMALL, quantizer={"codebook_size": 32, "dim": 4}, decoder=SMALL).eval()
-        count = len(classes) if classes else None
-        transformer = MaskTransformer(32, (4, 4), num_classes=count, width=32, depth=1, heads=2).eval()
-        for parameter in transformer.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        MaskedImagePipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=2), classes).save_pretrained(
-            folder / name
-        )
+        make_pipeline(classes, depth=1, num_inference_steps=2).save_pretrained(folder / name)
     save_classifier(SmallClassifier(3, 4, width=4).eval(), folder / "classifier")
     images = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "real.npz", images=images, labels=np.arange(COUNT) // 25)
@@ -188,7 +179,7 @@ def test_a_folder_whose_pictures_changed_is_read_anew(here):
 # ------------------------------------------------------------------------------------------------------------- classes
 
 
-def test_protocols_of_the_classes():
+def test_classes_are_drawn_as_the_protocol_says():
     labels = np.repeat([0, 1, 2], [70, 20, 10])
     pictures = Pictures(
         100, lambda start, stop: np.zeros((stop - start, 1, 1, 3), np.uint8), {}, labels, ("a", "b", "c")

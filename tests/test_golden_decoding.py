@@ -292,7 +292,7 @@ def test_maskbit_schedules_are_the_peers():
 # --------------------------------------------------------------------------------------------------------------- traces
 
 
-def test_mage():
+def test_decode_of_mage_is_the_peers():
     f = Fixture("mage/pretrain")
     logits = mage(f.inputs["gen_ids"], f)
     torch.testing.assert_close(logits, f.outputs["gen_logits"][:, 1:], atol=6e-5, rtol=1e-5)
@@ -308,7 +308,7 @@ def test_mage():
     assert [int((s[0] == 1064).sum()) for s in states[:-1]] == f.outputs["gen_loop_mask_len"].tolist()[:-1]
 
 
-def test_maskgit():
+def test_decode_of_maskgit_is_the_peers():
     f = Fixture("maskgit_jax/transformer")
     f.check("logits", maskgit(f.inputs["input_ids"], f))
     labels = f.inputs["decode_start"][:, :1]
@@ -326,7 +326,7 @@ def test_maskgit():
 
 
 @pytest.mark.parametrize(("name", "count"), [("amused/pipeline", 6), ("meissonic/transformer", 5)])
-def test_diffusers_scheduler_steps(name, count, monkeypatch):
+def test_decode_of_diffusers_schedulers_is_theirs_step_by_step(name, count, monkeypatch):
     """aMUSEd's scheduler, and Meissonic's: a generator a step, codes by torch.multinomial, then uniform noise.
 
     Their cosine is in float32, so that 64 cos(pi / 3) is 31 hidden tokens; ours, and MAGE's, is 32.
@@ -350,13 +350,13 @@ def test_diffusers_scheduler_steps(name, count, monkeypatch):
     assert result.equal(f.outputs["sched_pred_original"][-1].flatten(1))
 
 
-def test_amused_temperatures():
+def test_temperatures_of_amuseds_steps_are_the_peers():
     f = Fixture("amused/pipeline")
     f.check("sched_temperatures", torch.tensor(annealed((2.0, 0.0), "linspace", 6)))
 
 
 @pytest.mark.parametrize("name", ["titok/imagebert", "titok/uvitbert"])
-def test_titok(name):
+def test_decode_of_titok_is_the_peers(name):
     f = Fixture(name)
     f.check("logits_cond", titok(f.inputs["input_ids"], f.inputs["condition"], f))
     f.check("logits_uncond", titok(f.inputs["input_ids"], torch.full((3,), 10), f))
@@ -377,7 +377,7 @@ def gumbel_of(u: Tensor) -> Tensor:
     return -(-u.log()).log()
 
 
-def test_maskbit():
+def test_decode_of_maskbit_is_the_peers():
     """Two groups of bits a place, flat: n = 128 for 64 places."""
     f = Fixture("maskbit/maskbit")
     labels = f.inputs["labels"].masked_fill(f.inputs["drop_label_mask"].bool(), 10)
@@ -392,7 +392,7 @@ def test_maskbit():
     assert result.equal(f.outputs["sample_pred_tokens"][-1].flatten(1))
 
 
-def test_halton():
+def test_decode_of_halton_is_the_peers():
     """The codes too: torch's generator draws them as it did, from the probabilities that our draw arrives at.
 
     The mask is a class of theirs; a place where it was drawn counts as decided and is given back as a mask.
@@ -425,7 +425,7 @@ def test_halton():
         assert asked.sort(1).values.equal(written[0].nonzero()[:, 0].expand(3, -1))
 
 
-def test_halton_release_1():
+def test_decode_of_haltons_first_release_is_the_peers():
     f = Fixture("halton/v1_masktransformer")
     labels = f.inputs["labels"].masked_fill(f.inputs["drop_label"].bool(), 10)
     f.check("logits", halton_v1(f.inputs["code"].flatten(1), labels, f))

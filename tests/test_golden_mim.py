@@ -3,11 +3,8 @@
 No network runs here: what the peer's network gave is an output of its fixture, and an input of ours.
 """
 
-import functools
-import json
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +14,7 @@ from maskgen.mim.auxiliary import ClassDistillation, LossPrediction
 from maskgen.mim.hog import HOG, hog
 from maskgen.mim.objective import L1, MSE, SoftCrossEntropy
 from maskgen.mim.targets import CentredSoftmax, Pixels, patchify
-from recorded import GOLDEN, Fixture, State
+from recorded import Fixture, State, cases, computed, family, folders
 
 
 def mae(f: Fixture) -> State:
@@ -133,30 +130,14 @@ FAMILIES: dict[str, Callable[[Fixture], State]] = {
     "ibot/ibot": ibot,
     "slowfast/maskfeat_hog": maskfeat,
 }
-FOLDERS = {str(p.relative_to(GOLDEN)): p for name in FAMILIES for p in sorted((GOLDEN / name).glob("*/"))}
+FOLDERS = folders(FAMILIES)
 
 
-@functools.cache
-def computed(name: str) -> tuple[Fixture, State]:
-    fixture = Fixture(FOLDERS[name])
-    with torch.no_grad():
-        return fixture, FAMILIES[name.rpartition("/")[0]](fixture)
-
-
-def cases() -> list[Any]:
-    """Every recorded output that is not a network's or a sampler's."""
-    out = []
-    for name, folder in FOLDERS.items():
-        spec = json.loads((folder / "fixture.json").read_text())
-        out += [pytest.param(name, x, id=f"{name}-{x}") for x in spec["outputs"] if not re.match(NETWORK, x)]
-    return out
-
-
-@pytest.mark.parametrize(("name", "output"), cases())
-def test_output(name, output):
-    fixture, found = computed(name)
+@pytest.mark.parametrize(("name", "output"), cases(FOLDERS, lambda _, output: not re.match(NETWORK, output)))
+def test_every_output_is_the_peers(name, output):
+    fixture, found = computed(FOLDERS[name], FAMILIES[family(name)])
     fixture.check(output, found[output])
 
 
 def test_all_families_are_there():
-    assert {name.rpartition("/")[0] for name in FOLDERS} == set(FAMILIES)
+    assert {family(name) for name in FOLDERS} == set(FAMILIES)

@@ -4,7 +4,6 @@ Where a peer has a term that ours has not, it is folded into weights that ours h
 docs/methods.md says which networks are not here, and why.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,183 +16,31 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskgen.mim.auxiliary import LossPrediction
-from maskgen.mim.core import MaskedModeling
 from maskgen.mim.objective import MSE, CrossEntropy
-from maskgen.mim.targets import Pixels, patchify, unpatchify
-from maskgen.training.representation_stage import patches
-from maskgen.transformer.hiera import Hiera
-from maskgen.transformer.mask_units import cut
+from maskgen.mim.targets import Pixels, unpatchify
 from maskgen.transformer.model import MaskTransformer, TransformerOutput
 from maskgen.transformer.relative import offsets
-from recorded import GOLDEN, Fixture, State
-
-EPS = 1e-6  # of the norms, the peers' and ours
-
-
-# --- Weights by our names.
-
-
-def under(weights: State, prefix: str) -> State:
-    """Those whose name begins with `prefix`, without it."""
-    return {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
-
-
-def layer(weights: State, theirs: str, ours: str) -> State:
-    """Weight and bias of a linear layer or norm; a bias that the peer has not is zero."""
-    weight = weights[f"{theirs}.weight"]
-    return {f"{ours}.weight": weight, f"{ours}.bias": weights.get(f"{theirs}.bias", torch.zeros(len(weight)))}
-
-
-def block(weights: State) -> State:
-    """timm's block; BEiT's keys have no bias, and its layer scale goes into the last layer of each branch."""
-    names = {"norm1": "norm1", "norm2": "norm2", "attn.qkv": "attention.qkv", "attn.proj": "attention.out"}
-    state: State = {}
-    for theirs, ours in {**names, "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}.items():
-        state |= layer(weights, theirs, ours)
-    if "attn.q_bias" in weights:
-        q, v = weights["attn.q_bias"], weights["attn.v_bias"]
-        state["attention.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    for scale, name in (("gamma_1", "attention.out"), ("gamma_2", "mlp.down")):
-        if scale in weights:
-            state[f"{name}.weight"] = state[f"{name}.weight"] * weights[scale][:, None]
-            state[f"{name}.bias"] = state[f"{name}.bias"] * weights[scale]
-    return state
-
-
-def blocks(weights: State, theirs: str = "blocks.", ours: str = "blocks.") -> State:
-    """All blocks of a list."""
-    found = sorted({int(name.split(".")[0]) for name in under(weights, theirs)})
-    return {f"{ours}{i}.{name}": x for i in found for name, x in block(under(weights, f"{theirs}{i}.")).items()}
-
-
-def patch_embedding(weights: State) -> State:
-    """A convolution over whole patches, whose values stand in our order: (frames,) rows, columns, channels."""
-    kernel, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
-    return {"token_embedding.weight": kernel.movedim(1, -1).flatten(1), "token_embedding.bias": bias}
-
-
-def on_grid(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(n, w) to (w, *grid)."""
-    return positions.T.unflatten(1, grid)
-
-
-def embeddings(weights: State, grid: tuple[int, ...]) -> State:
-    """Patches, class token, and positions where there are: the class token's is added to it."""
-    state, token = patch_embedding(weights), weights["cls_token"][0]
-    if "pos_embed" in weights:
-        positions = weights["pos_embed"][0]
-        state["position_embedding"], token = on_grid(positions[1:], grid), token + positions[:1]
-    return {**state, "register_tokens": token}
-
-
-def relative(weights: State, config: dict[str, Any], depth: int = 0) -> State:
-    """BEiT's tables: one shared, given `depth` once for each block, or each block's own (the bottleneck's last)."""
-    if config["use_shared_rel_pos_bias"]:
-        tables = [weights["rel_pos_bias.relative_position_bias_table"]] * (depth or 1)
-    else:
-        mine = (name for name in weights if name.endswith("position_bias_table"))
-        tables = [weights[name] for name in sorted(mine, key=lambda x: (x[:6] != "blocks", int(x.split(".")[1])))]
-    return {f"relative.{i}.table": table for i, table in enumerate(tables)}
-
-
-def decoder(weights: State, positions: Tensor, grid: tuple[int, ...], kind: str = "") -> State:
-    """MAE's, or another `kind` beside it (HPM).
-
-    The peer adds a position to the decoder's class token as well, ours does not. So it is added to all tokens, in the
-    layer and the mask token that make them, and taken off the other positions.
-    """
-    state = layer(weights, "decoder_embed", "decoder.embed")
-    state["decoder.embed.bias"] = state["decoder.embed.bias"] + positions[0]
-    if "mask_token" in weights:
-        state["decoder.mask_token"] = weights["mask_token"].flatten() + positions[0]
-    state["decoder.position_embedding"] = on_grid(positions[1:] - positions[0], grid)
-    state |= blocks(weights, f"decoder_blocks{kind}.", "decoder.blocks.")
-    return state | layer(weights, "norm", "encoder_norm") | layer(weights, f"decoder_norm{kind}", "final_norm")
-
-
-def network(
-    state: State, grid: tuple[int, ...], config: dict[str, Any], predictions: int = 0, **options: Any
-) -> MaskTransformer:
-    """A plain vision transformer of a peer's configuration; what the method does not use keeps its first values."""
-    width, patch, depth = config["embed_dim"], config["patch_size"], config["depth"]
-    if "decoder_depth" in config:
-        options = {f"decoder_{x}": config[f"decoder_{y}"] for x, y in SIZES.items()} | options
-    shape = {"width": width, "depth": depth, "heads": config["num_heads"], "mlp_ratio": config["mlp_ratio"]}
-    tokens = {"codebook_size": 0, "token_dim": config.get("token_dim", 3 * patch**2), "predictions": predictions}
-    plain = {"mlp": "gelu", "qk_norm": False, "rope": False, "registers": 1}
-    model = MaskTransformer(**{"grid": grid, **tokens, **shape, **plain, **options})
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"mask_token", "register_tokens", "head.weight", "head.bias"}
-    return model.eval()
-
-
-def encoder_alone(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if not k.startswith("decoder")}
-
-
-SIZES = {"depth": "depth", "width": "embed_dim", "heads": "num_heads"}
-
-
-def biased(state: State, config: dict[str, Any]) -> dict[str, str]:
-    """The options of positions of BEiT's and SimMIM's networks."""
-    bias = "block" if "relative.1.table" in state else "shared"
-    return {"positions": "learned" if config["use_abs_pos_emb"] else "none", "relative_bias": bias}
-
-
-# --- What is common to the peers' runs.
-
-
-def grid_of(config: dict[str, Any]) -> tuple[int, int]:
-    size = config["img_size"]
-    side = (size[0] if isinstance(size, list) else size) // config["patch_size"]
-    return side, side
-
-
-def tokens_of(pixels: Tensor, patch: int, frames: int = 1) -> Tensor:
-    """(b, c, *size) to continuous tokens (b, *grid, d)."""
-    *time, height, width = pixels.shape[2:]
-    grid = (*(t // frames for t in time), height // patch, width // patch)
-    return patchify(pixels, patch, frames).unflatten(1, grid)
-
-
-class Given:
-    """A sampler that gives the recorded mask."""
-
-    guide = None
-
-    def __init__(self, masked: Tensor):
-        self.masked = masked
-
-    def __call__(self, *_: Any, **__: Any) -> Tensor:
-        return self.masked
-
-
-def loss(model: Callable[..., Any], tokens: Tensor, masked: Tensor, sources: State, **parts: Any) -> Tensor:
-    """Of a step of the masked-modeling core."""
-    core = MaskedModeling(sampler=Given(masked), **parts)
-    return core.losses(model, tokens, **sources)["loss"]
-
-
-def everything(output: TransformerOutput) -> Tensor:
-    """The class token and the others."""
-    return torch.cat([output.prefix, output.features], 1)
-
-
-def normed(x: Tensor, weights: State, name: str, eps: float = EPS) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
-
-
-def probed(f: Fixture, x: Tensor, layer: str = "head") -> Tensor:
-    return F.linear(x, f.inputs[f"probe.{layer}.weight"], f.inputs[f"probe.{layer}.bias"])
-
-
-def pooled(f: Fixture, x: Tensor) -> Tensor:
-    """The normed mean of the patch tokens, as in fine-tuning."""
-    return normed(x[:, 1:].mean(1), f.inputs, "probe.fc_norm")
-
-
-# --- The peers.
+from networks import (
+    biased,
+    blocks,
+    decoder,
+    embeddings,
+    encoder_alone,
+    everything,
+    grid_of,
+    layer,
+    loss,
+    network,
+    normed,
+    on_grid,
+    patch_embedding,
+    pooled,
+    probed,
+    relative,
+    tokens_of,
+    under,
+)
+from recorded import GOLDEN, Fixture, State, cases, computed, family, folders
 
 
 def mae(f: Fixture) -> State:
@@ -481,98 +328,6 @@ def sinusoids(n: int, width: int) -> Tensor:
     return torch.where(torch.arange(width) % 2 == 0, angles.sin(), angles.cos()).float()
 
 
-def hiera(f: Fixture) -> State:
-    """A picture's predictions are the peer's in the order channels, rows, columns; a video's in ours."""
-    c, w = f.config, f.weights
-    size, pool, pools, stages = c["input_size"], c["q_stride"], c["q_pool"], len(c["stages"])
-    token = [stride * step**pools for stride, step in zip(c["patch_stride"], pool)]
-    unit = [side // step**pools for side, step in zip(c["mask_unit_size"], pool)]
-    grid = tuple(n // side for n, side in zip(size, token))
-    channels, patch, frames = f.inputs["x"].shape[1], token[-1], token[0] if len(grid) == 3 else 1
-    model = Hiera(
-        0,
-        grid,
-        token_dim=channels * math.prod(token),
-        predictions=channels * patch**2,
-        width=c["embed_dim"] * 2 ** (stages - 1),
-        heads=c["num_heads"] * 2 ** (stages - 1),
-        stages=c["stages"],
-        patch=c["patch_stride"],
-        kernel=c["patch_kernel"],
-        pool=pool,
-        pools=pools,
-        unit=unit,
-        unit_stages=sum(c["mask_unit_attn"]),
-        mlp_ratio=c.get("mlp_ratio", 4.0),
-        positions="learned_sum" if c.get("sep_pos_embed") else "learned",
-        **{f"decoder_{x}": c[f"decoder_{y}"] for x, y in {**SIZES, "heads": "num_heads"}.items()},
-    ).eval()
-    model.load_state_dict(hiera_weights(w, grid, [n * step**pools for n, step in zip(grid, pool)], patch))
-
-    coarse = [n // side for n, side in zip(grid, unit)]
-    order = f.inputs["noise"].argsort(1)
-    kept = order[:, : int(order.shape[1] * (1 - c["mask_ratio"]))].sort(1).values
-    seen = torch.zeros_like(order, dtype=torch.bool).scatter(1, kept, True)
-    masked = ~seen.unflatten(1, coarse)
-    for axis, side in enumerate(unit, start=1):
-        masked = masked.repeat_interleave(side, axis)
-    tokens = patches(patch, channels, frames).encode(f.inputs["x"])
-    keep = (~masked).flatten(1).nonzero()[:, 1].view(len(masked), -1)
-    output = model(tokens, masked, keep=keep)
-
-    target = Pixels(patch, frames, first_frame=len(grid) == 3)
-    parts = {"dropping": "all", "target": target, "objective": "mse"}
-    everywhere = scattered(output.features, keep, math.prod(grid)).unflatten(1, grid)
-
-    def theirs(x: Tensor) -> Tensor:
-        """A picture's values in the peer's order."""
-        return x if len(grid) == 3 else rearrange(x, "... (p q c) -> ... (c p q)", p=patch, q=patch)
-
-    return {
-        "mask": seen,
-        "latent": cut(everywhere, unit)[torch.arange(len(kept))[:, None], kept],
-        "pred_all": theirs(output.predictions),
-        "pred_mask": ~masked.flatten(1),
-        "loss": loss(model, tokens, masked, {"pixels": f.inputs["x"]}, **parts),
-        "pred": theirs(output.predictions[masked.flatten(1)]),
-        "label": theirs(target(f.inputs["x"])[masked.flatten(1)]),
-    }
-
-
-def scattered(x: Tensor, keep: Tensor, n: int) -> Tensor:
-    """(b, m, w) to their places among n."""
-    return x.new_zeros(len(x), n, x.shape[-1]).scatter(1, keep[..., None].expand_as(x), x)
-
-
-def hiera_weights(w: State, grid: tuple[int, ...], small: list[int], patch: int) -> State:
-    """By our names, for a grid of tokens and one of the `small` patches that the first block sees."""
-    state = layer(w, "patch_embed.proj", "patch_embedding")
-    if "pos_embed" in w:
-        state["position_embedding"] = on_grid(w["pos_embed"][0], tuple(small))
-    else:
-        state["first_embedding"] = w["pos_embed_temporal"][0].T
-        state["position_embedding"] = on_grid(w["pos_embed_spatial"][0], tuple(small[1:]))
-    names = {"attention.qkv": "qkv", "attention.out": "out"}
-    for name, x in blocks(w).items():
-        _, i, *rest = name.split(".")
-        key, kind = ".".join(rest[:-1]), rest[-1]
-        pools = f"blocks.{i}.proj.weight" in w
-        state[f"blocks.{i}.{names.get(key, key) if pools else key}.{kind}"] = x
-    for name in w:
-        if name.startswith("blocks.") and name.split(".")[2] == "proj":
-            state[name.replace(".proj.", ".skip.")] = w[name]
-        elif name.startswith("multi_scale_fusion_heads."):
-            state[name.replace("multi_scale_fusion_heads", "fusions")] = w[name]
-    state |= layer(w, "encoder_norm", "encoder_norm") | layer(w, "decoder_embed", "decoder.embed")
-    state["decoder.mask_token"] = w["mask_token"].flatten()
-    state["decoder.position_embedding"] = on_grid(w["decoder_pos_embed"][0], grid)
-    state |= blocks(w, "decoder_blocks.", "decoder.blocks.") | layer(w, "decoder_norm", "final_norm")
-    head = layer(w, "decoder_pred", "head")
-    if len(grid) == 2:
-        head = {name: rearrange(x, "(c p q) ... -> (p q c) ...", p=patch, q=patch) for name, x in head.items()}
-    return state | head
-
-
 FAMILIES: dict[str, Callable[[Fixture], State]] = {
     "mae/mae_vit": mae,
     "simmim/vit": simmim,
@@ -582,7 +337,6 @@ FAMILIES: dict[str, Callable[[Fixture], State]] = {
     "ibot/ibot": ibot,
     "mage/pretrain": mage,
     "videomae/pretrain": videomae,
-    "hiera/mae": hiera,
 }
 ELSEWHERE = {  # not a network's: tests/test_golden_mim.py, test_samplers.py, test_golden_tokenizers.py have them
     "mae/mae_vit": {"patchified"},
@@ -591,34 +345,22 @@ ELSEWHERE = {  # not a network's: tests/test_golden_mim.py, test_samplers.py, te
     "mage/pretrain": {"gt_indices", "mask_ratio_ppf"},
     "videomae/pretrain": {"target_norm", "target_raw"},
 }
-FOLDERS = {str(p.relative_to(GOLDEN)): p for name in FAMILIES for p in sorted((GOLDEN / name).glob("*/"))}
+FOLDERS = folders(FAMILIES)
 
 
-@functools.cache
-def computed(name: str) -> tuple[Fixture, State]:
-    fixture = Fixture(FOLDERS[name])
-    with torch.no_grad():
-        return fixture, FAMILIES[name.rpartition("/")[0]](fixture)
+def of_a_network(name: str, output: str) -> bool:
+    """Its inputs' masks and its losses too; "gen_loop" is decoding's."""
+    return output not in ELSEWHERE.get(family(name), ()) and not output.startswith("gen_loop")
 
 
-def cases() -> list[Any]:
-    """Every recorded output of a network, its inputs' masks and its losses."""
-    out = []
-    for name, folder in FOLDERS.items():
-        names = set(load_file(folder / "outputs.safetensors")) - ELSEWHERE.get(name.rpartition("/")[0], set())
-        names = {x for x in names if not x.startswith("gen_loop")}  # of decoding
-        out += [pytest.param(name, x, id=f"{name}-{x}") for x in sorted(names)]
-    return out
-
-
-@pytest.mark.parametrize(("name", "output"), cases())
-def test_output(name, output):
-    fixture, found = computed(name)
+@pytest.mark.parametrize(("name", "output"), cases(FOLDERS, of_a_network))
+def test_every_output_is_the_peers(name, output):
+    fixture, found = computed(FOLDERS[name], FAMILIES[family(name)])
     fixture.check(output, found[output])
 
 
 def test_all_families_are_there():
-    assert {name.rpartition("/")[0] for name in FOLDERS} == set(FAMILIES)
+    assert {family(name) for name in FOLDERS} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", ["simmim/vit/a", "beit/beit_mim/a", "beit/beit2_mim/a"])

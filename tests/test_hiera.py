@@ -1,4 +1,4 @@
-"""Hiera: mask units left out, pooling, fusion; its recorded numbers are in test_golden_networks.py."""
+"""Hiera: mask units left out, pooling, fusion; its recorded numbers are in test_golden_hiera.py."""
 
 import math
 

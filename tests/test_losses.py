@@ -9,7 +9,6 @@ from torch import nn
 from torchvision import models
 
 from maskgen.config import ConfigError, check
-from maskgen.evaluation.classifier import SmallClassifier, save_classifier
 from maskgen.frozen import imagenet_input
 from maskgen.mim.teachers import TEACHERS
 from maskgen.parts import build
@@ -46,14 +45,6 @@ def resnet_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("resnet") / "resnet50.pth"
     torch.save(models.resnet50(weights=None).state_dict(), path)
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def classifier_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classifier")
-    torch.manual_seed(0)
-    save_classifier(SmallClassifier(3, 5, width=8).eval(), folder)
-    return str(folder)
 
 
 # ------------------------------------------------------------------------------------------------------ perceptual
@@ -153,7 +144,7 @@ def test_torchvisions_features_on_the_grid_asked_for(tmp_path, name, features):
     assert not teacher.training
 
 
-def test_a_torchscript_teacher(tmp_path):
+def test_a_torchscript_teacher_gives_a_grid_of_features(tmp_path):
     path = str(tmp_path / "teacher.pt")
     torch.jit.script(nn.Conv2d(3, 6, 4, stride=4)).save(path)
     teacher = build(TEACHERS, {"type": "torchscript", "path": path})
@@ -193,7 +184,7 @@ def test_parts_inside_parts_are_checked():
 # ------------------------------------------------------------------------------------------------------ adversarial
 
 
-def test_discriminator_losses():
+def test_discriminator_losses_are_their_formulas():
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.5])
     assert discriminator_loss(real, fake, "hinge").item() == pytest.approx(0.5 * (0.25 + 0.75))
     assert generator_loss(fake, "hinge").item() == pytest.approx(0.75)

@@ -91,7 +91,7 @@ def test_half_precision_is_computed_in_float32(name):
 
 
 @pytest.mark.parametrize("reduction", ["token", "image"])
-def test_an_image_without_such_tokens(reduction):
+def test_an_image_without_such_tokens_counts_as_zero(reduction):
     each, where = torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[True, True], [False, False]])
     assert reduced(each, where, reduction).item() == {"token": 2, "image": 1}[reduction]  # 0 of two images: iBOT's
     assert reduced(each, torch.zeros_like(where), reduction).item() == 0
@@ -105,7 +105,7 @@ def test_padding_never_counts():
 # --- Each loss.
 
 
-def test_regressions_by_hand():
+def test_regressions_are_their_formulas():
     predictions, target = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0, 3.5]]])
     everything = torch.tensor([[True]])
     found = {
@@ -187,7 +187,6 @@ def test_scale_has_a_floor():
 
 def test_a_mixture_learns_two_values_that_squared_error_cannot():
     """Tokens are -1 or 1 for the same input: the mean is far from both, two components are not."""
-    torch.manual_seed(0)
     predictions = torch.nn.Parameter(0.1 * torch.randn(1, 1, 2 * 3))
     optimizer, objective = torch.optim.Adam([predictions], 0.05), GaussianMixture(2, floor=0.05)
     target = torch.tensor([-1.0, 1.0] * 16)[None, :, None]
@@ -211,7 +210,7 @@ def test_wrong_sizes_of_mixtures_are_refused():
 # --- Auxiliary losses.
 
 
-def test_contrast_by_hand():
+def test_contrast_is_its_formula():
     first, second = torch.randn(5, 8), torch.randn(5, 8)
     found = InfoNCE(0.2)(first, second)
     wanted = 0.0
@@ -287,7 +286,7 @@ def test_predicted_losses_of_masked_tokens_only(kind):
     assert LossPrediction(kind)(*changed, masked)["loss"] == loss
 
 
-def test_relative_losses_by_hand():
+def test_relative_losses_are_counted_over_ordered_pairs():
     """All ordered pairs, as the peer counts them; equal losses are no pair."""
     predicted, losses = torch.randn(2, 4), torch.tensor([[0.1, 0.4, 0.4, 0.2], [3.0, 2.0, 1.0, 9.0]])
     masked = torch.tensor([[True] * 4, [True, True, True, False]])

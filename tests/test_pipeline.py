@@ -5,15 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from given import seeded
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer
 from maskgen.decoding.loop import Step
 from maskgen.pictures import grid, side_by_side, to_uint8
 from maskgen.pipelines.predictor import Predictor
 from maskgen.pipelines.store import fingerprint, load_tokenizer
-
-
-def seeded(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 def test_output_types_are_one_picture(pipeline):
@@ -31,7 +28,7 @@ def test_output_types_are_one_picture(pipeline):
     assert isinstance(pipeline("bee", return_dict=False), tuple)
 
 
-def test_seeds(pipeline):
+def test_a_picture_follows_its_seed_alone(pipeline):
     a = pipeline([0, 1], generator=seeded(1), output_type="codes").images
     assert a.equal(pipeline(["ant", "bee"], generator=seeded(1), output_type="codes").images)
     assert not a.equal(pipeline([0, 1], generator=seeded(2), output_type="codes").images)
@@ -115,7 +112,7 @@ def test_callback_sees_the_tokens_settle(pipeline):
     assert seen[-1][2].equal(result)
 
 
-def test_save_and_load(pipeline, tmp_path):
+def test_a_saved_copy_is_the_same(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = MaskedImagePipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
@@ -143,7 +140,7 @@ def test_half_precision_draws_valid_pictures(make_pipeline, tmp_path, dtype):
     assert images.isfinite().all()
 
 
-def test_unconditional(make_pipeline):
+def test_an_unconditional_pipeline_takes_no_class(make_pipeline):
     pipeline = make_pipeline(None)
     images = pipeline(num_images_per_prompt=3, output_type="codes", guidance_scale=4.0).images
     assert images.shape == (3, 4, 4)
@@ -199,7 +196,7 @@ def test_parts_that_do_not_fit_are_refused(pipeline):
         MaskedImagePipeline(pipeline.tokenizer, other, pipeline.scheduler)
 
 
-def test_tokenizer_round_trip_and_errors(pipeline):
+def test_the_tokenizer_goes_there_and_back_and_refuses_what_does_not_fit(pipeline):
     tokenizer = pipeline.tokenizer
     pixels = torch.rand(2, 3, 12, 8) * 2 - 1
     codes = tokenizer.encode(pixels)
@@ -217,7 +214,7 @@ def test_tokenizer_round_trip_and_errors(pipeline):
         load_tokenizer("nowhere")
 
 
-def test_pictures():
+def test_pictures_are_8_bits_and_stand_in_a_grid():
     pixels = torch.stack([torch.full((3, 4, 6), v) for v in (-1.0, 0.0, 1.0, 5.0)])
     assert to_uint8(pixels)[:, 0, 0, 0].tolist() == [0, 128, 255, 255]
     sheet = grid(pixels, 2, scale=3, row_names=["a", "b"])

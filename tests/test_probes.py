@@ -1,4 +1,4 @@
-"""Features and probes: against loops, formulas and torch's own optimizers; on features with and without classes."""
+"""Probes: against loops, formulas and torch's own optimizers; on features with and without classes."""
 
 import json
 import math
@@ -10,13 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgen.data.emoji import Emoji
-from maskgen.evaluation.features import Features, extract, load_features, raw_pixels
-from maskgen.evaluation.probes import controls, finetune, gain, knn, linear, lowshot, sweep
+from maskgen.evaluation.features import Features
+from maskgen.evaluation.probes import controls, gain, knn, linear, lowshot, sweep
 from maskgen.evaluation.probes import heads as H
 from maskgen.evaluation.probes.few_labels import centred, few_labels, logistic
-from maskgen.evaluation.probes.finetuning import parameter_groups
-from maskgen.evaluation.probes.mixing import cut_box, erase, mix, soft_targets
 from maskgen.evaluation.probes.neighbours import vote
 from maskgen.evaluation.probes.result import hits, score
 
@@ -155,7 +152,7 @@ def test_lars_does_not_scale_where_a_norm_is_zero():
     assert torch.equal(still, torch.ones(2, 2))
 
 
-def test_schedule_values():
+def test_the_rate_warms_up_in_a_line_and_falls_along_a_cosine():
     at = partial(H.warmup_cosine, total=90, warmup=10)
     assert [at(0), at(5), at(10)] == [0, 0.5, 1]
     assert at(50) == pytest.approx(0.5)
@@ -207,26 +204,17 @@ def test_parallel_heads_are_separate_heads():
 
 def test_the_sweep_chooses_on_training_pictures_and_tests_that_head():
     train, test = clusters(300, spread=3, seed=1), clusters(300, spread=3, seed=2)
-    result = sweep(train, test, steps=60, batch_size=64, learning_rates=(1e-9, 4e-1), weight_decays=(0.0, 0.1), **quiet)
+    options = {"steps": 60, "batch_size": 64, "learning_rates": (1e-9, 4e-1), "weight_decays": (0.0, 0.1), **quiet}
+    result = sweep(train, test, **options)
     table = {(lr, decay): top1 for lr, decay, top1 in result.chosen["heads"]}
     assert len(table) == result.counts["heads"] == 4
     assert result.chosen["learning_rate"] == 4e-1
     assert table[4e-1, result.chosen["weight_decay"]] == max(table.values())
     assert result.counts["trained_on"] + result.counts["held_out"] == 300
-    alone = sweep(
-        train,
-        test,
-        steps=60,
-        batch_size=64,
-        learning_rates=(4e-1,),
-        weight_decays=(result.chosen["weight_decay"],),
-        **quiet,
-    )
-    assert alone.accuracy == result.accuracy
-    # no choice follows the test labels
+    chosen = {"learning_rates": (4e-1,), "weight_decays": (result.chosen["weight_decay"],)}
+    assert sweep(train, test, **{**options, **chosen}).accuracy == result.accuracy
     others = Features(test.values, test.labels.flip(0), test.facts, test.class_names)
-    kwargs = {"steps": 60, "batch_size": 64, "learning_rates": (1e-9, 4e-1), "weight_decays": (0.0, 0.1)}
-    assert sweep(train, others, **kwargs, **quiet).chosen == result.chosen
+    assert sweep(train, others, **options).chosen == result.chosen  # no choice follows the test labels
 
 
 def test_standardising_makes_scale_and_offset_of_features_irrelevant():
@@ -354,325 +342,7 @@ def test_logistic_regression_is_at_its_minimum():
     assert w.abs().max() > 1
 
 
-# --------------------------------------------------------------------------------------------------------- fine-tune
-
-
-def test_mixed_targets_sum_to_one_and_go_by_exact_areas():
-    generator = np.random.default_rng(0)
-    labels = torch.tensor([0, 1, 2, 3])
-    pixels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 10).contiguous()
-    shares = []
-    for _ in range(50):
-        mixed, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=1.0, smoothing=0.0)
-        assert torch.allclose(targets.sum(1), torch.ones(4))
-        own = (mixed == pixels).float().mean(dim=(1, 2, 3))
-        assert torch.allclose(own, targets[torch.arange(4), labels])
-        shares.append(float(own[0]))
-    assert min(shares) < 0.35  # boxes of many sizes
-    assert max(shares) > 0.9
-    for _ in range(20):
-        mixed, targets = mix(pixels, labels, 5, generator, mixup=0.8, cutmix=0, smoothing=0.1)
-        assert torch.allclose(targets.sum(1), torch.ones(4))
-        share = (float(targets[0, 0]) - 0.02) / 0.9
-        assert torch.allclose(mixed[0], share * pixels[0] + (1 - share) * pixels[3], atol=1e-5)
-    same, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=0)
-    assert torch.equal(same, pixels)
-    assert torch.equal(targets, soft_targets(labels, 5, 0.1))
-
-
-def test_half_of_the_batches_are_cut():
-    generator, pixels = np.random.default_rng(0), torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 1, 16, 16)
-    labels = torch.tensor([0, 1])
-    cut = [bool((mix(pixels, labels, 2, generator)[0].abs() == 1).all()) for _ in range(200)]
-    assert 70 < sum(cut) < 130  # 4 standard deviations
-
-
-def test_smoothing_is_spread_over_all_classes():
-    targets = soft_targets(torch.tensor([2]), 5, 0.1)
-    assert torch.allclose(targets, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02]]))
-
-
-def test_boxes_have_the_share_asked_for_where_no_border_cuts_them():
-    generator = np.random.default_rng(0)
-    boxes = [cut_box(40, 20, 0.25, generator) for _ in range(300)]
-    areas = [(bottom - top) * (right - left) for top, bottom, left, right in boxes]
-    assert max(areas) == 20 * 10
-    assert all(0 <= t <= b <= 40 and 0 <= left <= right <= 20 for t, b, left, right in boxes)
-    assert min(areas) < 200  # cut at a border
-
-
-def test_erasing_makes_noise_of_a_box_in_a_share_of_pictures():
-    pixels = torch.full((400, 3, 16, 16), 5.0)
-    made = erase(pixels, 0.25, np.random.default_rng(0))
-    erased = (made != 5).any(dim=1)
-    assert 65 < int(erased.flatten(1).any(1).sum()) < 135  # of 400, 4 standard deviations
-    for mask in erased[erased.flatten(1).any(1)]:
-        high, wide = int(mask.any(1).sum()), int(mask.any(0).sum())
-        assert int(mask.sum()) == high * wide  # a box
-        assert 0.01 < high * wide / 256 < 0.42
-    assert made[made != 5].abs().max() <= 1
-    assert pixels.eq(5).all()
-    assert torch.equal(erase(pixels, 0.0, np.random.default_rng(0)), pixels)
-
-
-class Tiny(nn.Module):
-    """Convolution, a token, one hidden layer, a head."""
-
-    def __init__(self, classes, channels=3):
-        super().__init__()
-        self.embed = nn.Conv2d(channels, 16, 4, 4)
-        self.cls_token = nn.Parameter(torch.zeros(1, 16))
-        self.block = nn.Linear(16, 16)
-        self.head = nn.Linear(16, classes)
-        nn.init.zeros_(self.head.weight)
-
-    def layers(self):
-        modules = (self.embed, self.block, self.head)
-        embed, block, head = (list(module.parameters()) for module in modules)
-        return [[*embed, self.cls_token], block, head]
-
-    def forward(self, pixels):
-        tokens = self.embed(pixels).flatten(2).mean(2) + self.cls_token
-        return self.head(torch.relu(self.block(torch.relu(tokens))))
-
-
-def pictures(n, classes=3, seed=0, size=8):
-    """One colour a class, with noise."""
-    generator = torch.Generator().manual_seed(seed)
-    items = []
-    for i in range(n):
-        colour = torch.full((3, size, size), -0.7)
-        colour[i % classes % 3] = 0.7
-        noise = 0.2 * torch.randn(3, size, size, generator=generator)
-        items.append({"pixels": (colour + noise).clamp(-1, 1), "label": i % classes})
-
-    class Set(list):
-        labels = np.array([item["label"] for item in items])
-        class_names = tuple(f"colour {k}" for k in range(classes))
-        names = tuple(f"picture {k}" for k in range(n))
-
-    return Set(items)
-
-
-def test_layer_decay_factors():
-    model = Tiny(3)
-    groups = parameter_groups(model, model.layers(), 0.65, 0.05)
-    scale = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert scale[id(model.head.weight)] == (1, 0.05)
-    assert scale[id(model.head.bias)] == (1, 0)
-    assert scale[id(model.block.weight)] == (0.65, 0.05)
-    assert scale[id(model.embed.weight)] == (0.65**2, 0.05)
-    assert scale[id(model.cls_token)] == (0.65**2, 0)  # by its name: it has two dimensions
-    assert len(scale) == 7
-
-
-def test_layers_must_list_every_parameter_once():
-    model = Tiny(3)
-    with pytest.raises(ValueError, match=r"missing: head.weight, head.bias; listed twice: 0; not of the model: 0"):
-        parameter_groups(model, model.layers()[:2], 0.65, 0.05)
-    with pytest.raises(ValueError, match=r"listed twice: 2"):
-        parameter_groups(model, [*model.layers(), list(model.head.parameters())], 0.65, 0.05)
-    with pytest.raises(ValueError, match=r"not of the model: 1"):
-        parameter_groups(model, [*model.layers(), [nn.Parameter(torch.zeros(1))]], 0.65, 0.05)
-    model.block.requires_grad_(False)
-    assert len(parameter_groups(model, model.layers(), 0.65, 0.05)) == 4  # frozen ones have no group
-
-
-def test_finetuning_learns_and_repeats_itself():
-    def run():
-        torch.manual_seed(3)
-        model = Tiny(3)
-        result = finetune(
-            model, model.layers(), pictures(60), pictures(30, seed=1), epochs=12, batch_size=20, blr=0.2, **quiet
-        )
-        return model, result
-
-    (first, result), (second, again) = run(), run()
-    assert result.accuracy == {"top1": 1.0}
-    assert result == again
-    assert not first.training
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
-    assert result.counts == {
-        "train": 60,
-        "test": 30,
-        "classes": 3,
-        "parameters": sum(p.numel() for p in first.parameters()),
-    }
-    assert any("epochs 12 (published 100)" in note for note in result.notes)
-    assert json.loads(result.to_json())["settings"]["steps"] == 36
-
-
-def test_finetuning_says_what_is_wrong():
-    model, wide, broken, data = Tiny(3), Tiny(4), Tiny(3), pictures(12)
-    nn.init.constant_(broken.head.bias, math.nan)
-    tune = partial(finetune, epochs=6, **quiet)
-    with pytest.raises(ValueError, match=r"need logits of \(12, 3\); give it a head for the data's classes"):
-        tune(wide, wide.layers(), data, data)
-    with pytest.raises(ValueError, match=r"name different classes \(3 and 4\)"):
-        tune(model, model.layers(), data, pictures(12, classes=4))
-    with pytest.raises(ValueError, match=r"got erasing=1.5, warmup_epochs=5"):
-        tune(model, model.layers(), data, data, erasing=1.5)
-    with pytest.raises(ValueError, match=r"the loss is nan at step 1 of 6; lower blr"):
-        tune(broken, broken.layers(), data, data)
-    one = pictures(12)
-    one.labels = np.zeros(12, np.int64)
-    with pytest.raises(ValueError, match=r"at least 2 classes"):
-        tune(model, model.layers(), one, data)
-    one.labels = np.full(12, 3)
-    with pytest.raises(ValueError, match=r"training set has 12 pictures with labels 3 to 3; .* labels 0 to 2"):
-        tune(model, model.layers(), one, data)
-
-
-# ---------------------------------------------------------------------------------------------------------- features
-
-
-def tokens_of(pixels):
-    """Two tokens of prefix, then 4 x 4 patches of 3 numbers."""
-    patches = F.avg_pool2d(pixels, pixels.shape[-1] // 4).flatten(2).mT
-    prefix = torch.stack([torch.full((len(pixels), 3), 7.0), torch.full((len(pixels), 3), 9.0)], dim=1)
-    return torch.cat([prefix, patches], dim=1)
-
-
-@pytest.mark.parametrize(
-    ("pool", "words"),
-    [
-        ("mean", "mean without prefix (2 tokens left out)"),
-        ("mean_all", "mean of all tokens, 2 of prefix among them"),
-        ("cls", "prefix token 0 of 2"),
-        ("token_1", "prefix token 1 of 2"),
-        ("cls_mean", "prefix token 0 of 2, beside mean without prefix (2 tokens left out)"),
-    ],
-)
-def test_pools_take_the_tokens_they_say(pool, words):
-    data = pictures(5)
-    features = extract(tokens_of, data, pool, prefix=2, batch_size=2, progress=False)
-    mean = torch.stack([item["pixels"].mean(dim=(1, 2)) for item in data])
-    seven, nine = torch.full((5, 3), 7.0), torch.full((5, 3), 9.0)
-    wanted = {
-        "mean": mean,
-        "mean_all": (16 * mean + seven + nine) / 18,
-        "cls": seven,
-        "token_1": nine,
-        "cls_mean": torch.cat([seven, mean], dim=1),
-    }[pool]
-    assert torch.allclose(features.values, wanted, atol=1e-6)
-    assert features.facts["pool"] == words
-    assert features.facts["tokens"] == [18]
-    assert features.labels.tolist() == [0, 1, 2, 0, 1]
-    assert features.names == list(data.names)
-
-
-def test_extract_takes_vectors_half_precision_and_spread_pictures():
-    data = pictures(10)
-    features = extract(
-        lambda x: x.flatten(1).bfloat16(), data, "none", limit=5, batch_size=3, facts={"run": "r"}, progress=False
-    )
-    assert features.values.dtype == torch.float32
-    assert features.names == [f"picture {i}" for i in (0, 2, 4, 6, 8)]
-    assert torch.equal(features.values[1], data[2]["pixels"].flatten().bfloat16().float())
-    assert (features.facts["run"], features.facts["pictures"]) == ("r", "5 of 10, evenly spread")
-
-
-def test_extract_says_what_is_wrong():
-    data, go = pictures(4), partial(extract, progress=False)
-    with pytest.raises(ValueError, match=r"unknown pool 'max'; choose one of mean, mean_all, cls"):
-        go(tokens_of, data, "max")
-    with pytest.raises(ValueError, match=r"'token_2' reads prefix token 2, but there are 2; choose 'mean'"):
-        go(tokens_of, data, "token_2", prefix=2)
-    with pytest.raises(ValueError, match=r"reads prefix token 0, but there are 0"):
-        go(tokens_of, data, "cls")
-    with pytest.raises(ValueError, match=r"gave torch.float32 \(4, 18, 3\); pool 'none' is for one vector"):
-        go(tokens_of, data, "none")
-    with pytest.raises(ValueError, match=r"pool 'mean' takes float \(b, tokens, d\) of 4 pictures"):
-        go(lambda x: x.flatten(1), data)
-    with pytest.raises(ValueError, match=r"18 tokens; with prefix=18 none is left"):
-        go(tokens_of, data, prefix=18)
-    with pytest.raises(ValueError, match=r"of 4 of 4 pictures are NaN or infinite \(first at index 0\)"):
-        go(lambda x: x.flatten(1) / 0, data, "none")
-    with pytest.raises(ValueError, match=r"in training mode, where dropout makes features random"):
-        go(Tiny(3), data, "none")
-    with pytest.raises(ValueError, match=r"no pictures to take features of"):
-        go(tokens_of, pictures(0))
-    codes = pictures(0)
-    codes.append({"codes": 0, "label": 0})
-    with pytest.raises(ValueError, match=r"items hold codes, label and no pixels"):
-        go(tokens_of, codes)
-
-
-def test_features_return_from_their_file(tmp_path):
-    data = Emoji(classes=["flags", "symbols"])
-    features = raw_pixels(data, 4, limit=30, progress=False)
-    back = load_features(features.save(tmp_path / "deep" / "features.npz"))
-    assert torch.equal(back.values, features.values)
-    assert torch.equal(back.labels, features.labels)
-    assert (back.facts, back.names, back.class_names) == (features.facts, features.names, features.class_names)
-    assert back.class_names == ["flags", "symbols"]
-    with np.load(tmp_path / "deep" / "features.npz", allow_pickle=False) as file:
-        assert {file[key].dtype.kind for key in file} == {"f", "i", "U"}
-    none = Features(torch.zeros(2, 1), torch.tensor([0, 1]))
-    assert load_features(none.save(tmp_path / "none.npz")).names == []
-    with pytest.raises(ValueError, match=r"kept in an .npz file, not 'f.pt'; give f.npz"):
-        features.save(tmp_path / "f.pt")
-    with pytest.raises(ValueError, match=r"facts must be fit for JSON"):
-        Features(torch.zeros(2, 1), torch.tensor([0, 1]), {"x": object()}).save(tmp_path / "x.npz")
-
-
-def test_files_of_something_else_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"does not exist; write features there"):
-        load_features(tmp_path / "none.npz")
-    np.savez(tmp_path / "other.npz", values=np.zeros((2, 2), np.float32))
-    np.savez(tmp_path / "pickle.npz", values=np.array([{}], dtype=object))
-    (tmp_path / "text.npz").write_text("hello")
-    for name in ("other", "pickle", "text"):
-        with pytest.raises(ValueError, match=rf"{name}.npz is no file of features"):
-            load_features(tmp_path / f"{name}.npz")
-    np.savez(
-        tmp_path / "label.npz",
-        values=np.zeros((2, 2), np.float32),
-        labels=np.array([0, 5]),
-        names=np.array([], np.str_),
-        class_names=np.array(["a", "b"]),
-        facts=np.array("{}"),
-    )
-    with pytest.raises(ValueError, match=r"labels run from 0 to 5, but there are 2 classes"):
-        load_features(tmp_path / "label.npz")
-
-
-@pytest.mark.parametrize(
-    ("values", "labels", "message"),
-    [
-        (torch.zeros(2, 3, 1), [0, 1], r"must be float32 \(pictures, features\), got torch.float32 \(2, 3, 1\)"),
-        (torch.zeros(2, 3).half(), [0, 1], r"got torch.float16 \(2, 3\)"),
-        (torch.zeros(0, 3), [], r"got torch.float32 \(0, 3\)"),
-        (torch.zeros(3, 3), [0, 1], r"3 features need as many labels, int64; got torch.int64 \(2,\)"),
-        (torch.tensor([[0.0], [math.nan]]), [0, 1], r"1 of 2 pictures are NaN or infinite \(first at index 1\)"),
-        (torch.zeros(2, 3), [-1, 1], r"labels run from -1 to 1"),
-    ],
-)
-def test_features_check_themselves(values, labels, message):
-    with pytest.raises(ValueError, match=message):
-        Features(values, torch.tensor(labels, dtype=torch.int64))
-
-
 # ---------------------------------------------------------------------------------------------------------- controls
-
-
-def test_raw_pixels_are_flattened_and_say_their_resize():
-    data = pictures(6)
-    stored = raw_pixels(data, progress=False)
-    assert torch.equal(stored.values[2], data[2]["pixels"].flatten())
-    small = raw_pixels(data, 2, progress=False)
-    assert small.values.shape == (6, 12)
-    assert small.facts["resize"] == "to 2x2, bilinear, antialiased"
-    mixed = pictures(2)
-    mixed.append({"pixels": torch.zeros(3, 4, 4), "label": 0})
-    with pytest.raises(ValueError, match=r"several sizes \[\(4, 4\), \(8, 8\)\]; give a `size`"):
-        raw_pixels(mixed, progress=False)
-    mixed.append(data[2])
-    both = raw_pixels(mixed, 2, progress=False)
-    assert both.labels.tolist() == [0, 1, 0, 2]
-    assert torch.equal(both.values[2], torch.zeros(12))
-    assert torch.allclose(both.values[3], small.values[2])
 
 
 def test_gain_is_over_the_best_control():

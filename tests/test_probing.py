@@ -18,13 +18,9 @@ from maskgen.transformer.model import MaskTransformer
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(colours, tmp_path):
     """60 pictures of three colours, which any features tell apart; and a random backbone, saved."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % 3
-    images = (np.eye(3)[labels][:, None, None] * 200 + rng.integers(0, 40, (60, 8, 8, 3))).astype(np.uint8)
-    np.savez("data.npz", images=images, labels=labels)
+    colours(60, noise=40)
     torch.manual_seed(0)
     model = MaskTransformer(0, (2, 2), token_dim=48, width=16, depth=3, heads=2, registers=1, decoder_depth=1)
     save_backbone(patches(4), model, tmp_path / "run" / "pipeline")

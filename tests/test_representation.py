@@ -27,13 +27,8 @@ HIERA = {"width": 16, "stages": [1, 1], "pools": 1, "heads": 2}  # 8 wide in its
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    labels = np.arange(24) % 3
-    images = (np.eye(3)[labels][:, None, None] * 180 + rng.integers(0, 70, (24, 32, 32, 3))).astype(np.uint8)
-    np.savez("data.npz", images=images, labels=labels)
-    return {"type": "npz", "path": "data.npz"}
+def data(colours):
+    return colours(side=32, noise=70)
 
 
 def tiny(name, data):

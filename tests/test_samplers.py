@@ -1,15 +1,13 @@
 """Mask samplers: exact properties of the masks, and the peers' own masks (tests/golden)."""
 
 import itertools
-import json
 import math
 import random
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from given import seeded
 from maskgen.config import check
 from maskgen.mim.core import MaskedModeling
 from maskgen.mim.ratios import Mixture
@@ -18,13 +16,9 @@ from maskgen.mim.samplers.blocks import BlockSampler, UnitSampler, block_mask
 from maskgen.mim.samplers.guided import AttentionSampler, LossSampler
 from maskgen.mim.samplers.noise import COLORS, NoiseSampler, colored_noise
 from maskgen.mim.samplers.video import CellSampler, FrameSampler, TubeSampler
+from recorded import Fixture, folders
 
-GOLDEN = Path(__file__).parent / "golden"
 GRIDS = {"block": (6, 8), "tube": (3, 4, 6), "cells": (3, 4, 6), "frames": (3, 4, 6)}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def ratios(value, rows=8):
@@ -60,7 +54,7 @@ def test_every_tenth_of_every_size_is_exact():
             assert hidden_counts(ratios(k / 10, 1), n, rounding).item() == n // 10 * k
 
 
-def test_least():
+def test_least_says_whether_a_row_may_hide_nothing():
     zero = ratios(0.0, 2)
     assert hidden_counts(zero, 9).tolist() == [1, 1]
     for name in ("random", "block", "units", "attention"):
@@ -122,10 +116,8 @@ def test_pairs_of_places_are_hidden_independently():
 @pytest.mark.parametrize("fixture", ["beit_mim", "beit2_mim"])
 def test_blocks_are_beits_own(fixture):
     """From the same random state the algorithm makes the very masks of the peer."""
-    for folder in sorted((GOLDEN / "beit" / fixture).iterdir()):
-        masks = load_file(folder / "inputs.safetensors")["mask"].bool()
-        seed = json.loads((folder / "fixture.json").read_text())["seed"]
-        rng = random.Random(seed)
+    for f in map(Fixture, folders([f"beit/{fixture}"]).values()):
+        masks, rng = f.inputs["mask"].bool(), random.Random(f.spec["seed"])
         height, width = masks.shape[1:]
         ours = [torch.from_numpy(block_mask(7, height, width, rng, 4, 0.3)) for _ in masks]
         assert torch.stack(ours).equal(masks)
@@ -206,7 +198,7 @@ def test_tubes_are_the_same_in_every_frame():
     assert count(blocks) == [4 * 18] * 3
 
 
-def test_cells_run():
+def test_cells_are_alike_in_a_frame_and_run_on_by_one_place():
     ratio = torch.tensor([0.25, 0.5, 0.5, 0.75, 0.99])
     mask = CellSampler()(ratio, (9, 4, 6), generator=seeded())
     cells = mask.unflatten(2, (2, 2)).unflatten(4, (3, 2))  # b t h 2 w 2
@@ -280,7 +272,7 @@ def test_the_strongest_noise_is_kept_and_edges_are_like_the_middle():
 # ------------------------------------------------------------------------------------------------------------- guided
 
 
-def test_attention_polarity():
+def test_attention_hides_the_most_or_the_least_attended():
     attention = torch.rand(8, 20).softmax(-1)
     most = AttentionSampler()(ratios(0.3), (20,), attention)
     assert count(most) == [6] * 8
@@ -340,10 +332,9 @@ def test_hard_share_grows_with_progress():
 @pytest.mark.parametrize("epoch", [50, 100, 199])
 def test_guided_masks_are_hpms(epoch):
     """The peer's masks and ours hide the same hardest tokens, as many in all, and the rest at random."""
-    for folder in sorted((GOLDEN / "hpm" / "hpm").iterdir()):
-        losses = load_file(folder / "inputs.safetensors")["gen_loss_pred"]
-        theirs = load_file(folder / "outputs.safetensors")[f"guided_mask_epoch{epoch}"].bool()
-        n, ratio = losses.shape[1], json.loads((folder / "fixture.json").read_text())["config"]["mask_ratio"]
+    for f in map(Fixture, folders(["hpm/hpm"]).values()):
+        losses, theirs = f.inputs["gen_loss_pred"], f.outputs[f"guided_mask_epoch{epoch}"].bool()
+        n, ratio = losses.shape[1], f.config["mask_ratio"]
         hidden = n - int(n * (1 - ratio))
         hard = int(hidden * 0.5 * (epoch + 1) / 200)
         for row, peer in zip(losses, theirs):

@@ -1,18 +1,14 @@
 """benchmarks/sampling_table.py on a pipeline of seconds: what is measured, kept, shown."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
+import sampling_table as sampling
 import torch
 
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.transformer.autoregressive import CausalTransformer
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-sampling = importlib.import_module("sampling_table")
 CONV = {"width": 8, "multipliers": [1, 2, 2], "blocks": 1}
 MODEL = {"width": 16, "depth": 1, "heads": 2}
 

@@ -64,7 +64,7 @@ def test_shards_give_the_pictures_of_a_folder_in_any_order(tmp_path):
     assert not [f for f in (tmp_path / "shards").iterdir() if f.suffix != ".tar"]  # nothing is unpacked
 
 
-def test_ways_to_name_shards(tmp_path, monkeypatch):
+def test_shards_are_named_by_folder_pattern_or_range(tmp_path, monkeypatch):
     three_shards(tmp_path / "s")
     ways = ("s", "s/s-*.tar", "s/s-{08..10}.tar", "s/s-{0..1}{0..0}.tar", "s/s-09.tar")
     monkeypatch.chdir(tmp_path)
@@ -131,7 +131,7 @@ def test_labels_of_json_are_numbers_or_text(tmp_path):
         ([("a.txt", b"hello")], r"no pictures in 1 shards"),
     ],
 )
-def test_members_that_make_no_sense(tmp_path, members, message):
+def test_members_that_make_no_sense_are_refused(tmp_path, members, message):
     with pytest.raises(ValueError, match=message):
         TarShards(str(shard(tmp_path / "x.tar", members)), 4)
 

@@ -231,7 +231,7 @@ def test_features_become_tokens_in_row_major_order():
     assert Features("none")(features)[1, 5].equal(features[1, :, 1, 1])
 
 
-def test_normalisers_of_features():
+def test_features_are_normalised_as_torch_does():
     features = 3 * torch.randn(2, 5, 3, 4) + 1
     tokens = features.flatten(2).transpose(1, 2)
     torch.testing.assert_close(Features("layer_norm")(features), nn.LayerNorm(5)(tokens).detach())
@@ -318,7 +318,7 @@ def test_bits_are_the_codes():
     assert Bits(3)(torch.tensor([[1, 4]])).tolist() == [[[1, 0, 0], [0, 0, 1]]]
 
 
-def test_tokens_as_they_are():
+def test_codes_and_latents_are_targets_as_they_are():
     codes, latents = torch.randint(9, (2, 3, 4)), torch.randn(2, 3, 4, 5)
     assert Codes()(codes).equal(codes.flatten(1))
     assert Latents()(latents).equal(latents.view(2, 12, 5))

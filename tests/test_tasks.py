@@ -46,7 +46,7 @@ def test_one_pixel_hides_its_token_alone_and_dilation_those_around():
         token_mask(hidden, (4, 4), -1)
 
 
-def test_boxes():
+def test_a_box_is_left_top_right_bottom_within_the_picture():
     mask = box_mask((6, 8), (2, 1, 5, 3))
     assert mask.nonzero().tolist() == [[1, 2], [1, 3], [1, 4], [2, 2], [2, 3], [2, 4]]
     assert box_mask((6, 8), (0, 0, 8, 6)).all()
@@ -107,7 +107,7 @@ def test_what_is_filled_holds_nothing_of_the_hidden_pixels(fill, size):
         assert made.movedim(1, -1)[~hidden].equal(pixels.movedim(1, -1)[~hidden])
 
 
-def test_fills():
+def test_each_fill_gives_hidden_pixels_its_own_colour():
     pixels = torch.zeros(1, 1, 4, 4)
     pixels[..., :2] = 0.5
     hidden = hole((4, 4), (0, 2, 4, 4))
@@ -199,6 +199,6 @@ def test_nothing_hidden_asks_nothing():
         ((4, 8), -1, "overlap -1 must be"),
     ],
 )
-def test_windows_that_cannot_be(grid, overlap, message):
+def test_windows_that_cannot_be_are_refused(grid, overlap, message):
     with pytest.raises(ValueError, match=message):
         windows(grid, (4, 4), overlap)

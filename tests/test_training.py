@@ -1,268 +1,31 @@
-"""Training: exact resume under real kills, many processes, what stops a run, and that it learns."""
+"""Training: batches shared out, what stops a run, and that it learns."""
 
 import copy
-import json
 import os
-import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections import Counter
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from torch import nn
 
 from maskgen.config import ConfigError
-from maskgen.data.augment import Augmentation
-from maskgen.data.tokens import TokenCache, write_token_cache
+from maskgen.data.tokens import write_token_cache
 from maskgen.evaluation.reconstruction import psnr
 from maskgen.pipelines.store import fingerprint, load_tokenizer
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.tokenizer.quantizers import VectorQuantizer
-from maskgen.training.batches import BatchPlan, loader
-from maskgen.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from maskgen.training.loop import Training, _average, _optimizer, train
-from maskgen.training.metrics import MetricsFile, read_metrics
+from maskgen.training.batches import BatchPlan
+from maskgen.training.checkpoint import checkpoints
+from maskgen.training.loop import Training, train
+from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run, run_config
 from maskgen.training.tokenizer_stage import TokenizerStage
-from maskgen.transformer.model import MaskTransformer
+from runs import TOKENIZER, Pictures
 
-TOKENIZER = {
-    "name": "tokenizer",
-    "stage": {
-        "type": "tokenizer",
-        "tokenizer": {
-            "encoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
-            "quantizer": {"codebook_size": 16, "dim": 4},
-            "decoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
-        },
-        "l2": 1.0,
-    },
-    "data": {"type": "npz", "path": "data.npz"},
-    "training": {
-        "steps": 12, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2, "precision": "fp32", "log_every": 1,
-        "checkpoint_every": 4,
-    },
-}  # fmt: skip
-ADVERSARIAL = {"weight": 0.5, "start": 3, "warmup": 9, "lecam": 0.1, "r1": 1.0, "r1_every": 4, "width": 4, "layers": 1}
-GENERATOR = {
-    "name": "generator",
-    "stage": {
-        "type": "generator",
-        "tokenizer": "runs/tokenizer",
-        "model": {"width": 16, "depth": 2, "heads": 2, "dropout": 0.1, "class_dropout": 0.3},
-        "scheduler": {"num_inference_steps": 2},
-    },
-    "data": {"type": "npz", "path": "data.npz"},
-    "augment": {"flip": 0.5, "crop": 0.6},
-    "training": {**TOKENIZER["training"], "ema": 0.9},
-}
-
-
-def pictures(n=48, size=8, classes=3):
-    """A coloured square somewhere on a grey ground."""
-    rng = np.random.default_rng(0)
-    images = np.full((n, size, size, 3), 230, np.uint8)
-    for image in images:
-        y, x = rng.integers(0, size // 2, 2)
-        image[y : y + size // 2, x : x + size // 2] = rng.integers(0, 255, 3)
-    return images, np.arange(n) % classes
-
-
-class Pictures:
-    """The same as a data set in memory; item `broken`, if any, is NaN."""
-
-    def __init__(self, n=48, size=8, broken=None):
-        images, self.labels = pictures(n, size)
-        self.pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        self.class_names = ["a", "b", "c"]
-        if broken is not None:
-            self.pixels[broken] = torch.nan
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return {"pixels": self.pixels[index], "label": int(self.labels[index])}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cpu():
-    """Also where there is a GPU: what is true to the bit is true of the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        patch.setenv("TQDM_DISABLE", "1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A folder with pictures, configurations and a trained tokenizer."""
-    folder = tmp_path_factory.mktemp("work")
-    images, labels = pictures()
-    np.savez(folder / "data.npz", images=images, labels=labels)
-    for config in (TOKENIZER, GENERATOR):
-        (folder / f"{config['name']}.yaml").write_text(yaml.safe_dump(config))
-    with inside(folder):
-        run_config("tokenizer.yaml")
-    return folder
-
-
-@contextmanager
-def inside(folder):
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield folder
-    finally:
-        os.chdir(before)
-
-
-@pytest.fixture
-def here(work):
-    with inside(work):
-        yield work
-
-
-# ----------------------------------------------------------------------------------------------------- exact resume
-
-
-class Command:
-    """`maskgen train` in a process group of its own, to be killed."""
-
-    def __init__(self, folder, run_folder, arguments):
-        self.run, self.log = folder / run_folder, folder / "stderr.txt"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "maskgen", "train", *arguments],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=self.log.open("w"),
-            start_new_session=True,
-        )
-
-    def step(self):
-        lines = read_metrics(self.run / "metrics.jsonl")
-        return lines[-1]["step"] if lines else 0
-
-    def interrupt(self, number, first, last):
-        """Send a signal at a random moment after a random step; give the exit code."""
-        step = random.randint(first, last)
-        while self.process.poll() is None and self.step() < step:
-            time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.03))
-        os.killpg(self.process.pid, number)
-        return self.process.wait(timeout=300)
-
-
-def assert_same_run(a, b, steps):
-    """The weights of both runs, their averages and their exported pipelines are the same to the bit."""
-    last = f"checkpoints/step_{steps:08d}"
-    names = {p.relative_to(a) for p in (a / "pipeline").rglob("*") if p.is_file()}
-    assert {p.relative_to(b) for p in (b / "pipeline").rglob("*") if p.is_file()} == names
-    names |= {p.relative_to(a) for p in (a / last).glob("*.safetensors")}
-    assert {"model.safetensors", "ema.safetensors"} <= {name.name for name in names}
-    for name in names:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    one, two = (read_metrics(folder / "metrics.jsonl") for folder in (a, b))
-    for lines in (one, two):
-        assert [line["step"] for line in lines] == list(range(1, steps + 1))
-    for x, y in zip(one, two):
-        assert {**x, "seconds": 0} == {**y, "seconds": 0}
-
-
-def test_a_generator_killed_at_three_random_moments_ends_with_the_very_same_weights(here):
-    settings = ["generator.yaml", "name=killed", "training.steps=120", "training.checkpoint_every=3"]
-    whole = run_config(settings[0], [*settings[1:], "folder=whole", "training.checkpoint_every=120"])
-    for first, last in ((4, 10), (28, 34), (52, 58)):  # far from each other and from the end: none comes too late
-        command = Command(here, "runs/killed", settings)
-        assert command.interrupt(signal.SIGKILL, first, last) == -signal.SIGKILL
-        assert first <= command.step() < 120
-    run_config(settings[0], settings[1:])
-    assert_same_run(whole, here / "runs/killed", 120)
-    drawn = {line["model/mask_ratio"] for line in read_metrics(whole / "metrics.jsonl")}
-    assert len(drawn) > 30  # each step has masks of its own (and some as many)
-
-
-def test_a_tokenizer_with_discriminator_killed_then_terminated_ends_with_the_very_same_weights(here):
-    settings = ["tokenizer.yaml", "name=gan", "training.steps=60", "training.checkpoint_every=3", "augment.flip=0.5"]
-    settings += [f"stage.adversarial.{key}={value}" for key, value in ADVERSARIAL.items()]
-    whole = run_config(settings[0], [*settings[1:], "folder=whole", "training.checkpoint_every=60"])
-
-    killed = Command(here, "runs/gan", settings)
-    assert killed.interrupt(signal.SIGKILL, 4, 10) == -signal.SIGKILL
-
-    # Loader workers read the same pictures, and the signal, which the whole group gets, does not end them first.
-    stopped = Command(here, "runs/gan", [*settings, "training.workers=1"])
-    assert stopped.interrupt(signal.SIGTERM, 26, 32) == 128 + signal.SIGTERM
-    message = re.search(r"stopped at step (\d+) of 60; the same command goes on from there", stopped.log.read_text())
-    reached = int(message[1])
-    assert 26 <= reached < 60
-    assert checkpoints(here / "runs/gan/checkpoints")[-1].name == f"step_{reached:08d}"
-    assert read_metrics(here / "runs/gan/metrics.jsonl")[-1]["step"] == reached
-
-    run_config(settings[0], settings[1:])
-    assert_same_run(whole, here / "runs/gan", 60)
-
-
-def test_killed_between_the_last_export_and_its_checkpoint_a_run_still_ends_whole(here):
-    whole = run_config("generator.yaml", ["folder=whole"])
-    broken = run_config("generator.yaml", ["name=generator", "folder=broken"])
-    os.replace(broken / "checkpoints/step_00000012", broken / "checkpoints/.part_00000012")
-    os.replace(broken / "pipeline", broken / "pipeline.old")
-    run_config("generator.yaml", ["folder=broken"])
-    assert_same_run(whole, broken, 12)
-    assert not list((broken / "checkpoints").glob(".part_*"))
-    assert not (broken / "pipeline.old").exists()
-
-
-def test_where_the_export_fails_there_is_no_checkpoint_that_says_all_is_done(tmp_path):
-    class FullDisk(TokenizerStage):
-        def export(self, model, folder):
-            raise OSError("disk full")
-
-    stage = FullDisk(dataset=Pictures(), tokenizer=TOKENIZER["stage"]["tokenizer"])
-    with pytest.raises(OSError, match="disk full"):
-        train(stage, Pictures(), Training(steps=2, batch_size=4, precision="fp32"), tmp_path)
-    assert checkpoints(tmp_path / "checkpoints") == []
-
-
-def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path):
-    module = nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(module.parameters())
-    for step in (1, 2, 30):
-        with torch.no_grad():
-            module.weight.fill_(step)
-        save_checkpoint(tmp_path, step, {"model": module}, {"model": optimizer}, keep=2)
-    (tmp_path / "step_00000031").mkdir()  # no state.json
-    (tmp_path / ".part_00000032").mkdir()
-    assert [p.name for p in checkpoints(tmp_path)] == ["step_00000002", "step_00000030"]
-    other = nn.Linear(2, 2)
-    state = {"model": torch.optim.AdamW(other.parameters())}
-    assert load_checkpoint(checkpoints(tmp_path)[-1], {"model": other}, state) == 30
-    assert torch.equal(other.weight, torch.full((2, 2), 30.0))
-
-
-def test_metrics_forget_what_lies_beyond_the_checkpoint_and_a_line_cut_short(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    metrics = MetricsFile(file, 0)
-    for step in (1, 2, 3):
-        metrics.write(step, {"loss": 0.5})
-    file.write_text(file.read_text()[:-5])
-    assert [line["step"] for line in read_metrics(file)] == [1, 2]
-    MetricsFile(file, 1).write(2, {"loss": 0.25})
-    assert [json.loads(line) for line in file.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.5},
-        {"step": 2, "loss": 0.25},
-    ]
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 # ------------------------------------------------------------------------- the same batch, however it is shared out
@@ -340,81 +103,6 @@ def test_runs_of_one_process_may_differ_in_precision(here):
     half, full = (read_metrics(here / f"runs/{n}/metrics.jsonl")[0]["model/l1"] for n in ("half", "full"))
     assert half != full
     assert half == pytest.approx(full, rel=0.02)
-
-
-# ------------------------------------------------------------------------------------------------------- batch plan
-
-
-def flat(plan):
-    return [draw for batch in plan for draw in batch]
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (10, 5), (3, 8)])
-def test_every_epoch_is_a_permutation(n, batch_size):
-    plan = BatchPlan(range(n), batch_size, 0, 30, seed=1)
-    draws = flat(plan)
-    assert len(list(plan)) == len(plan) == 30
-    epochs = [[index for index, _ in draws[i : i + n]] for i in range(0, len(draws) - n + 1, n)]
-    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert max(Counter(seed for _, seed in draws).values()) == 1  # no two draws share their augmentation
-    assert flat(BatchPlan(range(n), batch_size, 0, 30, seed=2)) != draws
-
-
-@pytest.mark.parametrize(("accumulation", "processes"), [(1, 2), (2, 1), (3, 2), (2, 3)])
-def test_the_global_batch_does_not_depend_on_who_shares_it(accumulation, processes):
-    whole = [sorted(batch) for batch in BatchPlan(range(10), 12, 0, 7, seed=0)]
-    ranks = [list(BatchPlan(range(10), 12, 0, 7, 0, accumulation, rank, processes)) for rank in range(processes)]
-    shared = [
-        sorted(draw for batches in ranks for a in range(accumulation) for draw in batches[step * accumulation + a])
-        for step in range(7)
-    ]
-    assert shared == whole
-    assert {len(batch) for batches in ranks for batch in batches} == {12 // (accumulation * processes)}
-
-
-@pytest.mark.parametrize("start", [0, 1, 5, 7])
-def test_a_plan_from_step_k_is_the_rest_of_the_whole_plan(start):
-    whole = list(BatchPlan(range(10), 4, 0, 7, seed=0, accumulation=2))
-    rest = BatchPlan(range(10), 4, start, 7, seed=0, accumulation=2)
-    assert list(rest) == whole[start * 2 :]
-    assert len(rest) == (7 - start) * 2
-
-
-def test_batches_do_not_depend_on_the_number_of_workers():
-    plan = BatchPlan(range(48), 4, 0, 5, seed=0)
-    one, two = (list(loader(Pictures(), Augmentation(0.5, 0.5), plan, workers, False)) for workers in (0, 2))
-    assert all(torch.equal(a["pixels"], b["pixels"]) and torch.equal(a["label"], b["label"]) for a, b in zip(one, two))
-    assert not torch.equal(one[0]["pixels"], next(iter(loader(Pictures(), Augmentation(), plan, 0, False)))["pixels"])
-
-
-# ----------------------------------------------------------------------------------------------------- augmentation
-
-
-def test_augmentation_flips_crops_and_leaves_alone():
-    x = torch.rand(3, 8, 6)
-    assert torch.equal(Augmentation()(x, torch.Generator()), x)
-    assert torch.equal(Augmentation(flip=1.0)(x, torch.Generator()), x.flip(-1))
-    seeds = [torch.Generator().manual_seed(i) for i in range(200)]
-    flipped = [torch.equal(Augmentation(flip=0.3)(x, g), x.flip(-1)) for g in seeds]
-    assert 0.2 < np.mean(flipped) < 0.4
-
-    ramp = torch.linspace(-1, 1, 64).expand(1, 64, 64).contiguous()  # a crop shows what share of the ramp it kept
-    crops = [Augmentation(crop=0.3)(ramp, torch.Generator().manual_seed(i)) for i in range(100)]
-    assert all(c.shape == ramp.shape and c.min() >= -1 and c.max() <= 1 for c in crops)
-    kept = torch.tensor([(c.amax() - c.amin()) / 2 for c in crops])
-    assert kept.min() > 0.3**0.5 * 0.75**0.5 - 0.06  # least area, narrowest aspect
-    assert kept.min() < 0.6
-    assert kept.max() > 0.9
-    again = Augmentation(crop=0.3)(ramp, torch.Generator().manual_seed(7))
-    assert torch.equal(again, crops[7])
-    assert not torch.equal(crops[8], crops[7])
-
-
-@pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"flip": -0.1}, {"crop": 0.0}, {"crop": 1.1}])
-def test_augmentation_out_of_range_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"flip lies in \[0, 1\] and crop in \(0, 1\]"):
-        Augmentation(**wrong)
 
 
 # ------------------------------------------------------------------------------------------------ what stops a run
@@ -504,17 +192,6 @@ def test_a_token_cache_of_another_tokenizer_is_refused(here, tmp_path):
     assert (run_config(generator[0], ["name=cache", *generator[1:]]) / "pipeline").is_dir()
 
 
-def test_a_cache_that_was_not_finished_does_not_load(tmp_path):
-    def batches():
-        yield torch.zeros(2, 4, 4, dtype=torch.long)
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_token_cache(tmp_path, batches(), np.arange(4), (4, 4), 16, ["a"], "0" * 16)
-    with pytest.raises(FileNotFoundError, match=r"holds no token cache.*maskgen encode"):
-        TokenCache(str(tmp_path))
-
-
 def test_fingerprints_tell_weights_apart_whatever_their_type():
     model = Tokenizer(**TOKENIZER["stage"]["tokenizer"])
     other = copy.deepcopy(model)
@@ -572,120 +249,6 @@ def test_a_generator_learns_what_a_class_looks_like(here):
     assert [line["step"] for line in lines] == [20, 40, 60, 80]
     assert lines[-1]["holdout/loss"] < lines[0]["holdout/loss"]
     assert lines[-1]["holdout/accuracy"] > 0.9
-
-
-# ----------------------------------------------------------------------------------------------- losses, optimizers
-
-
-@pytest.mark.parametrize("beta", [0.25, 1.0])
-def test_beta_scales_the_commitment_of_the_encoder_and_not_the_codebooks_own_term(beta):
-    """Fault 5 of public code (beta on the wrong term): loss = |sg[z] - e|^2 + beta |z - sg[e]|^2."""
-    quantizer = VectorQuantizer(8, 4, commitment=beta, learned=True, revive_below=0.0)
-    z = torch.randn(2, 4, 3, 3, requires_grad=True)
-    out = quantizer(z)
-    e = quantizer.embed(out.codes).detach()
-    out.loss.backward(retain_graph=True)
-    torch.testing.assert_close(z.grad, beta * 2 * (z.detach() - e) / z.numel())
-    pull = 2 * (e - z.detach()) / z.numel()
-    expected = torch.zeros(8, 4).index_add_(0, out.codes.flatten(), pull.movedim(1, -1).reshape(-1, 4))
-    torch.testing.assert_close(quantizer.codebook.grad, expected)
-    error = (z.detach() - e).square().mean()
-    torch.testing.assert_close(out.loss.detach(), (1 + beta) * error)
-
-    weight = torch.randn_like(z)  # straight through: the latents' gradient is the encoder's
-    through = torch.autograd.grad((out.latents * weight).sum(), z)[0]
-    assert torch.equal(through, weight)
-    torch.testing.assert_close(out.latents.detach(), e)
-
-
-def test_a_codebook_that_follows_has_no_gradient_and_goes_to_its_latents_mean():
-    quantizer = VectorQuantizer(2, 2, decay=0.5, revive_below=0.0)
-    with torch.no_grad():
-        quantizer.codebook.copy_(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
-        quantizer.sums.copy_(quantizer.codebook)
-    z = torch.tensor([[-3.0, 1.0], [-2.0, 0.0], [4.0, 2.0]]).T[None, :, :, None].requires_grad_()
-    for _ in range(60):
-        loss = quantizer(z).loss
-    assert not quantizer.codebook.requires_grad
-    torch.testing.assert_close(quantizer.codebook.data, torch.tensor([[-2.5, 0.5], [4.0, 2.0]]))
-    torch.testing.assert_close(quantizer.usage, torch.tensor([4 / 3, 2 / 3]))  # 1 under uniform use
-    loss.backward()
-    torch.testing.assert_close(loss.detach(), 0.25 * torch.tensor([0.25, 0.25, 0.25, 0.25, 0, 0]).mean())
-
-
-def test_dead_codes_come_back_to_life_and_living_ones_stay():
-    quantizer = VectorQuantizer(4, 2, learned=True, revive_below=0.05)
-    quantizer.initialised.fill_(True)
-    with torch.no_grad():
-        quantizer.codebook.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0], [-50.0, 0.0]]))
-        quantizer.usage.copy_(torch.tensor([1.0, 1.0, 0.02, 0.5]))
-    z = torch.rand(1, 2, 8, 8)
-    quantizer(z)
-    assert torch.equal(quantizer.codebook[[0, 1, 3]], torch.tensor([[0.0, 0.0], [1.0, 1.0], [-50.0, 0.0]]))
-    born = quantizer.codebook[2]
-    assert (born == z[0].flatten(1).T).all(1).any()  # one of the batch's latents
-    before = quantizer.codebook.clone()
-    quantizer.eval()(z)
-    assert torch.equal(quantizer.codebook, before)
-
-
-def groups(module):
-    """Names of the parameters with and without weight decay."""
-    optimizer = _optimizer(module, Training(steps=1, weight_decay=0.1))
-    names = {id(p): name for name, p in module.named_parameters()}
-    found = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
-    assert found.keys() == {0.1, 0.0}
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    assert found[0.1] | found[0.0] == trained
-    assert not found[0.1] & found[0.0]
-    return found[0.1], found[0.0]
-
-
-@pytest.mark.parametrize("condition", ["adaln", "in_context"])
-def test_embeddings_biases_norms_and_lone_tokens_do_not_decay(condition):
-    model = MaskTransformer(
-        16, (4, 4), 3, width=16, depth=1, heads=2, positions="learned", registers=2, condition=condition, norm="rms"
-    )
-    decayed, plain = groups(model)
-    matrices = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    assert decayed == matrices
-    assert {"code_embedding.weight", "class_embedding.weight", "position_embedding"} <= plain
-    assert {"mask_token", "register_tokens", "blocks.0.attention.q_norm.weight", "head.bias"} <= plain
-
-
-def test_the_codebook_does_not_decay_and_convolutions_do():
-    parts = copy.deepcopy(TOKENIZER["stage"]["tokenizer"])
-    parts["quantizer"]["learned"] = True
-    model = Tokenizer(**parts)
-    decayed, plain = groups(model)
-    assert decayed == {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    assert "quantizer.codebook" in plain
-
-
-def test_learning_rate_warms_up_then_falls_or_stays():
-    settings = Training(steps=110, learning_rate=2.0, warmup_steps=10)
-    assert [settings.rate(i) for i in (0, 4, 9, 10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
-    assert settings.rate(60) == pytest.approx(1.0)
-    assert 0 < settings.rate(109) < 1e-3
-    assert all(settings.rate(i) > settings.rate(i + 1) for i in range(10, 109))
-    constant = Training(steps=110, learning_rate=2.0, warmup_steps=0, decay="constant")
-    assert {constant.rate(i) for i in range(110)} == {2.0}
-
-
-def test_the_average_follows_the_weights_and_copies_buffers():
-    model = nn.BatchNorm1d(1)
-    with torch.no_grad():
-        model.weight.fill_(0)
-    averaged, expected = _average(model, 0.5), 0.0
-    for n, value in enumerate([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]):
-        with torch.no_grad():
-            model.weight.fill_(value)
-            model.running_mean.fill_(value)
-        averaged.update_parameters(model)
-        keep = 0 if n == 0 else min(0.5, (1 + n) / (10 + n))
-        expected = keep * expected + (1 - keep) * value
-        assert averaged.module.weight.item() == pytest.approx(expected)
-        assert averaged.module.running_mean.item() == value
 
 
 def test_a_run_written_in_python_is_the_same_run(here):

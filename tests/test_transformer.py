@@ -81,7 +81,6 @@ def test_no_label_is_the_null_class():
 
 
 def test_class_dropout_drops_with_its_probability():
-    """Fault 1 of public code: the condition KEPT with probability p."""
     model = MaskTransformer(8, (2, 2), num_classes=3, width=16, depth=1, heads=2, class_dropout=0.1)
     seen = class_vectors(model.train(), torch.zeros(20_000, dtype=torch.long), 20_000)
     dropped = (seen == model.class_embedding.weight[model.null_class]).all(1).float().mean().item()
@@ -189,7 +188,6 @@ def test_bfloat16_attention_on_a_processor_is_plain_products_where_they_fit(toke
 @pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
 def test_rows_of_different_lengths_are_each_row_alone(backend):
     """Padded and packed: a row attends to its own tokens, whatever stands in the padding."""
-    torch.manual_seed(0)
     lengths = [5, 2, 7]
     keys = Ragged.of(lengths)
     q, k, v = (torch.randn(3, 7, 2, 8) for _ in range(3))
@@ -432,7 +430,7 @@ def test_layers_end_where_the_features_begin():
         torch.testing.assert_close(layers[-1], torch.cat([output.prefix, output.features], 1))
 
 
-def test_decoders_that_cannot_be():
+def test_decoders_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="an adaLN condition needs decoder_width 0"):
         randomised(decoder_depth=1, decoder_width=32)
     with pytest.raises(ValueError, match="pad: class_token needs a register"):
