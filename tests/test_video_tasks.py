@@ -1,20 +1,15 @@
 """The benchmark of a model of several tasks, from the run to the table."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import video_tasks as tasks
 import yaml
 
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.tasks.conditions import Prompts
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # they import each other, as scripts do
-tasks = importlib.import_module("video_tasks")
 
 SPECS = [{"type": "prediction", "frames": 2}, "inpainting"]
 CODER = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
