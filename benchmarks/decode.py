@@ -39,9 +39,6 @@ from decode_sides import (
     own_first_step,
     plain,
 )
-from decode_sides import (
-    awake as awake,  # video_cost.py takes it from here
-)
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -19,13 +19,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from budget import machine, versions
-from decode import awake
+from decode_sides import awake
+from timing import in_turn, spread
 from torch import Tensor
 
 from maskgen.decoding.autoregressive import decode_raster
@@ -142,14 +144,8 @@ def decoding(options: argparse.Namespace) -> list[dict[str, Any]]:
     grid, found = (options.small,) * 3, []
     sides = decoders(grid, 2)
     for batch in options.batch:
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for round_ in range(options.rounds + 1):
-            for name, side in sides.items():
-                begun = time.process_time()
-                side(batch)
-                if round_:  # the first one warms up
-                    seconds[name].append(time.process_time() - begun)
-        found += [{"batch": batch, "side": name, "seconds": seconds[name]} for name in sides]
+        times = in_turn({name: partial(side, batch) for name, side in sides.items()}, options.rounds, warm_up=1)
+        found += [{"batch": batch, "side": name, "seconds": times[name]["cpu_seconds"]} for name in sides]
         print(found[-len(sides) :], file=sys.stderr, flush=True)
     return found
 
@@ -183,8 +179,8 @@ def decoding_table(results: dict[str, Any]) -> str:
     for row in results["decoding"]:
         name, _, passes = row["side"].partition(", ") if row["side"] == RASTER else row["side"].rpartition(", ")
         count = int(passes.split()[0]) if passes else results["small"] ** 3
-        seconds, ratios = statistics.median(row["seconds"]), [b / a for a, b in zip(row["seconds"], slow[row["batch"]])]
-        times = "" if row["side"] == RASTER else f"**{statistics.median(ratios):.2f}x** as fast"
+        seconds, faster = statistics.median(row["seconds"]), spread(row["seconds"], slow[row["batch"]])
+        times = "" if row["side"] == RASTER else f"**{faster['median']:.2f}x** as fast"
         rate = row["batch"] / seconds
         lines.append(f"| {row['batch']} | {name} | {count} | {seconds:.2f} | {rate:.2f} | {times} |")
     small = results["small"]
