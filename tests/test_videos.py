@@ -112,6 +112,14 @@ def test_a_folder_gives_clips_with_classes(make, tmp_path):
         data[4]
 
 
+@pytest.mark.parametrize("make", [folder_of_frames, folder_of_files])
+def test_videos_are_in_the_order_of_their_numbers(make, tmp_path):
+    for name in ("10", "9", "1/2", "1/10"):
+        make(tmp_path / name)
+    folders = [name.partition("/a")[0] for name in Videos(str(tmp_path), frames=2).names if "/a" in name]
+    assert folders == ["1/2", "1/10", "9", "10"]
+
+
 def test_arguments_are_plain_types_that_a_config_can_check():
     hints = typing.get_type_hints(Videos.__init__)
     assert set(inspect.signature(Videos).parameters) == set(hints) - {"return"}
@@ -296,19 +304,22 @@ def test_what_cannot_be_used_is_left_out_named_and_counted(tmp_path, caplog):
     (tmp_path / "cut.mp4").write_bytes(good.read_bytes()[:300])
     write(tmp_path / "sound.mp4", None, audio=True)
     (tmp_path / "text.avi").write_text("no video")
+    (tmp_path / "empty.avi").touch()
     with caplog.at_level(logging.WARNING):
         data = Videos(str(tmp_path), frames=10)
     assert data.names == ["good.mp4"]
-    assert set(data.unreadable) == {"cut.mp4", "sound.mp4", "text.avi"}
+    assert set(data.unreadable) == {"cut.mp4", "sound.mp4", "text.avi", "empty.avi"}
+    assert "cut.mp4: damaged, or no video (Invalid data" in data.unreadable["cut.mp4"]
+    assert data.unreadable["empty.avi"].endswith("empty.avi: the file is empty")
     assert "sound.mp4: no video in it, only audio" in data.unreadable["sound.mp4"]
     assert data.short == {"short.mp4": "3 frames"}
-    assert "4 of 5 videos left out: 3 cannot be read (cut.mp4: " in caplog.text
+    assert "5 of 6 videos left out: 4 cannot be read (cut.mp4: " in caplog.text
     assert "1 are too short (short.mp4: 3 frames); a clip needs 10 (frames=10, stride=1)" in caplog.text
-    with pytest.raises(ValueError, match=r"3 unreadable videos in .*, more than max_unreadable=2(?s:.*)cut.mp4"):
-        Videos(str(tmp_path), frames=10, max_unreadable=2)
+    with pytest.raises(ValueError, match=r"4 unreadable videos in .*, more than max_unreadable=3(?s:.*)cut.mp4"):
+        Videos(str(tmp_path), frames=10, max_unreadable=3)
     for path in (good, short):
         path.unlink()
-    with pytest.raises(ValueError, match=r"none of the 3 videos in .* can be used: 3 cannot be read \(cut.mp4: "):
+    with pytest.raises(ValueError, match=r"none of the 4 videos in .* can be used: 4 cannot be read \(cut.mp4: "):
         Videos(str(tmp_path), frames=10)
 
 

@@ -83,11 +83,18 @@ def index_video(file: Path) -> Index:
     except UnreadableVideo as error:
         raise UnreadableVideo(f"{file}: {error}") from None
     except Exception as error:  # decoders meet damaged files with errors of every kind
-        raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
+        raise _damaged(file, error) from error
     gaps = [[int(gap), len(list(same))] for gap, same in groupby(np.diff(stamps).tolist())]
     rising = all(a < b for a, b in pairwise(shown))
     ordered = rising and set(shown) <= set(stamps) and len(set(stamps)) == len(stamps)
     return Index([stamps[0], *gaps], str(base), size, ordered)
+
+
+def _damaged(file: Path, error: Exception) -> UnreadableVideo:
+    if not file.is_file() or not file.stat().st_size:
+        return UnreadableVideo(f"{file}: {'the file is empty' if file.is_file() else 'no such file'}")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return UnreadableVideo(f"{file}: damaged, or no video ({reason})")
 
 
 def _first_frames(file: Path) -> tuple[list[int], list[int]]:
@@ -135,7 +142,7 @@ def read_frames(file: Path, index: Index, rows: Sequence[int]) -> Iterator[Frame
             if len(found) == len(set(wanted)):
                 break
     except Exception as error:
-        raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
+        raise _damaged(file, error) from error
     if missing := [row for row, key in zip(rows, wanted) if key not in found]:
         raise UnreadableVideo(f"{file}: frame {missing[0]} of {len(stamps)} cannot be decoded")
     return (found[key] for key in wanted)
