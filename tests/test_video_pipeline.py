@@ -148,6 +148,35 @@ def test_a_result_depends_on_its_own_generator_alone(pipeline):
     assert not torch.equal(several[0], several[1])
 
 
+def test_a_result_depends_on_its_own_mask_alone_where_windows_slide(pipeline):
+    """The order of the windows is that of the hidden tokens: of each row's own, not of the batch's."""
+    clips, hidden = video(8, batch=2), torch.zeros(2, 8, 6, 8, dtype=torch.bool)
+    hidden[0, :2], hidden[1, 5:], hidden[1, 0, 0, 0] = True, True, True
+    settings = {"output_type": "codes", "num_inference_steps": 2}
+    both = pipeline.inpaint(clips, hidden, generator=[seeded(1), seeded(2)], **settings).frames
+    for i in range(2):
+        alone = pipeline.inpaint(clips[i], hidden[i], generator=[seeded(i + 1)], **settings).frames
+        assert torch.equal(both[i], alone[0])
+
+
+def test_several_results_of_several_videos_have_their_own_class_and_actions():
+    """Also where prediction goes on from decoded frames."""
+    options = {"num_classes": 3, "action_dim": 4}
+    model, clips = make(CAUSAL, factor=2, **options), video(3, batch=2)
+    actions = torch.randn(2, 15, 2, generator=seeded())
+    noise = [seeded(i) for i in range(4)]
+    settings = {"output_type": "pt", "num_inference_steps": 2}
+    both = model.predict(
+        clips, 12, class_labels=[0, 2], actions=actions, num_videos_per_prompt=2, generator=noise, **settings
+    ).frames
+    for i in range(4):
+        own = {"class_labels": [0, 2][i // 2], "actions": actions[i // 2], "generator": [seeded(i)]}
+        alone = model.predict(clips[i // 2], 12, **own, **settings).frames
+        torch.testing.assert_close(both[i], alone[0])
+    with pytest.raises(ValueError, match=r"actions \(2, 25, 2\) for 2 videos of 15 frames"):
+        model.predict(clips, 12, actions=torch.zeros(2, 25, 2))
+
+
 def test_classes():
     pipeline = make(num_classes=3)
     made = [pipeline(label, generator=seeded(), output_type="codes").frames for label in ([0, 1], [0, 2])]
@@ -336,7 +365,13 @@ BAD = [
     (lambda p: p.interpolate(video(1), video(1, width=10), 1), "of one size"),
     (lambda p: p.outpaint(video(2)), "one of them above 0"),
     (lambda p: p.inpaint(video(2), torch.zeros(2, 6, 8, dtype=torch.bool)), "hide something"),
-    (lambda p: p.inpaint(video(2), torch.ones(3, 6, 8, dtype=torch.bool)), "must be that of"),
+    (lambda p: p.inpaint(video(2), torch.ones(3, 6, 8, dtype=torch.bool)), "of the size of"),
+    (lambda p: p.inpaint(video(4), torch.ones(4, 6, 8)), r"float32 \(4, 6, 8\), must be bool"),
+    (lambda p: p(num_frames=0), "num_frames is 0"),
+    (lambda p: p.predict(video(2), 1, num_videos_per_prompt=0), "num_videos_per_prompt 0 must be at least 1"),
+    (lambda p: p.predict(video(2), 9, overlap=(2, 0)), r"overlap \(2, 0\) be \(time, height, width\)"),
+    (lambda p: p.predict(video(2), 1, actions=np.zeros((3, 2))), r"actions as a tensor \(T, a\)"),
+    (lambda p: p.predict(video(2), 1, actions=torch.full((3, 2), np.nan)), "finite numbers"),
     (lambda p: p(class_labels=1), "takes no class_labels"),
     (lambda p: p(output_type="mp4"), "unknown output_type"),
     (
