@@ -370,7 +370,6 @@ BAD = [
     (lambda p: p(num_frames=0), "num_frames is 0"),
     (lambda p: p.predict(video(2), 1, num_videos_per_prompt=0), "num_videos_per_prompt 0 must be at least 1"),
     (lambda p: p.predict(video(2), 9, overlap=(2, 0)), r"overlap \(2, 0\) be \(time, height, width\)"),
-    (lambda p: p.predict(video(2), 1, actions=np.zeros((3, 2))), r"actions as a tensor \(T, a\)"),
     (lambda p: p.predict(video(2), 1, actions=torch.full((3, 2), np.nan)), "finite numbers"),
     (lambda p: p(class_labels=1), "takes no class_labels"),
     (lambda p: p(output_type="mp4"), "unknown output_type"),
