@@ -406,6 +406,23 @@ def test_sizes_that_differ_need_a_size(tmp_path):
     assert Videos(str(tmp_path), frames=4, size=[13, 9])[1]["pixels"].shape == (3, 4, 13, 9)  # odd sizes too
 
 
+def test_a_frame_of_another_size_needs_a_size(tmp_path):
+    folder_of_frames(tmp_path)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a/v1/frame_10.png")
+    data = Videos(str(tmp_path), frames=6)
+    with pytest.raises(ValueError, match=r"a/v1 is \(30, 40\) \(h, w\), others are \(16, 24\); give the size"):
+        data[0]
+    assert Videos(str(tmp_path), frames=6, size=8)[0]["pixels"].shape[2:] == (8, 8)
+
+
+def test_actions_of_several_lengths_are_refused(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.mp4", frames(4))
+        np.save(tmp_path / f"{name}.actions.npy", np.zeros((4, 1 + (name == "b"))))
+    with pytest.raises(ValueError, match=r"several lengths: 1 \(.*a.actions.npy\), 2 \(.*b.actions.npy\)"):
+        Videos(str(tmp_path), frames=4)
+
+
 def test_an_unreadable_frame_in_a_folder_is_told(tmp_path):
     folder_of_frames(tmp_path)
     (tmp_path / "b/v2/frame_9.png").write_bytes(b"no picture")

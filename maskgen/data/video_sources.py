@@ -256,6 +256,10 @@ def _read_actions(files: list[Path], lengths: list[int]) -> dict[int, Float32[np
     if found and len(found) < len(files):
         missing = next(file for i, file in enumerate(files) if i not in found)
         raise ValueError(f"{len(found)} of {len(files)} videos have actions; {missing} does not exist")
+    widths = {actions.shape[1]: files[i] for i, actions in found.items()}
+    if len(widths) > 1:
+        listed = ", ".join(f"{width} ({file})" for width, file in sorted(widths.items()))
+        raise ValueError(f"actions have several lengths: {listed}; give as many numbers a frame everywhere")
     return found
 
 
