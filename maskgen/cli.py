@@ -30,6 +30,8 @@ TraceFile = Annotated[Path | None, typer.Option("--trace", help="a .gif of the d
 Dilation = Annotated[str, typer.Option(help="tokens around the hole that are hidden too; auto measures the encoder")]
 Crop = Annotated[int | None, typer.Option(help="see the hole and so many pixels around it, not the whole picture")]
 Feather = Annotated[int | None, typer.Option(help="pixels over which the paste fades inside the hole; 0: a hard edge")]
+Fps = Annotated[float | None, typer.Option(help="frames a second of the file; the video's own if none")]
+Stride = Annotated[int, typer.Option(min=1, help="every which frame of the video to take")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")]
 
 
@@ -206,7 +208,7 @@ def join(
 @app.command("predict-video")
 def predict_video(
     model: Annotated[str, typer.Argument(help="run, pipeline folder or Hub name")],
-    video: Annotated[Path, typer.Argument(help="the file to go on from")],
+    video: Annotated[Path, typer.Argument(help="its file, a folder of frames, a picture, or FILE.npz:3")],
     frames: Annotated[int, typer.Option(min=1, help="to predict, beyond the trained length too")] = 16,
     context: Annotated[int | None, typer.Option(min=1, help="last frames to see; what the model holds if none")] = None,
     count: Count = 1,
@@ -216,14 +218,15 @@ def predict_video(
     guidance: Guidance = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help=".mp4, .gif, or .png for a strip of frames")] = Path("predicted.mp4"),
-    fps: Annotated[int, typer.Option(min=1, help="frames a second of the file")] = 10,
+    fps: Fps = None,
     device: Device = "auto",
+    stride: Stride = 1,
 ) -> None:
     """Predict the frames that follow a video."""
     from maskgen.pipelines.video_jobs import predict_video as run
 
-    made = run(model, video, frames, context, count, class_name, actions, steps, guidance, seed, out, fps, device)
-    for path in made:
+    settings = (count, class_name, actions, steps, guidance, seed, out, fps, device, stride)
+    for path in run(model, video, frames, context, *settings):
         print(path)
 
 
@@ -231,7 +234,7 @@ def predict_video(
 def edit_video(
     task: Annotated[str, typer.Argument(help="interpolate, inpaint or outpaint")],
     model: Annotated[str, typer.Argument(help="run, pipeline folder or Hub name")],
-    video: Annotated[Path, typer.Argument(help="the video's file, or a picture")],
+    video: Annotated[Path, typer.Argument(help="its file, a folder of frames, a picture, or FILE.npz:3")],
     video_2: Annotated[Path | None, typer.Argument(help="interpolate: the video or picture to end with")] = None,
     mask: Annotated[Path | None, typer.Option(help="inpaint: a picture as large as the video, white is hidden")] = None,
     box: Annotated[
@@ -250,13 +253,16 @@ def edit_video(
     guidance: Guidance = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help=".mp4, .gif, or .png for a strip of frames")] = Path("edited.mp4"),
-    fps: Annotated[int, typer.Option(min=1, help="frames a second of the file")] = 10,
+    fps: Fps = None,
     device: Device = "auto",
+    before: Annotated[int, typer.Option(min=0, help="outpaint: frames to add before")] = 0,
+    after: Annotated[int, typer.Option(min=0, help="outpaint: frames to add behind")] = 0,
+    stride: Stride = 1,
 ) -> None:
     """Interpolate between videos, or draw a part of one, or around it, anew."""
     from maskgen.pipelines.video_jobs import edit_video as run
 
-    settings = (frames, count, class_name, steps, guidance, seed, out, fps, device)
+    settings = (frames, count, class_name, steps, guidance, seed, out, fps, device, before, after, stride)
     for path in run(task, model, video, video_2, mask, box, sides, *settings):
         print(path)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ from torch import Tensor
 from maskgen.pictures import grid, to_uint8
 from maskgen.pictures import save as save_picture
 
+FASTEST = {".mp4": 1000.0, ".gif": 50.0, ".png": float("inf")}  # frames a second; a strip has no time
 CRF = "12"  # H.264's quality: 0 is without losses, 23 its default
 
 
 def save(
-    pixels: Float[Tensor, "c t h w"], path: str | Path, fps: int = 10, parameters: Mapping[str, Any] | None = None
+    pixels: Float[Tensor, "c t h w"],
+    path: str | Path,
+    fps: float | int = 10,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a clip, making its folder: .mp4 (H.264), .gif, or .png (its frames side by side).
 
@@ -30,32 +36,47 @@ def save(
         parameters: what made it, kept in the file; PNG only, see :func:`maskgen.pictures.save`.
 
     Raises:
-        ValueError: another kind of file, or parameters for other than .png.
+        ValueError: another kind of file, parameters for other than .png, or frames a second that it cannot have.
     """
-    path = Path(path).expanduser()
+    path = check_output(path, fps)
     kind = path.suffix.lower()
     if kind == ".png":
         return save_picture(strip({"": pixels}), path, parameters)
-    if kind not in (".mp4", ".gif"):
-        raise ValueError(f"{path} must end in .mp4, .gif or .png")
     if parameters is not None:
         raise ValueError(f"{path} cannot hold what made it; give a name that ends in .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = to_frames(pixels)
     if kind == ".gif":
         pictures = [Image.fromarray(frame) for frame in frames]
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+        ends = [round(100 * i / fps) for i in range(len(frames) + 1)]
+        times = [10 * (end - begin) for begin, end in pairwise(ends)]  # milliseconds
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0)
     else:
         _write_mp4(frames, path, fps)
     return path
 
 
-def _write_mp4(frames: UInt8[np.ndarray, "t h w 3"], path: Path, fps: int) -> None:
+def check_output(path: str | Path, fps: float | int) -> Path:
+    """The path, if :func:`save` can write there: asked before what is to be saved takes its time.
+
+    Raises:
+        ValueError: another kind of file, or frames a second that it cannot have.
+    """
+    path = Path(path).expanduser()
+    kind = path.suffix.lower()
+    if kind not in FASTEST:
+        raise ValueError(f"{path} must end in .mp4, .gif or .png")
+    if not 0 < fps <= FASTEST[kind]:
+        raise ValueError(f"fps is {fps:g}; {path} takes more than 0 and at most {FASTEST[kind]:g}")
+    return path
+
+
+def _write_mp4(frames: UInt8[np.ndarray, "t h w 3"], path: Path, fps: float | int) -> None:
     import av  # not through imageio, which collects garbage twice a file: seconds where much is loaded
 
     even = np.pad(frames, ((0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)), mode="edge")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": CRF})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": CRF})
         stream.height, stream.width = even.shape[1:3]
         stream.pix_fmt = "yuv420p"  # what every player plays
         for frame in even:

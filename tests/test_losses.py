@@ -120,9 +120,10 @@ def test_weights_that_are_not_to_be_had_are_told_both_ways(tmp_path, monkeypatch
         Lpips(str(wrong))
     with pytest.raises(ValueError, match="are not those of resnet50"):
         Logits("resnet50", str(wrong))
-    wrong.write_text("<html>")
-    with pytest.raises(ValueError, match="weights=PATH"):
-        Lpips(str(wrong))
+    for text in ("<html>", "hello"):  # the second is a KeyError of the unpickler's
+        wrong.write_text(text)
+        with pytest.raises(ValueError, match="weights=PATH"):
+            Lpips(str(wrong))
 
 
 # -------------------------------------------------------------------------------------------------------- teachers

@@ -156,6 +156,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(tm
             ["training.accumulation=3"],
             r"batch_size 8 cannot be shared by 1 processes x accumulation 3; .*multiple of 3",
         ),
+        (["augment.type=views"], "only stages generator and representation learn from; .*set augment.type=standard"),
         (["holdout=48"], "holdout 48 must be at least 0 and below the data's 48 pictures"),
         (["stage.tokenizer.encoder.channels=1"], "data has 3 channels and stage.tokenizer.encoder.channels is 1"),
         (["stage.tokenizer.encoder.patch=8"], r"picture size \(8, 8\).*multiple of 16; resize to \(16, 16\)"),

@@ -153,6 +153,19 @@ def test_fvd_is_a_name_only_for_what_it_says(toy, tmp_path):
         ScriptedFeatures(tmp_path / "z.pt")
 
 
+@pytest.mark.parametrize("name", ["FVD", " Fvd ", " "])
+def test_no_other_network_is_called_fvd_in_other_letters(toy, name):
+    with pytest.raises(ValueError, match="fvd is that of I3D; give any other network its own name"):
+        ScriptedFeatures(toy, name)
+
+
+@pytest.mark.parametrize("names", [("fvd", "fvd"), ("mine", "mine"), ("mse",)])
+def test_every_number_of_a_report_has_its_own_name(tmp_path, truth, toy, names):
+    path = write(tmp_path / "t.npz", truth)
+    with pytest.raises(ValueError, match=f"a distance named '{names[0]}', as another number of this report"):
+        evaluate_videos([path], path, extractors=[ScriptedFeatures(toy, name) for name in names])
+
+
 # --- the report ---
 
 
@@ -209,6 +222,9 @@ def test_fvd_of_the_report_says_frames_context_and_number(tmp_path, toy):
     assert fvd["value"] == pytest.approx(0, abs=1e-6)
     assert (fvd["frames"], fvd["context_included"], fvd["real"], fvd["fake"]) == (12, True, 3, 3)
     assert len(fvd["sha256"]) == 64
+    assert found.notes == [
+        "fvd: 3 clips for 400 features: the covariance is rank-deficient, the distance biased upwards"
+    ]
     assert "ssim" in found.left_out  # 8 pixels are fewer than its window
     assert "ssim_uniform" in found.metrics
 
@@ -224,6 +240,14 @@ def test_folders_are_matched_by_name_and_clips_by_their_files(tmp_path, truth):
     (tmp_path / "made/a.mp4").rename(tmp_path / "made/d.mp4")
     with pytest.raises(ValueError, match="has no video named as a of"):
         evaluate_videos([str(tmp_path / "made")], str(tmp_path / "truth"))
+
+
+def test_files_beside_an_array_are_in_the_order_of_their_numbers(tmp_path):
+    grey = np.arange(0, 220, 20, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(16, 2).repeat(16, 3)
+    for i, video in enumerate(grey):
+        save(torch.from_numpy(video)[None] / 127.5 - 1, tmp_path / "made" / f"{i}.mp4")
+    report = evaluate_videos([str(tmp_path / "made")], write(tmp_path / "t.npz", grey[..., None].repeat(3, 4)))
+    assert report.metrics["psnr"]["mean"] > 35
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,13 @@ from PIL import Image
 
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.pipelines.tokens import actions_of_tokens
-from maskgen.pipelines.video_jobs import predict_video, read_clip
+from maskgen.pipelines.video_inputs import open_footage
+from maskgen.pipelines.video_jobs import edit_video, predict_video
 from maskgen.tasks.planning import cross_entropy_plan, goal_distance, rollout_cost
 from maskgen.tasks.videos import held, video_token_mask
+from maskgen.videos import save
+
+av = pytest.importorskip("av")
 
 CONV = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
 CAUSAL = {"type": "causal", "channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1, "temporal": 1}
@@ -144,6 +148,35 @@ def test_a_result_depends_on_its_own_generator_alone(pipeline):
     assert not torch.equal(several[0], several[1])
 
 
+def test_a_result_depends_on_its_own_mask_alone_where_windows_slide(pipeline):
+    """The order of the windows is that of the hidden tokens: of each row's own, not of the batch's."""
+    clips, hidden = video(8, batch=2), torch.zeros(2, 8, 6, 8, dtype=torch.bool)
+    hidden[0, :2], hidden[1, 5:], hidden[1, 0, 0, 0] = True, True, True
+    settings = {"output_type": "codes", "num_inference_steps": 2}
+    both = pipeline.inpaint(clips, hidden, generator=[seeded(1), seeded(2)], **settings).frames
+    for i in range(2):
+        alone = pipeline.inpaint(clips[i], hidden[i], generator=[seeded(i + 1)], **settings).frames
+        assert torch.equal(both[i], alone[0])
+
+
+def test_several_results_of_several_videos_have_their_own_class_and_actions():
+    """Also where prediction goes on from decoded frames."""
+    options = {"num_classes": 3, "action_dim": 4}
+    model, clips = make(CAUSAL, factor=2, **options), video(3, batch=2)
+    actions = torch.randn(2, 15, 2, generator=seeded())
+    noise = [seeded(i) for i in range(4)]
+    settings = {"output_type": "pt", "num_inference_steps": 2}
+    both = model.predict(
+        clips, 12, class_labels=[0, 2], actions=actions, num_videos_per_prompt=2, generator=noise, **settings
+    ).frames
+    for i in range(4):
+        own = {"class_labels": [0, 2][i // 2], "actions": actions[i // 2], "generator": [seeded(i)]}
+        alone = model.predict(clips[i // 2], 12, **own, **settings).frames
+        torch.testing.assert_close(both[i], alone[0])
+    with pytest.raises(ValueError, match=r"actions \(2, 25, 2\) for 2 videos of 15 frames"):
+        model.predict(clips, 12, actions=torch.zeros(2, 25, 2))
+
+
 def test_classes():
     pipeline = make(num_classes=3)
     made = [pipeline(label, generator=seeded(), output_type="codes").frames for label in ([0, 1], [0, 2])]
@@ -219,14 +252,107 @@ def test_files_to_files(pipeline, tmp_path):
     assert all(path.stat().st_size > 0 for path in paths)
     (sheet,) = predict_video(tmp_path / "model", tmp_path / "clip.gif", out=tmp_path / "out.png", **settings)
     assert Image.open(sheet).width > 6 * 8
-    clip = read_clip(tmp_path / "clip.gif", (6, 8), 1)
+    clip = open_footage(tmp_path / "clip.gif").clip(range(5), (6, 8), 1)
     assert clip.shape == (1, 5, 6, 8)
     torch.testing.assert_close(clip[0, :, 0, 0], torch.arange(5) * 20 / 127.5 - 1, atol=0.02, rtol=0)
     with pytest.raises(ValueError, match="has 5 frames; give 1 to 5"):
         predict_video(tmp_path / "model", tmp_path / "clip.gif", 4, context=6)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"cannot read a video from .*broken.mp4"):
+    with pytest.raises(ValueError, match=r"broken.mp4: damaged, or no video"):
         predict_video(tmp_path / "model", tmp_path / "broken.mp4", 4)
+    with pytest.raises(ValueError, match=r"out.avi must end in .mp4, .gif or .png"):
+        predict_video(tmp_path / "nothing", tmp_path / "clip.gif", 4, out=tmp_path / "out.avi")
+    np.save(tmp_path / "text.npy", np.array(["a"]))
+    for name in ("text.npy", "nothing.npy", "clip.gif"):
+        with pytest.raises(ValueError, match=rf"{name} is no .npy file of actions \(context \+ frames, a\)"):
+            predict_video(tmp_path / "model", tmp_path / "clip.gif", 4, actions=tmp_path / name)
+
+
+def rate_and_length(path):
+    with av.open(str(path)) as container:
+        times = [float(frame.time) for frame in container.decode(video=0)]
+    return round(1 / (times[1] - times[0]), 2), len(times)
+
+
+def test_what_is_written_plays_at_the_videos_own_rate(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    bright = torch.linspace(-1, 1, 9)[None, :, None, None].expand(1, 9, 6, 8)
+    save(bright, tmp_path / "clip.mp4", fps=25)
+    settings = {"frames": 2, "context": 2, "steps": 1}
+
+    def made(clip="clip.mp4", **more):
+        (path,) = predict_video(tmp_path / "model", tmp_path / clip, **{"out": tmp_path / "x.mp4", **settings, **more})
+        return path
+
+    assert rate_and_length(made()) == (25, 4)
+    assert rate_and_length(made(stride=2)) == (12.5, 4)
+    assert rate_and_length(made(fps=7)) == (7, 4)
+    assert rate_and_length(made(out=tmp_path / "x.gif", fps=30))[0] == pytest.approx(30, abs=4)
+    with pytest.raises(ValueError, match=r"fps is 60; .*x.gif takes more than 0 and at most 50"):
+        made(out=tmp_path / "x.gif", fps=60)
+    with pytest.raises(ValueError, match=r"has 5 frames \(stride 2\); give 1 to 5"):
+        made(stride=2, context=6)
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / "first.png")
+    assert rate_and_length(made("first.png", context=1)) == (10, 3)
+
+
+def test_a_video_may_be_a_folder_of_frames_or_one_of_an_array(tmp_path):
+    videos = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 8), np.uint8)
+    np.savez(tmp_path / "x.npz", videos=videos)
+    np.save(tmp_path / "one.npy", videos[1:2])
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(videos[1]):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{i}.png")
+    for name in ("x.npz:1", "one.npy", "frames"):
+        footage = open_footage(tmp_path / name)
+        assert footage.length == 4
+        found = (footage.clip([1, 3], (6, 8), 1) + 1) * 127.5
+        torch.testing.assert_close(found[0], torch.from_numpy(videos[1, [1, 3]]).float(), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"x.npz holds 3 videos; name one of them, as .*x.npz:3"):
+        open_footage(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match=r"x.npz:3 holds 3 videos"):
+        open_footage(tmp_path / "x.npz:3")
+    with pytest.raises(ValueError, match=r"nothing.mp4 does not exist; give a video's file"):
+        open_footage(tmp_path / "nothing.mp4")
+
+
+def test_a_mask_is_cropped_as_its_video_is_and_must_be_of_its_size(pipeline, tmp_path):
+    save(torch.zeros(1, 3, 12, 32), tmp_path / "wide.mp4")
+    hidden = np.zeros((12, 32, 4), np.uint8)  # transparent is known
+    hidden[:, 16:] = 255
+    Image.fromarray(hidden).save(tmp_path / "mask.png")
+    hole = open_footage(tmp_path / "wide.mp4").hole(tmp_path / "mask.png", (6, 8))
+    assert torch.equal(hole, torch.arange(8).expand(6, -1) >= 4)
+    Image.fromarray(hidden[:, :16]).save(tmp_path / "half.png")
+    with pytest.raises(ValueError, match=r"the mask is 16x12 pixels \(w x h\) and its picture 32x12"):
+        open_footage(tmp_path / "wide.mp4").hole(tmp_path / "half.png", (6, 8))
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        (
+            "outpaint",
+            {"box": (0, 0, 1, 1), "sides": (1, 0, 0, 0)},
+            "outpaint does not take box; it takes sides, before",
+        ),
+        ("inpaint", {"box": (0, 0, 1, 1), "after": 2}, "inpaint does not take after; it takes mask, box"),
+        ("inpaint", {}, "inpaint needs a mask, or a box"),
+        ("interpolate", {}, "give video_2"),
+    ],
+)
+def test_what_is_of_another_task_is_refused(tmp_path, task, given, message):
+    with pytest.raises(ValueError, match=message):
+        edit_video(task, tmp_path / "model", tmp_path / "clip.mp4", **given)
+
+
+def test_videos_are_extended_in_time_from_file_to_file(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    save(torch.zeros(1, 2, 6, 8), tmp_path / "clip.mp4")
+    (path,) = edit_video(
+        "outpaint", tmp_path / "model", tmp_path / "clip.mp4", before=1, after=1, steps=1, out=tmp_path / "x.mp4"
+    )
+    assert rate_and_length(path) == (10, 4)
 
 
 BAD = [
@@ -239,7 +365,12 @@ BAD = [
     (lambda p: p.interpolate(video(1), video(1, width=10), 1), "of one size"),
     (lambda p: p.outpaint(video(2)), "one of them above 0"),
     (lambda p: p.inpaint(video(2), torch.zeros(2, 6, 8, dtype=torch.bool)), "hide something"),
-    (lambda p: p.inpaint(video(2), torch.ones(3, 6, 8, dtype=torch.bool)), "must be that of"),
+    (lambda p: p.inpaint(video(2), torch.ones(3, 6, 8, dtype=torch.bool)), "of the size of"),
+    (lambda p: p.inpaint(video(4), torch.ones(4, 6, 8)), r"float32 \(4, 6, 8\), must be bool"),
+    (lambda p: p(num_frames=0), "num_frames is 0"),
+    (lambda p: p.predict(video(2), 1, num_videos_per_prompt=0), "num_videos_per_prompt 0 must be at least 1"),
+    (lambda p: p.predict(video(2), 9, overlap=(2, 0)), r"overlap \(2, 0\) be \(time, height, width\)"),
+    (lambda p: p.predict(video(2), 1, actions=torch.full((3, 2), np.nan)), "finite numbers"),
     (lambda p: p(class_labels=1), "takes no class_labels"),
     (lambda p: p(output_type="mp4"), "unknown output_type"),
     (

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import groupby
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from maskgen.data.pixels import MAX_PIXELS
 from maskgen.data.unreadable import UnreadableVideo
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".gif", ".webm", ".mov", ".mkv", ".m4v")
+CHECKED = 16  # first frames that are decoded to see whether their timestamps can be relied on
+VERSION = 2  # of what an index says
 UNEVEN = 1.5  # frames are unevenly spaced where two gaps differ by this factor; timestamps are rounded to milliseconds
 
 Frame = UInt8[np.ndarray, "h w c"]
@@ -31,11 +33,14 @@ class Index:
         runs: the frames' timestamps in order of display, as [first, [gap, repeats], [gap, repeats], ...].
         base: of the timestamps, in seconds, as a fraction.
         size: [height, width], upright.
+        ordered: whether the decoder's frames bear these timestamps in their order. Files whose writer left the order of
+            display out (B-frames stamped as they are coded) do not: of these, frames are counted from the first.
     """
 
     runs: list[Any]
     base: str
     size: list[int]
+    ordered: bool = True
 
     @property
     def stamps(self) -> Int64[np.ndarray, " n"]:
@@ -56,7 +61,7 @@ class Index:
 
 
 def index_video(file: Path) -> Index:
-    """Read the packets of a video, and decode its first frame.
+    """Read the packets of a video, and decode its first frames.
 
     Raises:
         UnreadableVideo: damaged, no video in it (audio only), frames that do not say when they are shown, or more than
@@ -70,18 +75,37 @@ def index_video(file: Path) -> Index:
             packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
             stamps = sorted(_stamp(packet) for packet in packets)
             base, width, height = stream.time_base, stream.width, stream.height
+            if width * height > MAX_PIXELS:
+                raise UnreadableVideo(f"{width}x{height} is more than the {MAX_PIXELS} pixels allowed (MAX_PIXELS)")
+        if not stamps:
+            raise UnreadableVideo("it has no frames")
+        shown, size = _first_frames(file)
     except UnreadableVideo as error:
         raise UnreadableVideo(f"{file}: {error}") from None
     except Exception as error:  # decoders meet damaged files with errors of every kind
-        raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
-    if not stamps:
-        raise UnreadableVideo(f"{file}: it has no frames")
-    if width * height > MAX_PIXELS:
-        raise UnreadableVideo(f"{file}: {width}x{height} is more than the {MAX_PIXELS} pixels allowed (MAX_PIXELS)")
+        raise _damaged(file, error) from error
     gaps = [[int(gap), len(list(same))] for gap, same in groupby(np.diff(stamps).tolist())]
-    index = Index([stamps[0], *gaps], str(base), [height, width])
-    index.size = list(next(read_frames(file, index, [0])).shape[:2])
-    return index
+    rising = all(a < b for a, b in pairwise(shown))
+    ordered = rising and set(shown) <= set(stamps) and len(set(stamps)) == len(stamps)
+    return Index([stamps[0], *gaps], str(base), size, ordered)
+
+
+def _damaged(file: Path, error: Exception) -> UnreadableVideo:
+    if not file.is_file() or not file.stat().st_size:
+        return UnreadableVideo(f"{file}: {'the file is empty' if file.is_file() else 'no such file'}")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return UnreadableVideo(f"{file}: damaged, or no video ({reason})")
+
+
+def _first_frames(file: Path) -> tuple[list[int], list[int]]:
+    """Timestamps of the first frames as the decoder gives them, and the first one's [height, width]."""
+    import av
+
+    with av.open(str(file)) as container:
+        frames = list(islice(container.decode(_stream(container)), CHECKED))
+    if not frames:
+        raise UnreadableVideo("none of its frames can be decoded")
+    return [_shown(frame) or 0 for frame in frames], list(_upright(frames[0]).shape[:2])
 
 
 def _stream(container: Any) -> Any:
@@ -104,27 +128,28 @@ def _stamp(packet: Any) -> int:
 
 def read_frames(file: Path, index: Index, rows: Sequence[int]) -> Iterator[Frame]:
     """The frames `rows` (in order, repeats allowed), uint8 RGB (h, w, 3); found by their timestamps, from the last
-    keyframe before them.
+    keyframe before them, or by counting where these cannot be relied on.
 
     Raises:
         UnreadableVideo: a frame that cannot be decoded or found.
     """
     stamps = index.stamps
-    wanted = [int(stamps[row]) for row in rows]
+    wanted = [int(stamps[row]) if index.ordered else int(row) for row in rows]
     found: dict[int, Frame] = {}
     try:
-        for seek in (True, False):  # a few files find no keyframe: then from their beginning
-            found = _decode(file, set(wanted), wanted[0] if seek else None)
+        for start in (wanted[0], None) if index.ordered else (None,):  # a few files find no keyframe: from the first
+            found = _decode(file, set(wanted), start, index.ordered)
             if len(found) == len(set(wanted)):
                 break
     except Exception as error:
-        raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
-    if missing := [row for row, stamp in zip(rows, wanted) if stamp not in found]:
+        raise _damaged(file, error) from error
+    if missing := [row for row, key in zip(rows, wanted) if key not in found]:
         raise UnreadableVideo(f"{file}: frame {missing[0]} of {len(stamps)} cannot be decoded")
-    return (found[stamp] for stamp in wanted)
+    return (found[key] for key in wanted)
 
 
-def _decode(file: Path, wanted: set[int], start: int | None) -> dict[int, Frame]:
+def _decode(file: Path, wanted: set[int], start: int | None, stamped: bool) -> dict[int, Frame]:
+    """The frames of these timestamps, or of these numbers."""
     import av
 
     found: dict[int, Frame] = {}
@@ -132,22 +157,29 @@ def _decode(file: Path, wanted: set[int], start: int | None) -> dict[int, Frame]
         stream = _stream(container)
         if start is not None:
             container.seek(start, stream=stream)
-        for frame in container.decode(stream):
-            stamp = frame.pts if frame.pts is not None else frame.dts
-            if stamp in wanted:
-                found[stamp] = _upright(frame.to_ndarray(format="rgb24"), frame.rotation)
-            if len(found) == len(wanted) or (stamp is not None and stamp > max(wanted)):
+        for number, frame in enumerate(container.decode(stream)):
+            key = _shown(frame) if stamped else number
+            if key in wanted:
+                found[key] = _upright(frame)
+            if len(found) == len(wanted) or (key is not None and key > max(wanted)):
                 break
     return found
 
 
-def _upright(picture: Frame, rotation: int) -> UInt8[np.ndarray, "_ _ c"]:
-    """Turned as the file asks (telephones lay their videos down): degrees, counterclockwise."""
-    return np.ascontiguousarray(np.rot90(picture, round(rotation / 90))) if rotation else picture
+def _shown(frame: Any) -> int | None:
+    """When a decoded frame is shown."""
+    return frame.pts if frame.pts is not None else frame.dts
+
+
+def _upright(frame: Any) -> UInt8[np.ndarray, "_ _ c"]:
+    """RGB, turned as the file asks (telephones lay their videos down)."""
+    picture, turns = frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)  # degrees, counterclockwise
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
 class IndexCache:
-    """Indices kept in a JSON file; a video whose length in bytes or time of change differs is indexed anew."""
+    """Indices kept in a JSON file; a video whose length in bytes or time of change differs is indexed anew, and all are
+    where an index says something else since (VERSION)."""
 
     def __init__(self, file: Path | None) -> None:
         self.file, self.changed = file, False
@@ -161,7 +193,7 @@ class IndexCache:
     def index(self, name: str, file: Path) -> Index:
         """As :func:`index_video`; failures are remembered too."""
         stat = file.stat()
-        state = [stat.st_size, stat.st_mtime_ns]
+        state = [VERSION, stat.st_size, stat.st_mtime_ns]
         entry = self._known.get(name, {})
         if entry.get("state") != state:
             entry = {"state": state}

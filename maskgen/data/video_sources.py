@@ -256,26 +256,34 @@ def _read_actions(files: list[Path], lengths: list[int]) -> dict[int, Float32[np
     if found and len(found) < len(files):
         missing = next(file for i, file in enumerate(files) if i not in found)
         raise ValueError(f"{len(found)} of {len(files)} videos have actions; {missing} does not exist")
+    widths = {actions.shape[1]: files[i] for i, actions in found.items()}
+    if len(widths) > 1:
+        listed = ", ".join(f"{width} ({file})" for width, file in sorted(widths.items()))
+        raise ValueError(f"actions have several lengths: {listed}; give as many numbers a frame everywhere")
     return found
 
 
 def find_videos(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Video files below `root`, and folders of frames with their frames; relative, sorted, hidden ones ignored."""
+    """Video files below `root`, and folders of frames with their frames; relative, hidden ones ignored, in the order of
+    their names (2 before 10)."""
     videos: list[str] = []
     folders: dict[str, list[str]] = {}
     for folder, below, files in os.walk(root, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = [name for name in below if not name.startswith(".")]
         shown = [name for name in files if not name.startswith(".")]
         place = Path(folder).relative_to(root).as_posix()
         videos += [(Path(place) / n).as_posix() for n in shown if n.lower().endswith(VIDEO_EXTENSIONS)]
         if frames := sorted((n for n in shown if n.lower().endswith(FRAME_EXTENSIONS)), key=_natural):
             folders[place] = frames
-    return sorted(videos), folders
+    return sorted(videos, key=_natural), {place: folders[place] for place in sorted(folders, key=_natural)}
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Numbers as numbers: frame_2 before frame_10."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name) if piece]
+def _natural(path: str) -> list[list[tuple[int, str]]]:
+    """Folder by folder, numbers as numbers: frame_2 before frame_10."""
+    return [
+        [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name) if piece]
+        for name in path.split("/")
+    ]
 
 
 def _classes(root: Path, names: list[str], labels: str | None) -> tuple[list[int], list[str]]:

@@ -101,7 +101,7 @@ class Videos:
         stored = source.size if size is None else check_size(size)
         if stored is None:
             raise ValueError(f"videos in {root} have several sizes; give the size to bring them to")
-        self.size = stored
+        self.size, self._as_stored = stored, size is None
         self._tally.watch([source.names[i] for i in self._videos], [str(root / source.names[i]) for i in self._videos])
         self.groups = np.repeat(np.arange(len(self._videos)), clips)  # which video each clip is of
         self.labels = np.repeat(np.array([source.labels[i] for i in self._videos], np.int64), clips)
@@ -128,13 +128,25 @@ class Videos:
     def _read(self, i: int, place: float) -> dict[str, Any]:
         first, places = self._parts[i]
         rows = first + int(place * places) + self.stride * np.arange(self.frames)
-        pixels = to_clip(self._source.frames_of(i, rows.tolist()), self.size, self.channels)
+        frames = self._source.frames_of(i, rows.tolist())
+        if self._as_stored:
+            frames = (self._of_its_size(frame, i) for frame in frames)
+        pixels = to_clip(frames, self.size, self.channels)
         item: dict[str, Any] = {"pixels": pixels, "label": int(self._source.labels[i])}
         actions = self._source.actions_of(i)
         if actions is not None:
             passed = np.minimum(rows[:, None] + np.arange(self.stride), len(actions) - 1)  # the last leads out of it
             item["actions"] = torch.from_numpy(actions[passed].reshape(self.frames, -1))
         return item
+
+    def _of_its_size(self, frame: Frame, i: int) -> Frame:
+        """ValueError for a frame of another size than the first's: fitting it would zoom."""
+        if frame.shape[:2] != self.size:
+            raise ValueError(
+                f"a frame of {self._source.names[i]} is {frame.shape[:2]} (h, w), others are {self.size}; give the "
+                "size to bring all to"
+            )
+        return frame
 
     def _report(self, root: Path, span: int) -> None:
         """Say what was left out and what varies; ValueError where nothing is left."""

@@ -40,7 +40,9 @@ class ScriptedFeatures:
     """
 
     def __init__(self, path: str | Path, name: str = "fvd") -> None:
-        self.file, self.name = Path(path).expanduser(), name
+        self.file, self.name = Path(path).expanduser(), name.strip()
+        if not self.name or (self.name.lower() == "fvd" and self.name != "fvd"):
+            raise ValueError(f"{name!r} names no distance: fvd is that of I3D; give any other network its own name")
         if not self.file.is_file():
             raise ValueError(f"{self.file} does not exist; give I3D as a TorchScript file (torch.jit.save)")
         try:

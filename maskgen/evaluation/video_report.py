@@ -99,7 +99,7 @@ def evaluate_videos(
     Raises:
         ValueError: videos that cannot be read, do not match, or are too short for the context.
     """
-    _check(predicted, context)
+    _check(predicted, context, [extractor.name for extractor in extractors])
     true = _open(truth)
     made = {name: _open(name) for name in predicted if name not in TRIVIAL}
     sources = {name: _matched(source, name, true, truth) for name, source in made.items()}
@@ -130,6 +130,11 @@ def evaluate_videos(
     for name, metric in metrics.items():
         report.metrics[name] = _summary(torch.stack(scores[name], dim=1), of_mean[name], metric)
     for extractor, (fakes, reals) in zip(extractors, seen):
+        if len(reals) <= reals[0].shape[1]:
+            report.notes.append(
+                f"{extractor.name}: {len(reals)} clips for {reals[0].shape[1]} features: the covariance is "
+                "rank-deficient, the distance biased upwards"
+            )
         values = [clip_distance(torch.cat(fake), torch.cat(reals)) for fake in fakes]
         report.distances[extractor.name] = {
             "value": sum(values) / len(values),
@@ -143,7 +148,10 @@ def evaluate_videos(
     return report
 
 
-def _check(predicted: Sequence[str], context: int) -> None:
+def _check(predicted: Sequence[str], context: int, distances: Sequence[str]) -> None:
+    taken = [*METRICS, "lpips"]
+    if twice := [name for i, name in enumerate(distances) if name in taken or name in distances[:i]]:
+        raise ValueError(f"a distance named {twice[0]!r}, as another number of this report; give it a name of its own")
     if not predicted or context < 0:
         raise ValueError(f"give at least one predicted set, and a context of at least 0; got {predicted}, {context}")
     if "copy-last" in predicted and context < 1:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from maskgen.decoding.scheduler import MaskScheduler
@@ -124,11 +124,14 @@ class MaskedVideoPipeline(DiffusionPipeline):
         """Generate videos, of the trained length where `num_frames` is None.
 
         Raises:
-            ValueError: what :meth:`inpaint` raises.
+            ValueError: no frames; what :meth:`inpaint` raises.
         """
         count = len(class_labels) if isinstance(class_labels, (list, tuple, Tensor)) else 1
-        frames, height, width = self.size
-        blank = torch.zeros(count, self.tokenizer.channels, num_frames or frames, height, width)
+        trained, height, width = self.size
+        frames = trained if num_frames is None else num_frames
+        if frames < 1:
+            raise ValueError(f"num_frames is {frames}; generate at least 1")
+        blank = torch.zeros(count, self.tokenizer.channels, frames, height, width)
         everything = torch.ones_like(blank[:, 0], dtype=torch.bool)
         return self.inpaint(blank, everything, class_labels, **{"task": "generation", **options})
 
@@ -203,7 +206,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
     def inpaint(
         self,
         video: Tensor,
-        mask: Bool[Tensor, "*b T H W"],
+        mask: Shaped[Tensor, "*b T H W"],
         class_labels: Any = None,
         actions: Float[Tensor, "*rows frames a"] | None = None,
         num_videos_per_prompt: int = 1,
@@ -228,9 +231,17 @@ class MaskedVideoPipeline(DiffusionPipeline):
         """
         self.check_output_type(output_type)
         pixels, copies = self._video(video), num_videos_per_prompt
+        share = tuple(n // 2 for n in self.transformer.grid) if overlap is None else overlap
+        if copies < 1 or not isinstance(share, Sequence) or len(share) != 3:
+            raise ValueError(
+                f"num_videos_per_prompt {copies} must be at least 1, and overlap {overlap} be (time, height, width)"
+            )
         hidden = mask.expand(len(pixels), -1, -1, -1) if mask.ndim == 3 else mask
-        if hidden.shape != pixels[:, 0].shape or not hidden.any():
-            raise ValueError(f"the mask {tuple(mask.shape)} must be that of {tuple(pixels.shape)} and hide something")
+        if hidden.dtype != torch.bool or hidden.shape != pixels[:, 0].shape or not hidden.any():
+            raise ValueError(
+                f"the mask, {mask.dtype} {tuple(mask.shape)}, must be bool (T, H, W) or (n, T, H, W), of the size of "
+                f"{tuple(pixels.shape)}, and hide something: True is drawn anew"
+            )
         whole, holes = self._whole(pixels), self._whole(hidden[:, None].float(), 1.0)[:, 0] > 0
         grid = self.tokenizer.grid(tuple(whole.shape[2:]))
         if self.factor > 1 and grid[0] > self.transformer.grid[0]:
@@ -240,23 +251,35 @@ class MaskedVideoPipeline(DiffusionPipeline):
             )
         labels = self._labels(class_labels, len(pixels), copies, task)
         canvas, hide, shown = self._opened(whole, holes, grid, task, copies)
-        codes = self.complete(
-            canvas,
-            hide,
-            labels,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            overlap=tuple(n // 2 for n in self.transformer.grid) if overlap is None else tuple(overlap),
-            actions=self._actions(actions, pixels, whole.shape[2], copies),
-            shown=shown,
-        )
+        acts = self._actions(actions, pixels, whole.shape[2], copies)
+        codes = torch.empty_like(canvas)
+        for rows in self._alike(hide, generator):
+            codes[rows] = self.complete(
+                canvas[rows],
+                hide[rows],
+                None if labels is None else [labels[row] for row in rows],
+                num_inference_steps,
+                guidance_scale,
+                [generator[row] for row in rows] if isinstance(generator, list) else generator,
+                overlap=tuple(share),
+                actions=None if acts is None else acts[rows],
+                shown=None if shown is None else shown[rows],
+            )
         if output_type == "codes":
             return self._output(codes, output_type, return_dict)
         made = self.tokenizer.decode(codes).float().cpu()
         made = made[:, :, : pixels.shape[2], : pixels.shape[3], : pixels.shape[4]]
         known = [x.repeat_interleave(copies, 0).cpu() for x in (pixels, hidden[:, None])]
         return self._output(torch.where(known[1], made, known[0]), output_type, return_dict)
+
+    def _alike(self, hide: Bool[Tensor, "n t h w"], generator: Any) -> list[list[int]]:
+        """Rows to be completed together: of one mask where windows slide, for the mask says in what order; else all."""
+        if isinstance(generator, list) and len(generator) != len(hide):
+            raise ValueError(f"{len(generator)} generators for {len(hide)} rows; give one, or one a row")
+        if tuple(hide.shape[1:]) == tuple(self.transformer.grid):
+            return [list(range(len(hide)))]
+        kinds = torch.unique(hide.flatten(1), dim=0, return_inverse=True)[1]
+        return [(kinds == kind).nonzero()[:, 0].tolist() for kind in kinds.unique()]
 
     def _opened(
         self, pixels: Tensor, hidden: Tensor, grid: Any, task: str, copies: int
@@ -282,6 +305,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
         video: Tensor,
         num_frames: int,
         keep: int,
+        class_labels: Any = None,
         actions: Tensor | None = None,
         num_videos_per_prompt: int = 1,
         output_type: str = "pil",
@@ -292,14 +316,27 @@ class MaskedVideoPipeline(DiffusionPipeline):
         self.check_output_type(output_type)
         if output_type == "codes":
             raise ValueError("beyond the trained length this tokenizer's codes are no one video; take pixels")
-        pixels = video.repeat_interleave(num_videos_per_prompt, 0)
-        total = pixels.shape[2] + num_frames
+        total, copies = video.shape[2] + num_frames, num_videos_per_prompt
+        if copies < 1:
+            raise ValueError(f"num_videos_per_prompt {copies} must be at least 1")
+        self._check_actions(actions, len(video), total)
+        pixels = video.repeat_interleave(copies, 0)
+        if actions is not None and actions.ndim == 3:
+            actions = actions.repeat_interleave(copies, 0)
+        if isinstance(class_labels, (list, tuple, Tensor)) and len(class_labels) > 1:
+            class_labels = [label for label in class_labels for _ in range(copies)]
         while pixels.shape[2] < total:
             start = pixels.shape[2] - keep
             stop = min(total, start + self.size[0])
             part = None if actions is None else actions[..., start:stop, :]
             frames = stop - pixels.shape[2]
-            settings = {"actions": part, "output_type": "pt", "task": "prediction", **options}
+            settings = {
+                "actions": part,
+                "class_labels": class_labels,
+                "output_type": "pt",
+                "task": "prediction",
+                **options,
+            }
             made = self.outpaint(pixels[:, :, start:], after=frames, **settings).frames
             pixels = torch.cat([pixels, made.transpose(1, 2)[:, :, -frames:].to(pixels) * 2 - 1], 2)
         return self._output(pixels, output_type, return_dict)
@@ -349,16 +386,24 @@ class MaskedVideoPipeline(DiffusionPipeline):
 
     def _actions(self, given: Tensor | None, pixels: Tensor, length: int, copies: int) -> Tensor | None:
         """Those of each result's tokens; frames behind the video's last have none."""
+        self._check_actions(given, len(pixels), pixels.shape[2])
         if given is None:
             return None
         actions = given.expand(len(pixels), -1, -1) if given.ndim == 2 else given
-        if tuple(actions.shape[:2]) != (len(pixels), pixels.shape[2]):
-            raise ValueError(
-                f"actions {tuple(given.shape)} for {len(pixels)} videos of {pixels.shape[2]} frames, those to be drawn "
-                "among them; give one a frame"
-            )
         padded = F.pad(actions.float(), (0, 0, 0, length - pixels.shape[2]))
         return actions_of_tokens(padded, self.factor).repeat_interleave(copies, 0).to(self.device)
+
+    def _check_actions(self, given: Any, videos: int, frames: int) -> None:
+        """ValueError unless there are none, or one finite row a frame, of all `videos` or of each."""
+        if given is None:
+            return
+        if not isinstance(given, Tensor) or given.ndim not in (2, 3) or not given.isfinite().all():
+            raise ValueError("give actions as a tensor (T, a) or (n, T, a) of finite numbers")
+        if given.shape[-2] != frames or (given.ndim == 3 and len(given) != videos):
+            raise ValueError(
+                f"actions {tuple(given.shape)} for {videos} videos of {frames} frames, those to be drawn among them; "
+                "give one a frame"
+            )
 
     def _output(self, made: Tensor, output_type: str, return_dict: bool) -> Any:
         """Codes, or pixels (n, c, t, H, W) in [-1, 1], as the output that was asked for."""

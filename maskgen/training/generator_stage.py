@@ -54,6 +54,8 @@ class GeneratorStage:
         samples_per_class: columns of the picture grid; `sample_classes` at most are its rows.
     """
 
+    takes_views = True
+
     def __init__(
         self,
         tokenizer: str,

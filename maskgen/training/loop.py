@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 class Stage(Protocol):
     """What the loop trains. ``modules["model"]`` is averaged (EMA), drawn from and exported.
 
-    A stage may have three more things: ``state``, modules that are not trained but are in the checkpoints (an EMA
-    teacher); ``stepped()``, called after each optimizer step; and ``progress``, which the loop sets before each step to
-    the share of the training that is then done.
+    A stage may have four more things: ``state``, modules that are not trained but are in the checkpoints (an EMA
+    teacher); ``stepped()``, called after each optimizer step; ``progress``, which the loop sets before each step to the
+    share of the training that is then done; and ``takes_views``, true where it learns from several views of a picture.
     """
 
     modules: dict[str, nn.Module]
@@ -129,10 +129,15 @@ def train(
     the seed and the step alone, so a run that was killed and resumed ends with the very same weights.
 
     Raises:
-        ValueError: a batch that the processes cannot share.
+        ValueError: a batch that the processes cannot share; views, and a stage that does not learn from them.
         FloatingPointError: a loss that is not finite.
         SystemExit: after SIGINT or SIGTERM, with a checkpoint saved.
     """
+    if isinstance(augmentation, Views) and not getattr(stage, "takes_views", False):
+        raise ValueError(
+            "augment.type=views makes further pictures of each, which only stages generator and representation learn "
+            "from; this stage would not look at them: set augment.type=standard"
+        )
     s = settings
     precision = ("bf16" if bf16_supported() else "fp32") if s.precision == "auto" else s.precision
     accelerator = _accelerator(precision, s.trackers, folder)

@@ -48,6 +48,8 @@ class RepresentationStage:
             average.
     """
 
+    takes_views = True
+
     def __init__(
         self,
         dataset: MapDataset,
