@@ -652,8 +652,9 @@ def make_moving_mnist(
 ) -> None:
     """Moving MNIST by its authors' rules."""
     from maskgen.data.moving_mnist import moving_mnist
-    from maskgen.data.video_sources import save_videos
+    from maskgen.data.video_sources import npz_file, save_videos
 
+    npz_file(out)  # before the work
     videos, facts = moving_mnist(digits, count, seed, split, frames, size, per_video)  # type: ignore[arg-type]
     print(f"{save_videos(out, {'videos': videos}, facts)}: {count} videos; {facts['digits']}")
 
@@ -673,8 +674,9 @@ def make_simulator(
 ) -> None:
     """A simulated pendulum under random torques, with the actions beside the frames (pip install 'maskgen[video]')."""
     from maskgen.data.simulator import read_options, simulate
-    from maskgen.data.video_sources import save_videos
+    from maskgen.data.video_sources import npz_file, save_videos
 
+    npz_file(out)  # before the work
     arrays, facts = simulate(count, seed, frames, environment, size, repeat, read_options(option or []))
     print(f"{save_videos(out, arrays, facts)}: {count} videos; {facts['made']}")
 

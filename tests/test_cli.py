@@ -214,6 +214,13 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         ),
         (["sample", "runs/generator", "--class", "7"], "unknown class '7': choose one of cats, dogs"),
         (["sample", "./runs/missing/"], "runs/missing"),
+        (
+            ["sample", "runs/tokenizer"],
+            "no pipeline at runs/tokenizer, for it has no model_index.json: give the run of",
+        ),
+        (["sample", "runs/generator", "--device", "gpu0"], "no device is called 'gpu0'; give auto, cpu, cuda, cuda:1"),
+        (["sample", "runs/generator", "--device", "cuda:99"], "device cuda:99: this machine has"),
+        (["make-data", "moving-mnist", "out.npy", "--digits", "nowhere"], "out.npy must end in .npz"),
         (["sample", "runs/generator", "--steps", "0"], "steps must be at least 1"),
         (["reconstruct", "runs/missing"], "no tokenizer at runs/missing: give a run (with pipeline/tokenizer/), a"),
         (["reconstruct", "runs/generator"], "its data are codes already; name the pictures with --data"),

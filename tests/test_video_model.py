@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen import MaskedVideoPipeline, MaskScheduler, Tokenizer
+from maskgen import MaskedImagePipeline, MaskedVideoPipeline, MaskScheduler, Tokenizer
 from maskgen.config import configs_folder, load
 from maskgen.data.augment import Augmentation
 from maskgen.mim.core import Learner, MaskedModeling
@@ -168,6 +168,8 @@ def test_every_configuration_takes_two_steps(name, tmp_path):
     folder = trained(stage, Squares(4, frames, channels=channels), tmp_path / "run")
     if stage["type"] == "generator":
         assert MaskedVideoPipeline.from_pretrained(folder).size == (4, 8, 8)
+        with pytest.raises(ValueError, match="this transformer is of videos"):
+            MaskedImagePipeline.from_pretrained(folder)
 
 
 def binary_tokenizer():

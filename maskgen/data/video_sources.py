@@ -203,9 +203,8 @@ class ArrayVideos:
         return None if self._actions is None else self._actions[i]
 
 
-def save_videos(path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
-    """Write an .npz that :class:`ArrayVideos` reads: ``videos``, what stands beside them, and `facts` as JSON under
-    ``metadata``. The same content is the same bytes.
+def npz_file(path: str | Path) -> Path:
+    """Where :func:`save_videos` may write.
 
     Raises:
         ValueError: another kind of file.
@@ -213,6 +212,17 @@ def save_videos(path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mappi
     file = Path(path).expanduser()
     if file.suffix != ".npz":
         raise ValueError(f"{file} must end in .npz")
+    return file
+
+
+def save_videos(path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
+    """Write an .npz that :class:`ArrayVideos` reads: ``videos``, what stands beside them, and `facts` as JSON under
+    ``metadata``. The same content is the same bytes.
+
+    Raises:
+        ValueError: another kind of file.
+    """
+    file = npz_file(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     with part.open("wb") as stream:

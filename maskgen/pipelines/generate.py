@@ -20,10 +20,20 @@ BUNDLED = "bundled emoji"  # the bundled pipeline, in what pictures keep
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, for each process of a launch its own, else the CPU."""
+    """``auto`` is CUDA where there is one, for each process of a launch its own, else the CPU.
+
+    Raises:
+        ValueError: no such device, or not on this machine.
+    """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device is called {name!r}; give auto, cpu, cuda, cuda:1, ...") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: this machine has {torch.cuda.device_count()} GPUs; give cpu or auto")
+    return device
 
 
 def some(names: list[str], limit: int = 16) -> list[str]:

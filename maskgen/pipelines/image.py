@@ -72,6 +72,11 @@ class MaskedImagePipeline(DiffusionPipeline):
     ):
         super().__init__()
         Places(tokenizer, transformer)  # refuses what was not trained together
+        if len(transformer.grid) > 2:
+            raise ValueError(
+                f"this transformer is of videos, with a grid {tuple(transformer.grid)} (t, h, w): take "
+                "MaskedVideoPipeline, `maskgen predict-video` or `maskgen edit-video`"
+            )
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler, critic=critic)
         self.register_to_config(class_names=class_names)
 

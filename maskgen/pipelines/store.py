@@ -50,13 +50,18 @@ def pipeline_folder(name: str | Path) -> Path | str:
     """The folder of a pipeline, that in a run, or a Hub name (owner/name) as it is.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder, or no pipeline in it.
     """
     local = str(name).count("/") != 1 or Path(name).parent.is_dir()
     if local and not Path(name).exists():
         raise FileNotFoundError(f"no run or pipeline at {name}; `maskgen train` makes one (Hub names: owner/name)")
-    run = Path(name) / "pipeline"
-    return run if run.is_dir() else name
+    folder = Path(name) / "pipeline" if (Path(name) / "pipeline").is_dir() else name
+    if local and not (Path(folder) / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"no pipeline at {name}, for it has no model_index.json: give the run of a generator or critic, which has "
+            "one when its training is done; a tokenizer's run is for `maskgen reconstruct` and `encode`"
+        )
+    return folder
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -70,6 +70,8 @@ def run(
     torch.manual_seed(mix(training.seed, 3))  # initial weights
     built = build(STAGE, stage, dataset=kept, holdout=held)
     if isinstance(built, CentroidStage):
+        if augment:
+            raise ValueError("stage centroids takes the data as it is, and would not look at augment: leave it out")
         built.fit(training.steps, training.seed, path)
     else:
         train(built, kept, training, path, build(AUGMENT, augment))
