@@ -24,6 +24,7 @@ import tiling
 import tokenizer_families
 import train_step
 import video_cost
+import video_tasks
 import video_world
 import yaml
 
@@ -72,6 +73,7 @@ TABLES: dict[str, Callable[[], str]] = {
         f"prediction-{name}": lambda name=name: prediction.table(results(f"prediction-{name}"))
         for name in ("moving-mnist", "street")
     },
+    "video-tasks": lambda: video_tasks.table(results("video-tasks")),
     "tiling": lambda: tiling.table(results("tiling")),
     **{
         f"video-{name}": lambda table=table, script=script: table(results(script))
