@@ -61,31 +61,30 @@ GREEDY = {"temperature": 0.0, "draw_temperature": 0.0}
 
 @dataclass(frozen=True)
 class Model:
-    """Of those compared: what its training hides, its windows, and how long it trains.
+    """Of those compared: what its training hides, and its windows.
 
-    That is ``--steps``; with `short`, ``--short`` steps; or the processor time of the model named by `as_long`.
-    A `ratio` of None is the autoregressive baseline.
+    It trains for ``--steps``, or for the processor time of the model named by `as_long`. A `ratio` of None is the
+    autoregressive baseline.
     """
 
     ratio: dict[str, Any] | None
     windows: tuple[tuple[int, int, int], ...] = ((1, 0, 0), (0, 4, 4))
-    short: bool = False
     as_long: str = ""
 
 
-VARIABLE, UNIFORM = "uniform in [0.5, 1)", {"type": "uniform", "low": 0.5, "high": 1.0}
-RATIOS = {VARIABLE: UNIFORM, **{f"always {r:g}": {"type": "fixed", "ratio": r} for r in (0.5, 0.75, 0.9, 1.0)}}
-MASKVIT = "MaskViT's windows"
-FULL, LONG_FULL = "full attention, as many steps", "full attention, as much time"
-RASTER = "autoregressive, as much time"
+MASKVIT, UNIFORM = "uniform in [0.5, 1)", {"type": "uniform", "low": 0.5, "high": 1.0}
+RATIOS = {MASKVIT: UNIFORM, **{f"always {r:g}": {"type": "fixed", "ratio": r} for r in (0.5, 0.75, 0.9, 1.0)}}
+FULL, RASTER = "full attention, as much time", "autoregressive, as much time"
 MODELS = {
-    **{name: Model(ratio, short=True) for name, ratio in RATIOS.items()},
-    MASKVIT: Model(UNIFORM),
-    LONG_FULL: Model(UNIFORM, (), as_long=MASKVIT),
-    FULL: Model(UNIFORM, ()),
-    RASTER: Model(None, as_long=MASKVIT),
+    **{name: Model(ratio) for name, ratio in RATIOS.items()},
+    FULL: Model(UNIFORM, (), MASKVIT),
+    RASTER: Model(None, (), MASKVIT),
 }
-QUESTIONS = {"ratio": list(RATIOS), "windows": [MASKVIT, LONG_FULL, FULL], "passes": [MASKVIT, RASTER]}
+QUESTIONS = {
+    "ratio": {name: name for name in RATIOS},
+    "windows": {MASKVIT: "MaskViT's windows", FULL: FULL},
+    "passes": {MASKVIT: "MaskViT's windows", RASTER: RASTER},
+}
 SCHEDULES = {
     "square": "concave",
     "cosine": "concave",
@@ -161,7 +160,8 @@ def possible(work: Path) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n 3"]]:
 def nearest(video: Float[Tensor, "n 1 t s s"], work: Path) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t 3"]]:
     """How far each frame is from the nearest that the world can show, as MSE is counted, and that one's facts."""
     frames, facts = possible(work)
-    distance, which = torch.cdist((video.clamp(-1, 1)[:, 0].flatten(2) + 1) / 2, frames).min(-1)
+    unit = (video.clamp(-1, 1)[:, 0].flatten(2) + 1) / 2
+    distance, which = torch.cdist(unit, frames, compute_mode="donot_use_mm_for_euclid_dist").min(-1)
     return distance.square(), facts[which]
 
 
@@ -205,8 +205,7 @@ def trained(name: str, seed: int, options: argparse.Namespace) -> Path:
         if model.as_long:
             trained(model.as_long, seed, options)
             seconds = read(options.out)[f"{model.as_long}/{seed}"]["training"]["cpu_seconds"]
-        steps = 0 if model.as_long else options.short if model.short else options.steps
-        config = configuration(model, seed, steps, options.work)
+        config = configuration(model, seed, 0 if model.as_long else options.steps, options.work)
         entry: dict[str, Any] = {"training": train_for(seconds, run.name, config, options.work)}
         begun = time.process_time()
         entry |= {"measured": measured(run, options.work)}
@@ -350,31 +349,31 @@ def write(options: argparse.Namespace, name: str, entry: dict[str, Any]) -> None
 # ---------------------------------------------------------------- tables
 
 
-def at(path: str) -> Callable[[dict[str, Any]], float]:
-    """Reads an entry at keys with slashes between; NaN where there is nothing."""
-
-    def value(entry: dict[str, Any]) -> float:
-        found: Any = entry
-        for key in path.split("/"):
-            found = found.get(key, {})
-        return float("nan") if found == {} else found
-
-    return value
+def at(entry: dict[str, Any], path: str) -> float:
+    """What stands at keys with slashes between; NaN where nothing does."""
+    found: Any = entry
+    for key in path.split("/"):
+        found = found.get(key, {})
+    return float("nan") if found == {} else found
 
 
+DRAWN = {  # of a draw: the title, the key, the form
+    "SSIM": ("ssim", ".3f"),
+    "off the world": ("off", ".2f"),
+    "right digit": ("digit", ".0%"),
+    "Fréchet": ("frechet", ".2f"),
+}
 QUALITY = {
     "loss, half hidden": ("loss/0.5", ".3f"),
     "loss, all hidden": ("loss/1", ".3f"),
     "MSE, greedy": ("measured/greedy/mse", ".2f"),
-    "a draw": ("measured/drawn/mse", ".2f"),
-    f"best of {SAMPLES}": ("measured/drawn/best_mse", ".2f"),
     f"mean picture of {SAMPLES}": ("measured/drawn/mean_mse", ".2f"),
-    "SSIM of a draw": ("measured/drawn/ssim", ".3f"),
-    "Fréchet, greedy": ("measured/greedy/frechet", ".2f"),
-    "Fréchet, a draw": ("measured/drawn/frechet", ".2f"),
+    f"best of {SAMPLES}": ("measured/drawn/best_mse", ".2f"),
+    "a draw": ("measured/drawn/mse", ".2f"),
+    **{title: (f"measured/drawn/{key}", form) for title, (key, form) in DRAWN.items()},
 }
 COST = {"steps": ("training/steps", "d"), "s a step": ("training/cpu_seconds_per_step", ".3f")}
-FLOOR = {"a draw": "mse", "SSIM of a draw": "ssim", "Fréchet, a draw": "frechet"}
+FLOOR = {"a draw": ("mse", ".2f"), **DRAWN}  # what rows without a model have
 
 
 def seeds_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -383,56 +382,57 @@ def seeds_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 def cell(entries: list[dict[str, Any]], path: str, form: str) -> str:
     """A number a seed."""
-    values = [at(path)(entry) for entry in entries]
+    values = [at(entry, path) for entry in entries]
     return "" if np.isnan(values).any() else ", ".join(format(value, form) for value in values)
 
 
 def models_table(results: dict[str, Any], question: str) -> str:
     columns = (COST if question == "windows" else {}) | QUALITY
-    names, title = QUESTIONS[question], {"ratio": "share hidden in training", "windows": "attention"}[question]
+    title = {"ratio": "share hidden in training", "windows": "attention"}[question]
     lines = [f"| {' | '.join([title, *columns])} |", "| --- |" + " ---: |" * len(columns)]
-    for name in names:
+    for name, shown in QUESTIONS[question].items():
         if entries := seeds_of(results, name):
-            lines.append(f"| {' | '.join([name, *(cell(entries, *column) for column in columns.values())])} |")
+            lines.append(f"| {' | '.join([shown, *(cell(entries, *column) for column in columns.values())])} |")
     for name, found in results["floors"]["measured"].items():
-        told = {**found, "mse": found["mse"] if name != "other true clips" else float("nan")}
-        values = [cell([told], FLOOR[column], QUALITY[column][1]) if column in FLOOR else "" for column in columns]
+        values = [cell([found], *FLOOR[column]) if column in FLOOR else "" for column in columns]
         lines.append(f"| {' | '.join([name, *values])} |")
-    return "\n".join([*lines, "", f"{said(results, names[0])} Decoded in {STEPS} passes, cosine."])
+    return "\n".join([*lines, "", f"{said(results)} Decoded in {STEPS} passes, cosine."])
 
 
-def said(results: dict[str, Any], name: str = MASKVIT) -> str:
-    """How the model of this name was made, how measured, and where."""
-    first = seeds_of(results, name)[0]
+def said(results: dict[str, Any]) -> str:
+    """How the models were made, how measured, and where."""
+    first = seeds_of(results, MASKVIT)[0]
     training, where, facts = first["training"], first["machine"], results["floors"]["features"]
-    seconds = cell(seeds_of(results, name), "training/cpu_seconds", ".0f")
+    seconds = cell(seeds_of(results, MASKVIT), "training/cpu_seconds", ".0f")
     return (
         f"{training['steps']} steps of {TRAINING['batch_size']} clips ({seconds} s of processor time); one number a "
-        f"seed; {TEST} held-out clips. Fréchet distance in the features of {facts['name']}, which tells the digits "
-        f"apart (accuracy {facts['accuracy']:.0%}); no FVD. "
-        f"{where['cpu']}, {where['threads']} thread(s), torch {first['versions']['torch']}."
+        f"seed; {TEST} held-out clips. Off the world: squared distance to the nearest frame that it can show. Fréchet "
+        f"distance in the features of {facts['name']}, which tells the digits apart (accuracy "
+        f"{facts['accuracy']:.0%}); no FVD. {where['cpu']}, {where['threads']} thread(s), torch "
+        f"{first['versions']['torch']}."
     )
 
 
 def schedules_table(results: dict[str, Any]) -> str:
     entries = seeds_of(results, "schedules")
-    heads = [f"{metric}, {n} passes" for metric in ("Fréchet", "MSE") for n in PASSES]
-    lines = [f"| {' | '.join(['schedule', '', *heads])} |", "| --- | --- |" + " ---: |" * len(heads)]
-    for name, kind in SCHEDULES.items():
-        cells = [cell(entries, f"measured/{name}/{n}/{metric}", ".2f") for metric in ("frechet", "mse") for n in PASSES]
-        lines.append(f"| {' | '.join([name, kind, *cells])} |")
-    return "\n".join([*lines, "", f"Of one draw. {said(results)}"])
+    heads = ["of a draw", "schedule", "", *(f"{n} passes" for n in PASSES)]
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " ---: |" * len(PASSES)]
+    for title, (key, form) in {**DRAWN, "MSE": ("mse", ".2f")}.items():
+        for name, kind in SCHEDULES.items():
+            cells = [cell(entries, f"measured/{name}/{n}/{key}", form) for n in PASSES]
+            lines.append(f"| {' | '.join([title, name, kind, *cells])} |")
+    return "\n".join([*lines, "", said(results)])
 
 
 def passes_table(results: dict[str, Any]) -> str:
     """The cosine schedule's passes beside a pass a token."""
-    keys = {"frechet": ".2f", "mse": ".2f", "ssim": ".3f"}
-    lines = ["| | passes | s a clip | Fréchet | MSE | SSIM |", "| --- |" + " ---: |" * 5]
-    rows = [(MASKVIT, n, seeds_of(results, "schedules"), f"measured/cosine/{n}", "") for n in PASSES]
+    lines = [f"| | passes | s a clip | MSE | {' | '.join(DRAWN)} |", "| --- |" + " ---: |" * (3 + len(DRAWN))]
+    masked = QUESTIONS["passes"][MASKVIT]
+    rows = [(masked, n, seeds_of(results, "schedules"), f"measured/cosine/{n}", "") for n in PASSES]
     places = FRAMES * (SIDE // PATCH) ** 2
-    rows.append(("autoregressive", places, seeds_of(results, RASTER), "measured", "drawn/"))
+    rows.append((RASTER, places, seeds_of(results, RASTER), "measured", "drawn/"))
     for name, passes, entries, path, drawn in rows:
-        cells = [cell(entries, f"{path}/{drawn}{key}", form) for key, form in keys.items()]
+        cells = [cell(entries, f"{path}/{drawn}{key}", form) for key, form in [("mse", ".2f"), *DRAWN.values()]]
         seconds = cell(entries, f"{path}/cpu_seconds_a_clip", ".3f")
         lines.append(f"| {' | '.join([name, str(passes), seconds, *cells])} |")
     return "\n".join([*lines, "", f"Of a draw; processor time, {TEST} clips at once. {said(results)}"])
@@ -449,8 +449,7 @@ TABLES = {
 def main(texts: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", required=True, help="as of maskgen make-data moving-mnist")
-    parser.add_argument("--steps", type=int, default=3000, help="of training (default: 3000)")
-    parser.add_argument("--short", type=int, default=1000, help="of those whose ratios are compared (default: 1000)")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, a model (default: 1000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="questions")
     parser.add_argument("--work", type=Path, default=Path("/tmp/video-findings"), help="scratch folder")
@@ -463,7 +462,7 @@ def main(texts: list[str]) -> None:
         write(options, "floors", {"measured": floors(options.work), "features": facts})
     for question in options.only:
         for seed in options.seeds:
-            for name in QUESTIONS.get(question, []):
+            for name in QUESTIONS.get(question, {}):
                 trained(name, seed, options)
             if question == "schedules" and f"schedules/{seed}" not in read(options.out):
                 scheduled(seed, options)
