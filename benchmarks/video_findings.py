@@ -74,15 +74,17 @@ class Model:
 
 MASKVIT, UNIFORM = "uniform in [0.5, 1)", {"type": "uniform", "low": 0.5, "high": 1.0}
 RATIOS = {MASKVIT: UNIFORM, **{f"always {r:g}": {"type": "fixed", "ratio": r} for r in (0.5, 0.75, 0.9, 1.0)}}
-FULL, RASTER = "full attention, as much time", "autoregressive, as much time"
+FULL, FULL_STEPS = "full attention, as much time", "full attention, as many steps"
+RASTER = "autoregressive, as much time"
 MODELS = {
     **{name: Model(ratio) for name, ratio in RATIOS.items()},
     FULL: Model(UNIFORM, (), MASKVIT),
+    FULL_STEPS: Model(UNIFORM, ()),
     RASTER: Model(None, (), MASKVIT),
 }
 QUESTIONS = {
     "ratio": {name: name for name in RATIOS},
-    "windows": {MASKVIT: "MaskViT's windows", FULL: FULL},
+    "windows": {MASKVIT: "MaskViT's windows", FULL: FULL, FULL_STEPS: FULL_STEPS},
     "passes": {MASKVIT: "MaskViT's windows", RASTER: RASTER},
 }
 SCHEDULES = {

@@ -118,7 +118,7 @@ def test_findings_from_the_command_to_the_tables(tiny, tmp_path, capsys):
     for name in (findings.FULL, findings.RASTER):
         assert results[f"{name}/0"]["training"]["budget_seconds"] == seconds
     floors = results["floors"]["measured"]
-    for question, rows in (("ratio", 2 + len(floors)), ("windows", 2 + len(floors)), ("schedules", 5), ("passes", 3)):
+    for question, rows in (("ratio", 2 + len(floors)), ("windows", 3 + len(floors)), ("schedules", 5), ("passes", 3)):
         lines = findings.TABLES[question](results).split("\n\n")[0].splitlines()
         assert len(lines) == 2 + rows
         assert len({line.count("|") for line in lines}) == 1
