@@ -24,6 +24,7 @@ import tiling
 import tokenizer_families
 import train_step
 import video_cost
+import video_findings
 import video_tasks
 import video_world
 import yaml
@@ -77,7 +78,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "tiling": lambda: tiling.table(results("tiling")),
     **{
         f"video-{name}": lambda table=table, script=script: table(results(script))
-        for script, tables in (("video-world", video_world.TABLES), ("video-cost", video_cost.TABLES))
+        for script, tables in (
+            ("video-world", video_world.TABLES),
+            ("video-cost", video_cost.TABLES),
+            ("video-findings", video_findings.TABLES),
+        )
         for name, table in tables.items()
     },
 }

@@ -1,14 +1,13 @@
-"""Masked video on a toy world: how much to hide, which windows and schedules; do actions matter, can they be planned?
+"""Masked video on a toy world with actions: do they matter, and can they be planned?
 
     pip install 'maskgen[video]'
     python benchmarks/video_world.py         # what is not in results/video-world.json yet
     python benchmarks/tables.py              # the tables of docs/video.md
 
 The world is gymnasium's pendulum without gravity, 32x32 pixels, under random torques that the model is told. Clips have
-8 frames, 2 of them given and 6 predicted; a frame is 2x2 tokens, k-means codes of patches of 16x16 pixels, so that a
-window in space and time is a single place. Transformers are 64 wide and 4 deep; those of `RATIOS` and `WINDOWS` train
-for as many steps and differ in nothing else. Then episodes of another seed are predicted, and the angle is read from
-the pictures too. Schedules, actions and planning (in the simulator) are measured with models that trained longer.
+8 frames, 2 of them given and 6 predicted; a frame is 2x2 tokens, k-means codes of patches of 16x16 pixels.
+Transformers are 64 wide and 4 deep. Episodes of another seed are predicted, and the angle is read from the pictures
+too. Planning is in the simulator. MaskViT's other findings are re-tested by `video_findings.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from budget import machine, train_for, versions
+from entries import add_entry, read
 from jaxtyping import Float
-from tokenizer_families import add_entry, read, slug
 from torch import Tensor
 
 from maskgen.data.simulator import Simulator, simulate
@@ -42,27 +41,11 @@ FRAMES, CONTEXT, SIDE, PATCH, CODES = 8, 2, 32, 16, 64
 FUTURE = FRAMES - CONTEXT
 WORLD: dict[str, Any] = {"size": SIDE, "repeat": 3, "options": {"g": 0.0}}
 TRAIN, TEST = 800, 100  # episodes
-MODEL = {"width": 64, "depth": 4, "heads": 4, "positions": "learned_sum"}
+MODEL = {"width": 64, "depth": 4, "heads": 4, "positions": "learned_sum", "windows": [[1, 0, 0], [0, 1, 1]]}
 TRAINING = {"batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.0, "log_every": 50}
-SAMPLES = 4
+SAMPLES = 2
 
-MASKVIT, FULL = "frames, then columns", "full attention"
-WINDOWS: dict[str, list[list[int]]] = {MASKVIT: [[1, 0, 0], [0, 1, 1]], FULL: []}
-VARIABLE = "uniform in [0.5, 1)"
-RATIOS: dict[str, dict[str, Any]] = {
-    VARIABLE: {"type": "uniform", "low": 0.5, "high": 1.0},
-    **{f"always {ratio:g}": {"type": "fixed", "ratio": ratio} for ratio in (0.5, 0.75, 0.9, 1.0)},
-}
-SCHEDULES = {
-    "square": "concave",
-    "cosine": "concave",
-    "linear": "straight",
-    "sqrt": "convex",
-    "logarithmic": "convex",
-}
-COUNTS = (2, 4, 8)
-SHORT = "short/"  # models that are compared with each other
-STEPS = 4  # of decoding, where nothing else is said
+STEPS = 4  # of decoding
 EPISODES, CANDIDATES, ROUNDS = 20, 64, 3
 
 
@@ -110,14 +93,14 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
 # ---------------------------------------------------------------- training and measuring
 
 
-def configuration(ratio: str, windows: str, seed: int, steps: int, work: Path) -> dict[str, Any]:
+def configuration(seed: int, steps: int, work: Path) -> dict[str, Any]:
     return {
         "stage": {
             "type": "generator",
             "tokenizer": str(work / "patches"),
-            "model": {**MODEL, "windows": WINDOWS[windows]},
+            "model": MODEL,
             "masking": {
-                "ratio": RATIOS[ratio],
+                "ratio": {"type": "uniform", "low": 0.5, "high": 1.0},
                 "sampler": {"type": "frames", "context": CONTEXT},
                 "objective": {"type": "cross_entropy", "label_smoothing": 0.0},
             },
@@ -130,10 +113,10 @@ def configuration(ratio: str, windows: str, seed: int, steps: int, work: Path) -
     }
 
 
-def predict(pipeline: Any, videos: Tensor, actions: Tensor, seed: int = 0, steps: int = STEPS) -> Tensor:
+def predict(pipeline: Any, videos: Tensor, actions: Tensor, seed: int = 0) -> Tensor:
     """What follows the context, (n, 3, t, s, s)."""
     noise = [torch.Generator().manual_seed(len(videos) * seed + i) for i in range(len(videos))]
-    given = {"actions": actions, "num_inference_steps": steps, "generator": noise, "output_type": "pt"}
+    given = {"actions": actions, "num_inference_steps": STEPS, "generator": noise, "output_type": "pt"}
     frames = pipeline.predict(videos[:, :, :CONTEXT], FUTURE, **given).frames
     return frames.transpose(1, 2)[:, :, CONTEXT:] * 2 - 1
 
@@ -168,48 +151,30 @@ def floors(options: argparse.Namespace) -> dict[str, Any]:
     return {**found, "tokenizer": summary([coder.decode(coder.encode(wanted))], wanted)}
 
 
-def trained(ratio: str, windows: str, seed: int, options: argparse.Namespace, short: bool = False) -> Path:
-    """The run's folder; measured and written down where it is new."""
-    name = f"{SHORT if short else ''}{ratio}/{windows}/{seed}"
-    run, steps = options.work / slug(name), options.short if short else options.steps
-    if name not in read(options.out):
-        config = configuration(ratio, windows, seed, steps, options.work)
+def trained(seed: int, options: argparse.Namespace) -> Path:
+    """The run's folder; trained and written down where it is new."""
+    run = options.work / f"model-{seed}"
+    if f"model/{seed}" not in read(options.out):
+        config = configuration(seed, options.steps, options.work)
         entry = {"training": train_for(0, run.name, config, options.work)}
-        (videos, actions), pipeline, begun = episodes(options.work), opened(run), time.process_time()
-        made = [predict(pipeline, videos, actions, sample) for sample in range(SAMPLES)]
-        entry |= {"measured": summary(made, videos[:, :, CONTEXT:])}
-        entry |= {"one_step": summary([predict(pipeline, videos, actions, steps=1)], videos[:, :, CONTEXT:])}
-        sheet = {}
+        videos, actions = episodes(options.work)
+        made, sheet = predict(opened(run), videos[:6], actions[:6]).clamp(-1, 1), {}
         for i in range(6):
-            whole = torch.cat([videos[i, :, :CONTEXT], made[0][i].clamp(-1, 1)], 1)
+            whole = torch.cat([videos[i, :, :CONTEXT], made[i]], 1)
             sheet |= {f"episode {i}": videos[i], f"predicted {i}": whole}
         strip(sheet).save(run / "predicted.png")
-        entry["measure_cpu_seconds"] = round(time.process_time() - begun, 1)
-        write(options, name, entry)
+        write(options, f"model/{seed}", entry)
     return run
-
-
-def schedules(seed: int, options: argparse.Namespace) -> None:
-    """The same model decoded by other schedules; the actions are hidden from none of them."""
-    pipeline = opened(trained(VARIABLE, MASKVIT, seed, options))
-    videos, actions = episodes(options.work)
-    entry: dict[str, Any] = {}
-    for name in SCHEDULES:
-        pipeline.scheduler.register_to_config(mask_schedule=name)
-        for count in COUNTS:
-            made = [predict(pipeline, videos, actions, sample, count) for sample in range(2)]
-            entry[f"{name}/{count}"] = summary(made, videos[:, :, CONTEXT:])
-    write(options, f"schedules/{seed}", {"measured": entry})
 
 
 def acted(seed: int, options: argparse.Namespace) -> None:
     """The same episodes with their own actions, with another's, and with none."""
-    pipeline = opened(trained(VARIABLE, MASKVIT, seed, options))
+    pipeline = opened(trained(seed, options))
     videos, actions = episodes(options.work)
     given = {"right": actions, "of another episode": actions.roll(1, 0), "zero": torch.zeros_like(actions)}
     wanted = videos[:, :, CONTEXT:]
     found = {
-        name: summary([predict(pipeline, videos, some, sample) for sample in range(2)], wanted)
+        name: summary([predict(pipeline, videos, some, sample) for sample in range(SAMPLES)], wanted)
         for name, some in given.items()
     }
     write(options, f"actions/{seed}", {"measured": found})
@@ -236,7 +201,7 @@ def executed(world: Simulator, start: int, first: Tensor, plan: Tensor) -> tuple
 
 def planned(seed: int, options: argparse.Namespace) -> None:
     """How far the pendulum is from a goal after as many actions, planned or not; by the kind of goal."""
-    pipeline, world = opened(trained(VARIABLE, MASKVIT, seed, options)), Simulator(**WORLD)
+    pipeline, world = opened(trained(seed, options)), Simulator(**WORLD)
     found: dict[str, dict[str, list[float]]] = {}
     begun = time.process_time()
     for kind in GOALS:
@@ -305,48 +270,15 @@ def degrees(entries: list[dict[str, Any]], key: str = "last_angle") -> str:
     return ", ".join(f"{np.rad2deg(entry[key]):.1f}" for entry in entries)
 
 
-def said(results: dict[str, Any], samples: int, start: str = "") -> str:
+def said(results: dict[str, Any]) -> str:
     """How the models were made, and where."""
-    first = seeds_of(results, f"{start}{VARIABLE}/{MASKVIT}")[0]
+    first = seeds_of(results, "model")[0]
     training, where = first["training"], first["machine"]
     return (
         f"Models of {training['steps']} steps of {TRAINING['batch_size']} clips, {training['cpu_seconds']:.0f} s of "
-        f"processor time; {TEST} held-out episodes, {samples} samples of each; one number a seed. "
+        f"processor time; {TEST} held-out episodes, {SAMPLES} samples of each; one number a seed. "
         f"{where['cpu']}, {where['threads']} thread(s), torch {first['versions']['torch']}."
     )
-
-
-HEAD = "| {} | MSE | best of {} | SSIM | degrees off at the last frame | MSE, one step | s of training |"
-
-
-def models_table(results: dict[str, Any], question: str) -> str:
-    """Markdown: the models that differ in the ratio, or in the windows."""
-    names = {
-        "ratio": {ratio: f"{SHORT}{ratio}/{MASKVIT}" for ratio in RATIOS},
-        "windows": {windows: f"{SHORT}{VARIABLE}/{windows}" for windows in WINDOWS},
-    }[question]
-    title = {"ratio": "share hidden in training", "windows": "attention"}[question]
-    lines = [HEAD.format(title, SAMPLES), "| --- |" + " ---: |" * 6]
-    for name, start in names.items():
-        if entries := seeds_of(results, start):
-            made, one = [entry["measured"] for entry in entries], [entry["one_step"] for entry in entries]
-            lines.append(
-                f"| {name} | {numbers(made, 'mse', '.1f')} | {numbers(made, 'best_mse', '.1f')} | "
-                f"{numbers(made, 'ssim', '.3f')} | {degrees(made)} | {numbers(one, 'mse', '.1f')} | "
-                f"{numbers([entry['training'] for entry in entries], 'cpu_seconds', '.0f')} |"
-            )
-    for name, found in results["floors"]["measured"].items():
-        lines.append(f"| {name} | {found['mse']:.1f} | | {found['ssim']:.3f} | {degrees([found])} | | |")
-    return "\n".join([*lines, "", f"{said(results, SAMPLES, SHORT)} Decoded in {STEPS} steps."])
-
-
-def schedules_table(results: dict[str, Any]) -> str:
-    entries = [entry["measured"] for entry in seeds_of(results, "schedules")]
-    lines = ["| schedule | |" + "".join(f" {n} steps |" for n in COUNTS), "| --- | --- |" + " ---: |" * len(COUNTS)]
-    for name, kind in SCHEDULES.items():
-        cells = "".join(f" {numbers([e[f'{name}/{n}'] for e in entries], 'mse', '.1f')} |" for n in COUNTS)
-        lines.append(f"| {name} | {kind} |{cells}")
-    return "\n".join([*lines, "", f"MSE. {said(results, 2)}"])
 
 
 def actions_table(results: dict[str, Any]) -> str:
@@ -359,7 +291,7 @@ def actions_table(results: dict[str, Any]) -> str:
             f"| {name} | {numbers(found, 'mse', '.1f')} | {numbers(found, 'ssim', '.3f')} | "
             f"{degrees(found, 'angle')} | {degrees(found)} |"
         )
-    return "\n".join([*lines, "", f"{said(results, 2)} Decoded in {STEPS} steps."])
+    return "\n".join([*lines, "", f"{said(results)} Decoded in {STEPS} steps."])
 
 
 def planning_table(results: dict[str, Any]) -> str:
@@ -377,9 +309,6 @@ def planning_table(results: dict[str, Any]) -> str:
 
 
 TABLES = {
-    "ratio": lambda results: models_table(results, "ratio"),
-    "windows": lambda results: models_table(results, "windows"),
-    "schedules": schedules_table,
     "actions": actions_table,
     "planning": planning_table,
 }
@@ -388,7 +317,6 @@ TABLES = {
 def main(texts: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="of training, a model (default: 1000)")
-    parser.add_argument("--short", type=int, default=400, help="of those that are compared (default: 400)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="questions")
     parser.add_argument("--work", type=Path, default=Path("/tmp/video-world"), help="scratch folder")
@@ -398,15 +326,11 @@ def main(texts: list[str]) -> None:
     prepare(options.work)
     if "floors" not in read(options.out):
         write(options, "floors", {"measured": floors(options)})
-    asked = {"actions": acted, "planning": planned, "schedules": schedules}
+    asked = {"actions": acted, "planning": planned}
     for seed in options.seeds:
-        for name, answer in asked.items():
-            if name in options.only and f"{name}/{seed}" not in read(options.out):
-                answer(seed, options)
-        for ratio in RATIOS if "ratio" in options.only else []:
-            trained(ratio, MASKVIT, seed, options, short=True)
-        for windows in WINDOWS if "windows" in options.only else []:
-            trained(VARIABLE, windows, seed, options, short=True)
+        for name in options.only:
+            if f"{name}/{seed}" not in read(options.out):
+                asked[name](seed, options)
     for name in options.only:
         print(f"\n{TABLES[name](read(options.out))}")
 

@@ -26,8 +26,8 @@ def draw_raster(
     guidance_schedule: Literal["constant", "linear", "cosine", "power"] = "constant",
     draw_temperature: float = 1.0,
     count: int = 1,
-) -> Float[Tensor, "n c h w"]:
-    """Pixels in [-1, 1], a picture a label, or `count` of an unconditional model.
+) -> Float[Tensor, "n c *size"]:
+    """Pixels in [-1, 1], a picture or clip a label, or `count` of an unconditional model.
 
     Args:
         generator: one, or a list of one a picture.

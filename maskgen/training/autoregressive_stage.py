@@ -20,6 +20,7 @@ from maskgen.pipelines.store import load_tokenizer
 from maskgen.training.batches import MapDataset
 from maskgen.training.generator_stage import check_cache, held_out, tokens_of
 from maskgen.transformer.autoregressive import CausalTransformer
+from maskgen.videos import strip
 
 NETWORK = Part(
     {"causal_transformer": CausalTransformer},
@@ -100,11 +101,13 @@ class AutoregressiveStage:
         return {f"holdout/{name}": float(value) for name, value in terms.items()}
 
     def picture(self, model: NextCode) -> Image.Image:
-        """A row of samples a class; four rows without classes."""
+        """A row of samples a class; four rows without classes. Of videos a row is one."""
         names = None if self.class_names is None else self.class_names[: self.rows]
         labels = None if names is None else [i for i in range(len(names)) for _ in range(self.columns)]
         generator, network = torch.Generator().manual_seed(0), model.network
         made = draw_raster(self.tokenizer, network, labels, generator, count=4 * self.columns)  # type: ignore[arg-type]
+        if made.ndim == 5:
+            return strip({str(i + 1): clip for i, clip in enumerate(made.cpu())})
         return picture_grid(made.cpu(), self.columns, row_names=names)
 
     def export(self, model: NextCode, folder: Path) -> None:
