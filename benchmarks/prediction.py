@@ -16,6 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from maskgen.evaluation.video_report import evaluate_videos
 from maskgen.parts import Part, build
 from maskgen.pictures import to_uint8
 from maskgen.training.loop import bf16_supported
+from maskgen.training.metrics import read_metrics
 from maskgen.videos import strip
 
 HERE = Path(__file__).parent
@@ -50,6 +52,15 @@ def clips_of(data: str, count: int) -> Tensor:
     """The first clips, float (n, c, t, h, w) in [-1, 1]."""
     source = build(Part(DATASETS), yaml.safe_load(data))
     return torch.stack([source[i]["pixels"] for i in range(min(count, len(source)))])
+
+
+def opened(run: str) -> Any:
+    """A run's pipeline, its transformer in bfloat16 where that is fast."""
+    pipeline: Any = MaskedVideoPipeline.from_pretrained(run)
+    pipeline.set_progress_bar_config(disable=True)
+    if bf16_supported():
+        pipeline.transformer.to(torch.bfloat16)
+    return pipeline
 
 
 @torch.no_grad()
@@ -86,10 +97,7 @@ def write(clips: Tensor, path: Path) -> str:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     clips, context = clips_of(options.data, options.clips), options.context
-    pipeline: Any = MaskedVideoPipeline.from_pretrained(options.run)
-    pipeline.set_progress_bar_config(disable=True)
-    if bf16_supported():
-        pipeline.transformer.to(torch.bfloat16)
+    pipeline = opened(options.run)
     base = {**pipeline.scheduler.config, "num_inference_steps": options.steps, "temperature": options.temperature}
     pipeline.scheduler = MaskScheduler.from_config(base | GREEDY)
     begun = time.process_time()
@@ -110,26 +118,41 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sides |= {"greedy": [write(greedy, work / "greedy.npz")], "floor": [write(floor, work / "floor.npz")]}
         sides["samples"] = [write(x, work / f"sample_{i}.npz") for i, x in enumerate(samples)]
         found = {name: evaluate_videos(paths, truth, context=context).metrics for name, paths in sides.items()}
-    config = yaml.safe_load((Path(options.run) / "config.yaml").read_text())
+    return {
+        **circumstances(options, clips),
+        "frames": [context, clips.shape[2] - context],
+        "temperature": options.temperature,
+        "cpu_seconds_a_prediction": seconds,
+        "metrics": found,
+    }
+
+
+def circumstances(options: argparse.Namespace, clips: Tensor) -> dict[str, Any]:
+    """What results say of how they were made."""
     return {
         "command": options.command,
         "machine": machine(),
         "versions": versions("torch"),
         "data": options.data,
         "clips": len(clips),
-        "frames": [context, clips.shape[2] - context],
         "samples": options.samples,
         "steps": options.steps,
-        "temperature": options.temperature,
-        "cpu_seconds_a_prediction": seconds,
-        "training": {"steps": steps_of(Path(options.run)), "config": config},
-        "metrics": found,
+        "training": training_of(Path(options.run)),
     }
 
 
-def steps_of(run: Path) -> int:
-    """How many steps a run has done, by its log."""
-    return int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+def training_of(run: Path) -> dict[str, Any]:
+    """A run's steps and seconds, by its log, and its configuration. The clock starts anew where a run goes on."""
+    lines = read_metrics(run / "metrics.jsonl")
+    ends = [a["seconds"] for a, b in pairwise(lines) if b["seconds"] < a["seconds"]]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return {"steps": lines[-1]["step"], "seconds": round(sum(ends) + lines[-1]["seconds"]), "config": config}
+
+
+def trained(how: dict[str, Any]) -> str:
+    """What a table says of the training."""
+    clips = how["config"]["training"]["batch_size"]
+    return f"trained {how['steps']} steps of {clips} clips in {how['seconds'] / 60:.0f} minutes"
 
 
 def table(results: dict[str, Any]) -> str:
@@ -143,11 +166,10 @@ def table(results: dict[str, Any]) -> str:
                 cells = [f"{found[name][k][key]:.{digits}f}" for k, (_, digits) in shown.items()]
                 lines.append(f"| {words}{more} | {' | '.join(cells)} |")
     given, made = results["frames"]
-    how = results["training"]
     facts = (
         f"{results['clips']} clips, {given} frames in and {made} out, N = {results['samples']}, {results['steps']} "
         f"steps at temperature {results['temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core a "
-        f"prediction; trained {how['steps']} steps of {how['config']['training']['batch_size']} clips. "
+        f"prediction; {trained(results['training'])}. "
         f"{results['machine']['cpu']}; `{results['command']}`."
     )
     return "\n".join([*lines, "", facts])

@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from budget import machine, versions
-from prediction import GREEDY, clips_of, steps_of, through
+from prediction import GREEDY, circumstances, clips_of, opened, through, trained
 from torch import Tensor
 
-from maskgen import MaskedVideoPipeline, MaskScheduler
+from maskgen import MaskScheduler
 from maskgen.evaluation.video import METRICS
 from maskgen.parts import build
 from maskgen.tasks.conditions import BLACK, TASK, Task, condition_video
-from maskgen.training.loop import bf16_supported
 from maskgen.videos import strip
 
 HERE = Path(__file__).parent
@@ -63,15 +60,12 @@ def made_by(pipeline: Any, clips: Tensor, hidden: Tensor, task: str, seed: int, 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     clips = clips_of(options.data, options.clips)
-    pipeline: Any = MaskedVideoPipeline.from_pretrained(options.run)
-    pipeline.set_progress_bar_config(disable=True)
-    if bf16_supported():
-        pipeline.transformer.to(torch.bfloat16)
+    pipeline = opened(options.run)
     base = {**pipeline.scheduler.config, "num_inference_steps": options.steps}
     drawn, greedy = MaskScheduler.from_config(base), MaskScheduler.from_config(base | GREEDY)
-    config = yaml.safe_load((Path(options.run) / "config.yaml").read_text())
+    about = circumstances(options, clips)
     floor, sheet, found, begun = through(pipeline.tokenizer, clips), {"clip": clips[0]}, {}, time.process_time()
-    for spec in config["stage"]["tasks"]:
+    for spec in about["training"]["config"]["stage"]["tasks"]:
         task: Task = build(TASK, spec)
         hidden = task.hidden(tuple(clips.shape[2:]))
         conditions = condition_video(task.name, clips, hidden)
@@ -86,30 +80,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sheet |= {task.name: conditions[0], "greedy" + " " * len(found): sides["greedy"][0]}
         sheet |= {"one draw" + " " * len(found): draws[0][0]}
     strip(sheet).save(options.sheet)
-    return {
-        "command": options.command,
-        "machine": machine(),
-        "versions": versions("torch"),
-        "data": options.data,
-        "clips": len(clips),
-        "samples": options.samples,
-        "steps": options.steps,
-        "cpu_seconds": time.process_time() - begun,
-        "training": {"steps": steps_of(Path(options.run)), "config": config},
-        "errors": found,
-    }
+    return {**about, "cpu_seconds": time.process_time() - begun, "errors": found}
 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: a row a way, a column a task."""
-    tasks, how = results["errors"], results["training"]
+    tasks = results["errors"]
     lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
     for name, words in ROWS.items():
         cells = " | ".join(f"{errors[name]:.1f}" for errors in tasks.values())
         lines.append(f"| {words.format(results['samples'])} | {cells} |")
     facts = (
-        f"{results['clips']} held-out clips, {results['steps']} steps; trained {how['steps']} steps of "
-        f"{how['config']['training']['batch_size']} clips. {results['machine']['cpu']}; `{results['command']}`."
+        f"{results['clips']} held-out clips, {results['steps']} steps; {trained(results['training'])}. "
+        f"{results['machine']['cpu']}; `{results['command']}`."
     )
     return "\n".join([*lines, "", facts])
 

@@ -24,7 +24,7 @@ def run(tmp_path):
     transformer = MaskTransformer(16, (4, 4, 4), prompts.count, width=16, depth=1, heads=2)
     MaskedVideoPipeline(tokenizer, transformer, MaskScheduler(), None, prompts.names).save_pretrained(tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"stage": {"tasks": SPECS}, "training": {"batch_size": 2}}))
-    (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "seconds": 90.0}\n{"step": 7, "seconds": 30.0}\n')
     videos = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "videos.npz", videos=videos)
     return tmp_path
@@ -36,6 +36,7 @@ def test_each_task_is_measured_beside_its_padding(run, capsys):
     tasks.main([str(run), data, *small, "--out", str(run / "out.json"), "--sheet", str(run / "sheet.png")])
     results = json.loads((run / "out.json").read_text())
     assert results["training"]["steps"] == 7
+    assert results["training"]["seconds"] == 120  # the run was stopped between its two lines
     assert list(results["errors"]) == ["prediction", "inpainting"]
     videos = np.load(run / "videos.npz")["videos"][:2] / 255
     still = np.square(videos[:, 2:] - videos[:, 1:2]).sum((2, 3)).mean()
