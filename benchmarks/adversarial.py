@@ -6,7 +6,7 @@
 Speed: one process, both sides in turn, round after round, on modules of the same weights; a ratio is taken within a
 round. VGG-16 inside LPIPS has random weights: the time is the same, and nothing is downloaded.
 
-Guards: the bundled emoji, a tiny tokenizer, some hundred steps, several seeds; the PSNR of pictures held out, with no
+Guards: the bundled emoji, a tiny tokenizer, some hundred steps, several seeds; the PSNR of images held out, with no
 discriminator, with one whose constant weight is far too large, with that one and each guard alone, and with all guards.
 """
 
@@ -41,7 +41,7 @@ from maskgen.training.batches import mix
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import split
-from maskgen.training.tokenizer_stage import TokenizerStage
+from maskgen.training.stages.tokenizer import TokenizerStage
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -56,7 +56,7 @@ CRITIC = {"width": 64, "layers": 3}
 
 
 class Noise:
-    """Pictures, for the stage to know their size."""
+    """Images, for the stage to know their size."""
 
     class_names: tuple[str, ...] = ()
 
@@ -282,7 +282,7 @@ def _foot(results: dict[str, Any]) -> str:
 def speed_table(results: dict[str, Any]) -> str:
     """Markdown: seconds a step, and how many times as fast we are: median (smallest to largest)."""
     lines = [
-        "| pictures | maskgen, s a step | taming's formulation | faster | by processor time | gradients differ by |",
+        "| images | maskgen, s a step | taming's formulation | faster | by processor time | gradients differ by |",
         "| --- | ---: | ---: | --- | --- | ---: |",
     ]
     for case in results["cases"]:
@@ -326,7 +326,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"speed": speed_table, "gua
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--batch", type=int, default=4, help="pictures of a step (default: 4)")
+    add("--batch", type=int, default=4, help="images of a step (default: 4)")
     add("--size", type=int, nargs="+", default=[64, 128], help="their sides (default: 64 128)")
     add("--rounds", type=int, default=7, help="measured rounds after the warm-up (default: 7)")
     add("--guards", action="store_true", help="instead of speed: does the discriminator ruin a run?")

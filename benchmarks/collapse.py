@@ -1,10 +1,10 @@
-"""Does the codebook collapse? 2,000 pictures, 4,096 codes; the same network and steps, only the quantizer differs.
+"""Does the codebook collapse? 2,000 images, 4,096 codes; the same network and steps, only the quantizer differs.
 
     python benchmarks/collapse.py --only recommended "none of it"     # a few minutes each
     python benchmarks/collapse.py                                     # all variants that are not there yet
     python benchmarks/collapse.py --plot                              # docs/images/collapse.png and the table
 
-The use at a step is the share of the 4,096 codes that occur when the averaged model encodes all 2,000 pictures (128,000
+The use at a step is the share of the 4,096 codes that occur when the averaged model encodes all 2,000 images (128,000
 tokens).
 """
 
@@ -25,12 +25,12 @@ from entries import add_entry, read, slug
 
 from maskgen.config import check
 from maskgen.data.emoji import Emoji
-from maskgen.pictures import to_uint8
+from maskgen.images import to_uint8
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
 HERE = Path(__file__).parent
-PICTURES, CODES = 2000, 4096
+IMAGES, CODES = 2000, 4096
 
 # Of the quantizer. One remedy a line, against the line with none.
 NONE = {"learned": True, "init": "random", "revive_below": 0.0}
@@ -45,13 +45,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def pictures(file: Path) -> Path:
-    """The emoji and, evenly spread, as many of their skin-tone variants as make 2,000 pictures; as an .npz."""
+def images(file: Path) -> Path:
+    """The emoji and, evenly spread, as many of their skin-tone variants as make 2,000 images; as an .npz."""
     if not file.is_file():
         base, every = Emoji(), Emoji(variants=True)
         own = set(base.names)
         others = [i for i, name in enumerate(every.names) if name not in own]
-        missing = PICTURES - len(base)
+        missing = IMAGES - len(base)
         extra = [others[i * len(others) // missing] for i in range(missing)]
         pixels = [base[i]["pixels"] for i in range(len(base))] + [every[i]["pixels"] for i in extra]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def configuration(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": slug(name),
         "stage": {"type": "tokenizer", "tokenizer": tokenizer, "l1": 1.0, "l2": 1.0},
-        "data": {"type": "npz", "path": str(pictures(options.work / f"emoji{PICTURES}.npz"))},
+        "data": {"type": "npz", "path": str(images(options.work / f"emoji{IMAGES}.npz"))},
         "training": {
             "steps": options.steps,
             "batch_size": 32,
@@ -94,7 +94,7 @@ def one(name: str, options: argparse.Namespace) -> None:
     looks = [line for line in lines if "codebook/use" in line]
     last = looks[-1]
     entry |= {
-        "pictures": PICTURES,
+        "images": IMAGES,
         "codebook_size": CODES,
         "over_time": [
             {"step": line["step"], "use": line["codebook/use"], "perplexity": line["codebook/perplexity"]}
@@ -114,14 +114,14 @@ def one(name: str, options: argparse.Namespace) -> None:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Markdown. The pictures are those of training: it is the codebook that is in question."""
+    """Markdown. The images are those of training: it is the codebook that is in question."""
     lines = [["codebook", "codes in use", "dead", "perplexity", "PSNR, dB"], ["---", *["---:"] * 4]]
     for e in entries:
         lines.append([e["variant"], f"{e['use']:.1%}", f"{e['dead']:,}", f"{e['perplexity']:,.0f}", f"{e['psnr']:.2f}"])
     first = entries[0]
     training, where = first["config"]["training"], f"{first['machine']['cpu']}, torch {first['versions']['torch']}"
     note = (
-        f"{first['codebook_size']:,} codes, {first['pictures']:,} pictures, {training['steps']} steps of "
+        f"{first['codebook_size']:,} codes, {first['images']:,} images, {training['steps']} steps of "
         f"{training['batch_size']}; {where}."
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"

@@ -1,4 +1,4 @@
-"""Images a second of parallel decoding (tokens only, no picture decoder), beside public implementations.
+"""Images a second of parallel decoding (tokens only, no image decoder), beside public implementations.
 
 Networks of one size with random weights: the same width, depth, heads, tokens, codes and steps. All sides run in one
 process, in turn, round after round; a ratio is taken within a round. README.md says what the sides are.
@@ -59,7 +59,7 @@ VARIANTS: dict[str, Make] = {
     "diffusers, no residual blocks": partial(amused, res_blocks=0),
     "muse-maskgit-pytorch, flash=False": partial(muse, flash=False),
 }
-SAVINGS: dict[str, Make] = {  # what each gives, for pictures of one class: all of them, and all but one
+SAVINGS: dict[str, Make] = {  # what each gives, for images of one class: all of them, and all but one
     OURS: partial(ours, same_label=True),
     "head and last block at every token": partial(ours, same_label=True, off=all_places),
     "first step row by row": partial(ours, same_label=True, off=own_first_step),
@@ -184,7 +184,7 @@ def table(results: dict) -> str:
 def processor_table(results: dict) -> str:
     """Markdown: a row a side; passes, latency and throughput apart, in processor time: what an idle core takes."""
     lines = [
-        "| batch | guidance | | passes | rows in them | GFLOP a picture | seconds to the end | pictures a second | |",
+        "| batch | guidance | | passes | rows in them | GFLOP an image | seconds to the end | images a second | |",
         "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for case in results["cases"]:
@@ -221,7 +221,7 @@ def footnote(results: dict) -> str:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--batch", type=int, nargs="+", default=[8, 16], help="pictures at once (default: 8 16)")
+    add("--batch", type=int, nargs="+", default=[8, 16], help="images at once (default: 8 16)")
     add("--steps", type=int, nargs="+", default=[8, 12], help="decoding steps (default: 8 12)")
     add("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="guidance scales, 1 is none (default: 1 3)")
     add("--rounds", type=int, default=5, help="measured rounds after the warm-up (default: 5)")

@@ -59,7 +59,7 @@ def amused(size: Size, place: dict, res_blocks: int = 3) -> Side:
 
 
 def muse(size: Size, place: dict, flash: bool | None = None) -> Side:
-    """muse-maskgit-pytorch: MaskGitTransformer and MaskGit.generate, with one text token; no T5, no picture decoder.
+    """muse-maskgit-pytorch: MaskGitTransformer and MaskGit.generate, with one text token; no T5, no image decoder.
 
     `flash`: as it is shipped, True; False in bfloat16, where that attention raises: it multiplies bfloat16 values by
     weights that its float32 maxima made float32, and under autocast fills bfloat16 scores with float32's lowest number.

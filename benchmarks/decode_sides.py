@@ -25,7 +25,7 @@ class Size:
     width: int = 256
     depth: int = 8
     heads: int = 8
-    side: int = 16  # tokens along an edge of the picture
+    side: int = 16  # tokens along an edge of the image
     codes: int = 1024
 
 

@@ -5,9 +5,9 @@
     python benchmarks/tables.py                     # the tables of docs/editing.md
 
 The bundled model on three sets: emoji that it was trained on, their skin-tone variants, which it was not (but whose
-drawings it was), and its own samples. Every method gets the same pictures and masks. A small classifier of the nine
-categories, trained on the emoji, judges the pictures after the paste, and its features give the distances to the
-originals. `the tokenizer alone` is pasted from the codes of the unmasked picture: the best that any codes could do.
+drawings it was), and its own samples. Every method gets the same images and masks. A small classifier of the nine
+categories, trained on the emoji, judges the images after the paste, and its features give the distances to the
+originals. `the tokenizer alone` is pasted from the codes of the unmasked image: the best that any codes could do.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torch import Tensor
 
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import FILE, Emoji
-from maskgen.evaluation.classifier import class_agreement, train_classifier
-from maskgen.pictures import to_uint8
+from maskgen.evaluation.classifier.model import class_agreement, train_classifier
+from maskgen.images import to_uint8
 from maskgen.pipelines.generate import draw
+from maskgen.tasks.images import Fill, filled, pasted
 from maskgen.tasks.masks import token_mask
-from maskgen.tasks.pictures import Fill, filled, pasted
 
 OUT = Path(__file__).parent / "results" / "inpainting.json"
 MASKS = ("centre", "strokes", "half")
@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def holes(kind: str, count: int, side: int) -> Tensor:
-    """bool (count, side, side), True = hidden; strokes differ from picture to picture."""
+    """bool (count, side, side), True = hidden; strokes differ from image to image."""
     made = torch.zeros(count, side, side, dtype=torch.bool)
     if kind == "centre":
         made[:, side // 4 : -side // 4, side // 4 : -side // 4] = True
@@ -68,17 +68,17 @@ def holes(kind: str, count: int, side: int) -> Tensor:
 
 
 def opencv(pixels: Tensor, hidden: Tensor, method: str) -> Tensor:
-    """OpenCV's inpainting of 8-bit pictures with a radius of 3 pixels."""
+    """OpenCV's inpainting of 8-bit images with a radius of 3 pixels."""
     import cv2
 
     flag = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}[method]
     pairs = zip(to_uint8(pixels), hidden.numpy().astype(np.uint8) * 255)
-    made = np.stack([cv2.inpaint(np.ascontiguousarray(picture[..., ::-1]), hole, 3, flag) for picture, hole in pairs])
+    made = np.stack([cv2.inpaint(np.ascontiguousarray(image[..., ::-1]), hole, 3, flag) for image, hole in pairs])
     return torch.from_numpy(made[..., ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def inpaint(pipeline: Any, pixels: Tensor, hidden: Tensor, labels: list[int], **options: Any) -> Tensor:
-    """Ours, 64 at a time, picture i with seed i."""
+    """Ours, 64 at a time, image i with seed i."""
     made = []
     for start in range(0, len(pixels), 64):
         some = slice(start, start + 64)
@@ -175,7 +175,7 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
             start = time.process_time()
             made = make(pixels, hidden, labels)
             milliseconds = 1000 * (time.process_time() - start) / len(pixels)
-            entry = {"set": name, "mask": kind, "method": method, "pictures": len(pixels)}
+            entry = {"set": name, "mask": kind, "method": method, "images": len(pixels)}
             entry |= {"hidden_share": float(hidden.float().mean()), "cpu_ms": milliseconds}
             entries.append(entry | judge(classifier, pixels, made, hidden, categories))
             yield results
@@ -183,7 +183,7 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def measure_fills(count: int) -> list[dict[str, Any]]:
-    """Share of the known tokens whose code is that of the whole picture, by fill and mask."""
+    """Share of the known tokens whose code is that of the whole image, by fill and mask."""
     tokenizer, emoji = MaskedImagePipeline.from_pretrained().tokenizer.eval(), Emoji()
     pixels = torch.stack([emoji[i * len(emoji) // count]["pixels"] for i in range(count)])
     codes, entries = tokenizer.encode(pixels), []
@@ -192,7 +192,7 @@ def measure_fills(count: int) -> list[dict[str, Any]]:
         known = ~token_mask(hidden, (codes.shape[1], codes.shape[2]))
         for fill in get_args(Fill):
             same = tokenizer.encode(filled(pixels, hidden, fill=fill)) == codes
-            entries.append({"mask": kind, "fill": fill, "pictures": count, "same": float(same[known].float().mean())})
+            entries.append({"mask": kind, "fill": fill, "images": count, "same": float(same[known].float().mean())})
     return entries
 
 
@@ -202,7 +202,7 @@ def fills_table(results: dict[str, Any]) -> str:
     for kind in MASKS:
         same = {e["fill"]: e["same"] for e in results["entries"] if e["mask"] == kind}
         lines.append(f"| {kind} | " + " | ".join(f"{same[fill]:.0%}" for fill in get_args(Fill)) + " |")
-    return "\n".join(lines) + f"\n\n{results['entries'][0]['pictures']} emoji; `{results['command']}`."
+    return "\n".join(lines) + f"\n\n{results['entries'][0]['images']} emoji; `{results['command']}`."
 
 
 def table(results: dict[str, Any], mask: str) -> str:
@@ -228,7 +228,7 @@ def table(results: dict[str, Any], mask: str) -> str:
     first = one(OURS, names[0]) or {}
     c, m = results["classifier"], results["machine"]
     foot = [
-        f"{first['hidden_share']:.0%} of the pixels hidden, {first['pictures']} pictures a set; class agreement and",
+        f"{first['hidden_share']:.0%} of the pixels hidden, {first['images']} images a set; class agreement and",
         f"mean distance to the original in features, both of {c['name']} ({c['accuracy']:.0%} on held-out emoji).",
         f"PSNR and processor time on the first set. {m['cpu']}, {m['threads']} thread(s);",
         f"torch {results['versions']['torch']}, OpenCV {results['versions']['opencv-python-headless']};",
@@ -239,7 +239,7 @@ def table(results: dict[str, Any], mask: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=160, help="pictures of each set")
+    parser.add_argument("--count", type=int, default=160, help="images of each set")
     parser.add_argument("--fills", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

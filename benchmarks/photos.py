@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maskgen.pictures import grid, save
+from maskgen.images import grid, save
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ PHOTOS = [
     Photo("images/flower.jpg", SKLEARN, "CC BY 2.0, vultilion"),
     Photo("Bridge_by_Sander_Klootwijk.jpg", LOMIRI16, "CC BY-SA 4.0, Sander Klootwijk"),
     Photo("Dragonfly_by_Bolly.jpg", LOMIRI16, "CC BY-SA 4.0, Bolly"),
-    Photo("Picture_0B_by_freespace.jpg", LOMIRI16, "CC BY 4.0, Trevor Freespace"),
-    Photo("Picture_1A_by_freespace.jpg", LOMIRI16, "CC BY 4.0, Trevor Freespace"),
+    Photo("Image_0B_by_freespace.jpg", LOMIRI16, "CC BY 4.0, Trevor Freespace"),
+    Photo("Image_1A_by_freespace.jpg", LOMIRI16, "CC BY 4.0, Trevor Freespace"),
     Photo("Wine_by_Jakkub_Mede.jpg", LOMIRI16, "CC BY 4.0, Jakub Mede"),
     Photo("aitzgorri_by_Aitzol_Berasategi.jpg", LOMIRI16, "CC BY 4.0, Aitzol Berasategi"),
     Photo("friends_by_Aitzol_Berasategi.jpg", LOMIRI16, "CC BY 4.0, Aitzol Berasategi"),
@@ -86,7 +86,7 @@ MOST_DRAWS = 40  # for each crop wanted, before a photograph is called too plain
 
 
 def folders(wallpapers: Path | None) -> list[Path]:
-    """Where to look: the two Python packages' pictures (found, not imported), and the wallpapers."""
+    """Where to look: the two Python packages' images (found, not imported), and the wallpapers."""
     found = [wallpapers] if wallpapers else []
     for module, inner in (("skimage", "data"), ("sklearn", "datasets/images")):
         spec = importlib.util.find_spec(module)
@@ -111,17 +111,17 @@ def plain(crop: np.ndarray) -> bool:
 def crops(file: Path, count: int, side: int, seed: list[int]) -> np.ndarray:
     """Up to `count` square crops of random place and scale, reduced to `side` with antialiasing; plain ones skipped."""
     with Image.open(file) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     random, found = np.random.default_rng(seed), []
-    shorter = min(picture.size)
+    shorter = min(image.size)
     least = min(shorter, max(SMALLEST, shorter / 5))
     for _ in range(MOST_DRAWS * count):
         if len(found) == count:
             break
         edge = math.exp(random.uniform(math.log(least), math.log(shorter)))
-        left, top = random.uniform(0, picture.width - edge), random.uniform(0, picture.height - edge)
+        left, top = random.uniform(0, image.width - edge), random.uniform(0, image.height - edge)
         box = (left, top, left + edge, top + edge)
-        crop = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+        crop = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
         if not plain(crop):
             found.append(crop)
     return np.array(found, np.uint8).reshape(-1, side, side, 3)

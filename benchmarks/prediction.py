@@ -28,9 +28,9 @@ from torch import Tensor
 
 from maskgen import MaskedVideoPipeline, MaskScheduler
 from maskgen.data import DATASETS
-from maskgen.evaluation.video_report import evaluate_videos
-from maskgen.parts import Part, build
-from maskgen.pictures import to_uint8
+from maskgen.evaluation.video.report import evaluate_videos
+from maskgen.images import to_uint8
+from maskgen.registry import Part, build
 from maskgen.training.loop import bf16_supported
 from maskgen.training.metrics import read_metrics
 from maskgen.videos import strip
@@ -44,7 +44,7 @@ ROWS = {
     "samples": "ours, sampled",
     "floor": "true frames through the tokenizer",
 }
-KEYS = {"mean": "", "best_of_N": ", best of N by each metric", "of_the_mean": ", mean picture of N"}
+KEYS = {"mean": "", "best_of_N": ", best of N by each metric", "of_the_mean": ", mean image of N"}
 METRICS = {"mse": ("MSE", 1), "mae": ("MAE", 1), "psnr": ("PSNR", 2), "ssim_uniform": ("SSIM", 3)}
 
 

@@ -1,13 +1,13 @@
-"""What do the representation learners learn of pictures in so many seconds? Probes, against what has learnt nothing.
+"""What do the representation learners learn of images in so many seconds? Probes, against what has learnt nothing.
 
     apt-get install dataset-fashion-mnist
     python benchmarks/representation.py            # what is not in results/representation.json yet
     python benchmarks/tables.py                    # the table of docs/methods.md
 
-Every method trains on the 60,000 pictures of Fashion-MNIST without labels, for the same processor time, with the same
+Every method trains on the 60,000 images of Fashion-MNIST without labels, for the same processor time, with the same
 encoder (128 wide, 4 deep; 16 patches of 7x7 pixels). Then a linear probe (the sweep of CAPI, a few hundred steps,
 standardised features) of the mean of its last layer's patch tokens: with 1% and 10% of the labels, tested on the
-10,000 test pictures. The controls are the pixels themselves and the same networks with random weights; the gain is a
+10,000 test images. The controls are the pixels themselves and the same networks with random weights; the gain is a
 probe less the best control. MAGE works on the 49 codes of a small tokenizer, trained first for as long again, and sees
 classes as its condition; its checkpoint is probed without one, and its samples, with a class and without, are measured
 too.
@@ -30,17 +30,17 @@ from entries import add_entry, read, slug
 
 from maskgen.data.arrays import FashionMNIST
 from maskgen.data.subset import Subset
-from maskgen.evaluation.classifier import class_agreement, classifier_frechet, real_vs_real, train_classifier
-from maskgen.evaluation.features import Features, raw_pixels
+from maskgen.evaluation.classifier.model import class_agreement, classifier_frechet, real_vs_real, train_classifier
 from maskgen.evaluation.probes import sweep
+from maskgen.evaluation.probes.features import Features, raw_pixels
 from maskgen.evaluation.probes.few_labels import few_labels
-from maskgen.evaluation.probing import features_of
-from maskgen.pictures import grid, save
+from maskgen.evaluation.probes.probing import features_of
+from maskgen.images import grid, save
 from maskgen.pipelines.backbone import Backbone, load_backbone
 from maskgen.pipelines.encode import encode_dataset
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import load_tokenizer
-from maskgen.training.representation_stage import patches
+from maskgen.training.stages.representation import patches
 from maskgen.transformer.model import MaskTransformer
 
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 
 @cache
 def labelled() -> tuple[Subset, FashionMNIST]:
-    """The pictures whose labels the probes see, as many of each class, and those of the test."""
+    """The images whose labels the probes see, as many of each class, and those of the test."""
     train, test = FashionMNIST(size=28), FashionMNIST(split="test", size=28)
     return Subset(train, few_labels(torch.from_numpy(train.labels), max(SHARES.values())).tolist()), test
 
@@ -224,7 +224,7 @@ def one(method: str, seed: int, options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def samples(run: Path, image: Path | None, count: int = 500) -> dict[str, Any]:
-    """A small classifier's verdict on `count` pictures drawn with a class and as many without; a sheet of some."""
+    """A small classifier's verdict on `count` images drawn with a class and as many without; a sheet of some."""
     pipeline = MaskedImagePipeline.from_pretrained(run)
     pipeline.set_progress_bar_config(disable=True)
     labels = torch.arange(count) % len(pipeline.class_names)
@@ -283,7 +283,7 @@ def said(entry: dict[str, Any]) -> str:
     accuracy = found["classifier"]["accuracy"]
     return (
         f"MAGE's checkpoint of seed {entry['seed']} also draws: a classifier ({accuracy:.1%} right on held-out "
-        f"pictures) finds the class asked for in {found['agreement']:.1%} of {found['count']}; Fréchet distance in its "
+        f"images) finds the class asked for in {found['agreement']:.1%} of {found['count']}; Fréchet distance in its "
         f"features {found['with a class']:.1f} with a class, {found['without']:.1f} without, {found['real']:.1f} "
         "between real ones."
     )

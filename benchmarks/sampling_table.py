@@ -6,7 +6,7 @@
     python benchmarks/sampling_table.py --plot      # docs/images/sampling.png
     python benchmarks/tables.py                     # the tables of docs/decoding.md
 
-Every setting draws as many pictures, of classes drawn from the emoji's own, with the same seeds. A small classifier of
+Every setting draws as many images, of classes drawn from the emoji's own, with the same seeds. A small classifier of
 the nine categories, trained on the emoji, judges them: the Fréchet distance in its features to all emoji (never called
 FID), its agreement with the class asked for, the mean distance in features between samples of one category (diversity),
 and the pixels' distance to the nearest emoji, of which the model was trained on every one. The transformer draws in
@@ -33,7 +33,7 @@ from torch import Tensor
 from maskgen import MaskedImagePipeline, MaskScheduler
 from maskgen.config import load
 from maskgen.data.emoji import Emoji
-from maskgen.evaluation.classifier import (
+from maskgen.evaluation.classifier.model import (
     class_agreement,
     classifier_frechet,
     nearest_neighbour_distance,
@@ -96,7 +96,7 @@ class Judge:
         self.categories = torch.as_tensor(coarse.labels)[self.chosen]
 
     def __call__(self, made: Tensor) -> dict[str, float]:
-        """What is measured of pictures in [-1, 1]."""
+        """What is measured of images in [-1, 1]."""
         nearest, _ = nearest_neighbour_distance(made, self.real)
         return {
             "distance": classifier_frechet(self.classifier, self.real, made)[1],
@@ -107,7 +107,7 @@ class Judge:
 
     @torch.no_grad()
     def diversity(self, made: Tensor) -> float:
-        """Mean distance in features of two pictures of one category, over all such pairs."""
+        """Mean distance in features of two images of one category, over all such pairs."""
         apart = torch.cdist(*[self.classifier.features(made)] * 2)
         same = self.categories[:, None] == self.categories
         return float(apart[same & ~torch.eye(len(same), dtype=torch.bool)].mean())
@@ -126,7 +126,7 @@ class Judge:
 
 
 def decoded(pipeline: Any, labels: list[int], row: dict[str, Any], seed: int) -> Tensor:
-    """Pictures of a setting."""
+    """Images of a setting."""
     pipeline.scheduler = MaskScheduler(
         order=row["order"],
         temperature=row["temperature"],
@@ -138,7 +138,7 @@ def decoded(pipeline: Any, labels: list[int], row: dict[str, Any], seed: int) ->
 
 
 def timed(make: Callable[[], Tensor], judge: Judge) -> dict[str, float]:
-    """What is measured of the pictures, and the time they took."""
+    """What is measured of the images, and the time they took."""
     wall, cpu = time.perf_counter(), time.process_time()
     made = make()
     n = len(made)
@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace) -> None:
     dtype = torch.bfloat16 if bf16_supported() else torch.float32
     pipeline = pipeline_of(options.work / "critic" if (options.work / "critic").exists() else None, dtype)
     facts = {"command": options.command, "machine": machine(), "versions": versions("torch")}
-    facts |= {"classifier": {"name": judge.classifier.name, **judge.facts}, "pictures": options.count}
+    facts |= {"classifier": {"name": judge.classifier.name, **judge.facts}, "images": options.count}
     add(options.out, facts | {"real": judge.of_the_real(), "dtype": str(dtype).removeprefix("torch.")})
     orders = ORDERS if pipeline.critic is not None else ORDERS[:-1]
     rows = [row | {"seed": 0} for name in TABLES for row in settings(name) if row["order"] in orders]
@@ -260,7 +260,7 @@ def foot(results: dict[str, Any]) -> str:
     c, m = results["classifier"], results["machine"]
     spread = [e["distance"] for seed in SEEDS if (e := found(results, BASE, seed))]
     return (
-        f"{results['pictures']} pictures a row; features of {c['name']} ({c['accuracy']:.0%} right on held-out emoji). "
+        f"{results['images']} images a row; features of {c['name']} ({c['accuracy']:.0%} right on held-out emoji). "
         f"{len(spread)} draws of guidance 1.5, temperature 0.5, 12 steps: {', '.join(f'{d:.2f}' for d in spread)}. "
         f"Transformer in {results['dtype']}; "
         f"{m['cpu']}, {m['threads']} thread(s); torch {results['versions']['torch']}; `{results['command']}`."
@@ -308,7 +308,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=256, help="pictures of each setting")
+    parser.add_argument("--count", type=int, default=256, help="images of each setting")
     parser.add_argument("--train", nargs="*", choices=list(RUNS), help="train these (all, where none is named)")
     parser.add_argument("--seconds", type=float, default=240, help="of processor time, of each training")
     parser.add_argument("--part", type=int, nargs=2, default=[0, 1], help="I N: every N-th row from I, for N processes")

@@ -1,9 +1,9 @@
-"""Tiled encoding and decoding of a 2048x1536 picture: memory, time, and what the seams cost.
+"""Tiled encoding and decoding of a 2048x1536 image: memory, time, and what the seams cost.
 
-    python benchmarks/tiling.py TOKENIZER PICTURE              # writes results/tiling.json
+    python benchmarks/tiling.py TOKENIZER IMAGE              # writes results/tiling.json
 
 Each measurement runs in a process of its own, so that its peak memory is its own: the largest resident size during the
-work, less the size before it. Errors are against the same picture or codes without tiles. The step over a seam is the
+work, less the size before it. Errors are against the same image or codes without tiles. The step over a seam is the
 mean absolute difference of neighbouring pixels across the middle of each overlap; the same in the decode without tiles
 stands beside it: a seam that shows makes the first larger.
 """
@@ -24,8 +24,8 @@ import torch
 from budget import machine, versions
 
 from maskgen.data.pixels import load_image
-from maskgen.evaluation.reconstruction import psnr
-from maskgen.pictures import save, to_pil
+from maskgen.evaluation.reconstruction.measures import psnr
+from maskgen.images import save, to_pil
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.tiling import _spans, tiled_decode, tiled_encode
 
@@ -49,7 +49,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     """One encode and decode, whole or in tiles; codes and pixels go to ``work/NAME.pt``."""
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(options.tokenizer)
-    pixels = load_image(options.picture, SIZE)[None]
+    pixels = load_image(options.image, SIZE)[None]
     factor = SIZE[0] // tokenizer.grid(SIZE)[0]
     tile, overlap = options.tile
     with torch.no_grad():
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> None:
     entries = []
     for tile, overlap in [(0, 0), *TILES]:
         name = f"{tile}-{overlap}" if tile else "whole"
-        command = [sys.executable, __file__, options.tokenizer, options.picture, "--tile", str(tile), str(overlap)]
+        command = [sys.executable, __file__, options.tokenizer, options.image, "--tile", str(tile), str(overlap)]
         command += ["--work", str(scratch / f"{name}.pt"), *(["--codes", str(scratch / "whole.pt")] if tile else [])]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         entries.append({"tile": tile, "overlap": overlap, **found, **(compare(tile, overlap, scratch) if tile else {})})
@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> None:
     result = {
         "command": shlex.join(["python", "benchmarks/tiling.py", *sys.argv[1:]]),
         "size": SIZE,
-        "picture": Path(options.picture).name,
+        "image": Path(options.image).name,
         "machine": machine(),
         "versions": versions("torch"),
         "entries": entries,
@@ -140,15 +140,15 @@ def table(result: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", nargs="?")
-    parser.add_argument("picture", nargs="?")
+    parser.add_argument("image", nargs="?")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "tiling.json")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/tiling"))
     parser.add_argument("--tile", type=int, nargs=2, help="one measurement, in tokens (for the script itself)")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--codes")
     arguments = parser.parse_args()
-    if not arguments.picture:
-        parser.error("give a tokenizer and a picture")
+    if not arguments.image:
+        parser.error("give a tokenizer and an image")
     elif arguments.tile is not None:
         print(json.dumps(work(arguments)))
     else:

@@ -1,4 +1,4 @@
-"""Every family of tokenizer trained for the same processor time, on the bundled pictures and on natural photo crops.
+"""Every family of tokenizer trained for the same processor time, on the bundled images and on natural photo crops.
 
     python benchmarks/photos.py /tmp/photos/photos64.npz --wallpapers FOLDER       # once; see its head
     python benchmarks/tokenizer_families.py --data emoji --only "conv + vq"        # one line of one table
@@ -6,7 +6,7 @@
     python benchmarks/tokenizer_families.py --sheet                                # docs/images/tokenizers-*.png
 
 The families are in tokenizer_families.yaml. Each (family, data set) is one entry of results/tokenizers.json, written
-when it is done, so a killed command is simply given again. All numbers but the codebook's are of held-out pictures.
+when it is done, so a killed command is simply given again. All numbers but the codebook's are of held-out images.
 
 Not named `tokenizers`: that would shadow Hugging Face's package for everything started from this folder.
 """
@@ -31,7 +31,7 @@ from budget import machine, train_for, versions
 from entries import add_entry, read, slug
 from tokenizer_measures import SHOWN, Data, classifier, measure
 
-from maskgen.pictures import grid, save
+from maskgen.images import grid, save
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parent / "docs" / "images"
@@ -143,9 +143,9 @@ def footnote(entries: list[dict[str, Any]]) -> str:
     where = sorted({f"{e['machine']['cpu']}, {e['machine']['threads']} thread(s)" for e in entries})
     torches = sorted({f"torch {e['versions']['torch']}" for e in entries})
     return (
-        f"{first['trained_on']:,} pictures to train on, {m['holdout']} held out; {' or '.join(budgets)} s of processor "
+        f"{first['trained_on']:,} images to train on, {m['holdout']} held out; {' or '.join(budgets)} s of processor "
         f"time each, batch {first['training']['config']['training']['batch_size']}. {features}Codes of "
-        f"{m['codebook']['pictures']:,} training pictures. Speed: pictures a second of processor time, fp32, batch "
+        f"{m['codebook']['images']:,} training images. Speed: images a second of processor time, fp32, batch "
         f"{m['speed']['batch']}. {'; '.join(where)}; {', '.join(torches)}."
     )
 

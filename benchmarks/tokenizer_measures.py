@@ -17,23 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgen.data import DATASETS
-from maskgen.evaluation.classifier import classifier_frechet, load_classifier, save_classifier, train_classifier
-from maskgen.evaluation.reconstruction import codebook_use, psnr, ssim
-from maskgen.parts import Part, build
-from maskgen.pictures import to_uint8
+from maskgen.evaluation.classifier.model import classifier_frechet, load_classifier, save_classifier, train_classifier
+from maskgen.evaluation.reconstruction.measures import codebook_use, psnr, ssim
+from maskgen.images import to_uint8
 from maskgen.pipelines.store import load_tokenizer
+from maskgen.registry import Part, build
 from maskgen.training.metrics import read_metrics
 from maskgen.training.offline import TEACHER
 from maskgen.training.run import split
 
-SHOWN = 10  # pictures on a sheet
+SHOWN = 10  # images on a sheet
 ROUNDS = 7  # of the speed
-CODED = 2000  # training pictures for the codebook's use, evenly spread
+CODED = 2000  # training images for the codebook's use, evenly spread
 
 
 @dataclass(frozen=True)
 class Data:
-    """spec: of the training pictures. held: of the held-out ones, or how many of the former are kept out.
+    """spec: of the training images. held: of the held-out ones, or how many of the former are kept out.
     told_apart: what the classifier of the Fréchet distance learns."""
 
     spec: dict[str, Any]
@@ -60,12 +60,12 @@ def by_batch(function: Callable[..., Tensor], *inputs: Tensor, size: int = 64) -
 
 
 def text_of(tokenizer: nn.Module, dataset: Any, count: int | None = None) -> list[Tensor]:
-    """The text features of `count` pictures where the tokenizer's decoder reads them; else nothing."""
+    """The text features of `count` images where the tokenizer's decoder reads them; else nothing."""
     return [stacked(dataset, "text", count)] if tokenizer.reads_text else []
 
 
 def classifier(name: str, data: Data, kept: Any, work: Path, seed: int = 0) -> Path:
-    """The folder of a network trained once on the training pictures; seed 0 measures, seed 1 may be learned from."""
+    """The folder of a network trained once on the training images; seed 0 measures, seed 1 may be learned from."""
     folder = work / f"classifier-{name}-{seed}"
     if not (folder / "classifier.json").is_file():
         model, facts = train_classifier(kept, steps=data.classifier_steps, seed=seed, progress=False)
@@ -89,7 +89,7 @@ def cosine(tokenizer: nn.Module, pixels: Tensor, stage: dict[str, Any]) -> float
 
 
 def codebook(tokenizer: nn.Module, codes: Tensor) -> dict[str, float | None]:
-    """Of the codes of training pictures. Where a place has several, each level's: use and perplexity are means over the
+    """Of the codes of training images. Where a place has several, each level's: use and perplexity are means over the
     levels, dead codes are summed. None for continuous tokens."""
     size, levels = int(tokenizer.codebook_size), int(tokenizer.levels)
     if size == 0:
@@ -101,7 +101,7 @@ def codebook(tokenizer: nn.Module, codes: Tensor) -> dict[str, float | None]:
 
 @torch.no_grad()
 def speed(tokenizer: nn.Module, pixels: Tensor, *text: Tensor) -> dict[str, Any]:
-    """Pictures a second of processor time and of the wall's: encode and decode in turn, the median of the rounds."""
+    """Images a second of processor time and of the wall's: encode and decode in turn, the median of the rounds."""
     codes = tokenizer.encode(pixels)
     tasks = {"encode": lambda: tokenizer.encode(pixels), "decode": lambda: tokenizer.decode(codes, *text)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
@@ -118,7 +118,7 @@ def speed(tokenizer: nn.Module, pixels: Tensor, *text: Tensor) -> dict[str, Any]
 
 
 def measure(config: dict[str, Any], data: Data, name: str, kept: Any, held: Any, work: Path) -> dict[str, Any]:
-    """All numbers of the tokenizer that the run `config` made in `work`, where some of its pictures are kept."""
+    """All numbers of the tokenizer that the run `config` made in `work`, where some of its images are kept."""
     folder = work / config["name"]
     tokenizer = load_tokenizer(folder).float()
     train, real = stacked(kept, "pixels", CODED), stacked(held, "pixels")
@@ -130,12 +130,12 @@ def measure(config: dict[str, Any], data: Data, name: str, kept: Any, held: Any,
         "parameters": {**sizes, "total": sum(sizes.values())},
         "tokens": places,
         "bits": round(places * math.log2(use["size"]), 1) if use["size"] else None,
-        "codebook": {**use, "pictures": len(train)},
+        "codebook": {**use, "images": len(train)},
         "speed": speed(tokenizer, stacked(kept, "pixels", data.batch_size), *text_of(tokenizer, kept, data.batch_size)),
         "holdout": len(real),
         "stage": read_metrics(folder / "metrics.jsonl")[-1],  # what the stage itself measured at the end
     }
-    if tokenizer.config.target == "features":  # there are no pictures to compare
+    if tokenizer.config.target == "features":  # there are no images to compare
         return found | {"cosine": cosine(tokenizer, real, config["stage"])}
     made = by_batch(lambda *x: tokenizer(*x).pixels, real, *text_of(tokenizer, held)).clamp(-1, 1)
     shown = [i * len(real) // SHOWN for i in range(SHOWN)]

@@ -1,4 +1,4 @@
-"""How many pictures a second does a training step of masked modeling take, without dropping, and beside others' code?
+"""How many images a second does a training step of masked modeling take, without dropping, and beside others' code?
 
     pip install --no-deps --target DIR transformers tokenizers      # the one peer that is not a dependency
     PYTHONPATH=DIR python benchmarks/train_step.py
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from maskgen.mim.core import MaskedModeling
 from maskgen.mim.ratios import TruncatedNormal
-from maskgen.training.representation_stage import RepresentationStage
+from maskgen.training.stages.representation import RepresentationStage
 from maskgen.transformer.model import MaskTransformer
 
 OUT = Path(__file__).parent / "results" / "train_step.json"
@@ -152,9 +152,9 @@ def measure(sides: dict[str, Side], precision: str, rounds: int) -> dict[str, Ti
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: pictures a second of processor time, and how many times as fast: median (smallest to largest)."""
+    """Markdown: images a second of processor time, and how many times as fast: median (smallest to largest)."""
     lines = [
-        "| | pictures/s | against | pictures/s | faster | by the wall's clock |",
+        "| | images/s | against | images/s | faster | by the wall's clock |",
         "| --- | ---: | --- | ---: | --- | --- |",
     ]
     for precision, found in results["seconds"].items():

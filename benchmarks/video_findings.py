@@ -36,14 +36,14 @@ from maskgen.data.moving_mnist import read_digits, trajectory
 from maskgen.data.video_sources import save_videos
 from maskgen.decoding.autoregressive import decode_raster
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.evaluation.classifier import save_classifier, train_classifier
-from maskgen.evaluation.fvd import ClassifierFeatures, clip_distance
-from maskgen.evaluation.video import METRICS, TRIVIAL, best_of
+from maskgen.evaluation.classifier.model import save_classifier, train_classifier
+from maskgen.evaluation.video.fvd import ClassifierFeatures, clip_distance
+from maskgen.evaluation.video.measures import METRICS, TRIVIAL, best_of
 from maskgen.mim.samplers.video import FrameSampler
-from maskgen.parts import Part, build
 from maskgen.pipelines.predictor import NextPredictor
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.pipelines.video import MaskedVideoPipeline
+from maskgen.registry import Part, build
 from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.videos import strip
 
@@ -277,7 +277,7 @@ def _continued(tokenizer: Any, network: CausalTransformer, given: Tensor, sample
 
 
 def summary(samples: list[Tensor], work: Path) -> dict[str, float]:
-    """Means over samples, frames and clips; of several samples also the best of each clip, and their mean picture.
+    """Means over samples, frames and clips; of several samples also the best of each clip, and their mean image.
 
     ``off``: how far frames are from what the world can show; ``digit``: the share whose nearest such frame has the
     right digit; ``place``: how many patches from the right place it is.
@@ -369,7 +369,7 @@ QUALITY = {
     "loss, half hidden": ("loss/0.5", ".3f"),
     "loss, all hidden": ("loss/1", ".3f"),
     "MSE, greedy": ("measured/greedy/mse", ".2f"),
-    f"mean picture of {SAMPLES}": ("measured/drawn/mean_mse", ".2f"),
+    f"mean image of {SAMPLES}": ("measured/drawn/mean_mse", ".2f"),
     f"best of {SAMPLES}": ("measured/drawn/best_mse", ".2f"),
     "a draw": ("measured/drawn/mse", ".2f"),
     **{title: (f"measured/drawn/{key}", form) for title, (key, form) in DRAWN.items()},

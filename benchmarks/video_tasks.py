@@ -23,8 +23,8 @@ from prediction import GREEDY, circumstances, clips_of, opened, through, trained
 from torch import Tensor
 
 from maskgen import MaskScheduler
-from maskgen.evaluation.video import METRICS
-from maskgen.parts import build
+from maskgen.evaluation.video.measures import METRICS
+from maskgen.registry import build
 from maskgen.tasks.conditions import BLACK, TASK, Task, condition_video
 from maskgen.videos import strip
 
@@ -35,7 +35,7 @@ ROWS = {
     "padding": "the condition's padding",
     "greedy": "greedy",
     "draw": "one draw",
-    "mean": "mean picture of {} draws",
+    "mean": "mean image of {} draws",
     "floor": "true frames through the tokenizer",
 }
 

@@ -6,7 +6,7 @@
 
 The world is gymnasium's pendulum without gravity, 32x32 pixels, under random torques that the model is told. Clips have
 8 frames, 2 of them given and 6 predicted; a frame is 2x2 tokens, k-means codes of patches of 16x16 pixels.
-Transformers are 64 wide and 4 deep. Episodes of another seed are predicted, and the angle is read from the pictures
+Transformers are 64 wide and 4 deep. Episodes of another seed are predicted, and the angle is read from the images
 too. Planning is in the simulator. MaskViT's other findings are re-tested by `video_findings.py`.
 """
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from maskgen.data.simulator import Simulator, simulate
 from maskgen.data.video_sources import save_videos
-from maskgen.evaluation.video import METRICS, TRIVIAL, best_of
+from maskgen.evaluation.video.measures import METRICS, TRIVIAL, best_of
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.pipelines.video import MaskedVideoPipeline
 from maskgen.tasks.planning import cross_entropy_plan, rollout_cost
@@ -183,7 +183,7 @@ def acted(seed: int, options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- planning
 
 
-def picture(frames: list[np.ndarray]) -> Float[Tensor, "3 t s s"]:
+def image(frames: list[np.ndarray]) -> Float[Tensor, "3 t s s"]:
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
@@ -220,10 +220,10 @@ def ends(pipeline: Any, world: Simulator, kind: str, episode: int) -> dict[str, 
     draw, start, box = torch.Generator().manual_seed(episode), 10_000 + episode, torch.ones(FUTURE, 1)
     first = torch.rand(1, generator=draw) * 2 - 1
     frames, goal = executed(world, start, first, GOALS[kind](draw))
-    target = picture(frames)[:, -1]
+    target = image(frames)[:, -1]
 
     def plan(frames: list[np.ndarray], past: list[Tensor]) -> Tensor:
-        cost = rollout_cost(pipeline, picture(frames), torch.stack(past), target, num_inference_steps=2)
+        cost = rollout_cost(pipeline, image(frames), torch.stack(past), target, num_inference_steps=2)
         limits, noise = box[len(past) - 1 :], torch.Generator().manual_seed(episode)
         return cross_entropy_plan(cost, -limits, limits, CANDIDATES, CANDIDATES // 8, ROUNDS, noise)[0]
 

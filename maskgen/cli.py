@@ -17,18 +17,18 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...",
 Data = Annotated[
     str | None, typer.Option(help="emoji, a folder, tar shards, an .npz, a run, or a YAML mapping; else the run's own")
 ]
-Size = Annotated[int | None, typer.Option(help="side of the pictures, where the data leaves it open")]
-BatchSize = Annotated[int, typer.Option(min=1, help="pictures at a time")]
-Picture = Annotated[Path, typer.Argument(help="the picture's file")]
+Size = Annotated[int | None, typer.Option(help="side of the images, where the data leaves it open")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
+Image = Annotated[Path, typer.Argument(help="the image's file")]
 Model = Annotated[str | None, typer.Option(help="run, pipeline folder or Hub name; the bundled emoji model if none")]
 Class = Annotated[str | None, typer.Option("--class", help="name or number of what to draw; without a class if none")]
 Count = Annotated[int, typer.Option("--count", "-n", min=1, help="results, numbered where there are several")]
 Steps = Annotated[int | None, typer.Option(help="decode steps")]
 Guidance = Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")]
-Seed = Annotated[int, typer.Option(help="picture i has seed + i")]
+Seed = Annotated[int, typer.Option(help="image i has seed + i")]
 TraceFile = Annotated[Path | None, typer.Option("--trace", help="a .gif of the decode, step by step")]
 Dilation = Annotated[str, typer.Option(help="tokens around the hole that are hidden too; auto measures the encoder")]
-Crop = Annotated[int | None, typer.Option(help="see the hole and so many pixels around it, not the whole picture")]
+Crop = Annotated[int | None, typer.Option(help="see the hole and so many pixels around it, not the whole image")]
 Feather = Annotated[int | None, typer.Option(help="pixels over which the paste fades inside the hole; 0: a hard edge")]
 Fps = Annotated[float | None, typer.Option(help="frames a second of the file; the video's own if none")]
 Stride = Annotated[int, typer.Option(min=1, help="every which frame of the video to take")]
@@ -53,15 +53,15 @@ def sample(
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="name or number; again for more; 16 of them if none")
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures of each class")] = 4,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="images of each class")] = 4,
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")] = Path("samples"),
+    out: Annotated[Path, typer.Option(help="folder for the images and grid.png")] = Path("samples"),
     trace: TraceFile = None,
     device: Device = "auto",
 ) -> None:
-    """Generate pictures."""
+    """Generate images."""
     from maskgen.pipelines.generate import generate
 
     print(generate(model, classes, count, steps, guidance, seed, out, device, trace=trace))
@@ -69,7 +69,7 @@ def sample(
 
 @app.command()
 def inpaint(
-    image: Picture,
+    image: Image,
     mask: Annotated[Path, typer.Argument(help="of the same size; white is drawn anew")],
     class_name: Class = None,
     model: Model = None,
@@ -92,7 +92,7 @@ def inpaint(
 
 @app.command()
 def outpaint(
-    image: Picture,
+    image: Image,
     left: Annotated[int, typer.Option(help="pixels to add")] = 0,
     top: Annotated[int, typer.Option(help="pixels to add")] = 0,
     right: Annotated[int, typer.Option(help="pixels to add")] = 0,
@@ -110,7 +110,7 @@ def outpaint(
     trace: TraceFile = None,
     device: Device = "auto",
 ) -> None:
-    """Extend a picture on any side, beyond the trained size too."""
+    """Extend an image on any side, beyond the trained size too."""
     settings = {"image": image, "left": left, "top": top, "right": right, "bottom": bottom, "class": class_name}
     more = {"dilation": dilation, "overlap": overlap, "feather": feather, "count": count, "steps": steps}
     _perform("outpaint", {**settings, **more, "guidance": guidance}, model, seed, out, trace, device)
@@ -118,7 +118,7 @@ def outpaint(
 
 @app.command()
 def edit(
-    image: Picture,
+    image: Image,
     class_name: Annotated[str, typer.Option("--class", help="name or number of the new class")],
     box: Annotated[
         str | None, typer.Option(help="left,top,right,bottom in pixels, right and bottom outside", metavar="L,T,R,B")
@@ -143,7 +143,7 @@ def edit(
 
 @app.command()
 def vary(
-    image: Picture,
+    image: Image,
     strength: Annotated[float, typer.Option(help="share of the tokens drawn anew, 0 to 1")] = 0.5,
     class_name: Class = None,
     model: Model = None,
@@ -155,7 +155,7 @@ def vary(
     trace: TraceFile = None,
     device: Device = "auto",
 ) -> None:
-    """Pictures like a given one."""
+    """Images like a given one."""
     settings = {"image": image, "strength": strength, "class": class_name}
     more = {"count": count, "steps": steps, "guidance": guidance}
     _perform("vary", {**settings, **more}, model, seed, out, trace, device)
@@ -163,8 +163,8 @@ def vary(
 
 @app.command()
 def interpolate(
-    image: Picture,
-    image_2: Annotated[Path, typer.Argument(help="the picture at the other end")],
+    image: Image,
+    image_2: Annotated[Path, typer.Argument(help="the image at the other end")],
     frames: Annotated[int, typer.Option(help="both ends included")] = 8,
     strength: Annotated[float, typer.Option(help="share of the tokens drawn anew half-way, 0 to 1")] = 0.5,
     class_name: Class = None,
@@ -176,17 +176,17 @@ def interpolate(
     trace: TraceFile = None,
     device: Device = "auto",
 ) -> None:
-    """Frames from one picture to another."""
+    """Frames from one image to another."""
     settings = {"image": image, "image_2": image_2, "frames": frames, "strength": strength, "class": class_name}
     _perform("interpolate", {**settings, "steps": steps, "guidance": guidance}, model, seed, out, trace, device)
 
 
 @app.command()
 def join(
-    image: Picture,
-    image_2: Annotated[Path, typer.Argument(help="the picture on the right")],
+    image: Image,
+    image_2: Annotated[Path, typer.Argument(help="the image on the right")],
     gap: Annotated[int, typer.Option(help="pixels between them, at the model's height")],
-    keep: Annotated[int | None, typer.Option(help="pixels of either picture; all of them if none")] = None,
+    keep: Annotated[int | None, typer.Option(help="pixels of either image; all of them if none")] = None,
     class_name: Class = None,
     model: Model = None,
     count: Count = 1,
@@ -199,7 +199,7 @@ def join(
     trace: TraceFile = None,
     device: Device = "auto",
 ) -> None:
-    """The left of one picture, the right of another, and what the model puts between them."""
+    """The left of one image, the right of another, and what the model puts between them."""
     settings = {"image": image, "image_2": image_2, "gap": gap, "keep": keep, "class": class_name, "overlap": overlap}
     more = {"feather": feather, "count": count, "steps": steps, "guidance": guidance}
     _perform("join", {**settings, **more}, model, seed, out, trace, device)
@@ -208,7 +208,7 @@ def join(
 @app.command("predict-video")
 def predict_video(
     model: Annotated[str, typer.Argument(help="run, pipeline folder or Hub name")],
-    video: Annotated[Path, typer.Argument(help="its file, a folder of frames, a picture, or FILE.npz:3")],
+    video: Annotated[Path, typer.Argument(help="its file, a folder of frames, an image, or FILE.npz:3")],
     frames: Annotated[int, typer.Option(min=1, help="to predict, beyond the trained length too")] = 16,
     context: Annotated[int | None, typer.Option(min=1, help="last frames to see; what the model holds if none")] = None,
     count: Count = 1,
@@ -234,9 +234,9 @@ def predict_video(
 def edit_video(
     task: Annotated[str, typer.Argument(help="interpolate, inpaint or outpaint")],
     model: Annotated[str, typer.Argument(help="run, pipeline folder or Hub name")],
-    video: Annotated[Path, typer.Argument(help="its file, a folder of frames, a picture, or FILE.npz:3")],
-    video_2: Annotated[Path | None, typer.Argument(help="interpolate: the video or picture to end with")] = None,
-    mask: Annotated[Path | None, typer.Option(help="inpaint: a picture as large as the video, white is hidden")] = None,
+    video: Annotated[Path, typer.Argument(help="its file, a folder of frames, an image, or FILE.npz:3")],
+    video_2: Annotated[Path | None, typer.Argument(help="interpolate: the video or image to end with")] = None,
+    mask: Annotated[Path | None, typer.Option(help="inpaint: an image as large as the video, white is hidden")] = None,
     box: Annotated[
         tuple[int, int, int, int] | None, typer.Option(help="inpaint: left, top, right, bottom in the model's pixels")
     ] = None,
@@ -270,7 +270,7 @@ def edit_video(
 @app.command()
 def batch(
     table: Annotated[Path, typer.Argument(help="CSV: image, mask or box, class, seed, task, ...; see docs/editing.md")],
-    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("batch"),
+    out: Annotated[Path, typer.Option(help="folder for the images")] = Path("batch"),
     task: Annotated[str, typer.Option(help="of the rows that name none")] = "inpaint",
     model: Model = None,
     trace: Annotated[Path | None, typer.Option(metavar="FOLDER", help="a .gif of each row's decode there")] = None,
@@ -278,18 +278,18 @@ def batch(
 ) -> None:
     """A task for every row of a CSV; rows that fail are told at the end, the others are done."""
     from maskgen.pipelines.jobs import batch as run
-    from maskgen.pipelines.jobs import load, pictures_in
+    from maskgen.pipelines.jobs import images_in, load
 
     paths = run(load(model, device), table, out, task, model, trace)
-    print(f"{pictures_in(paths)} pictures in {out}")
+    print(f"{images_in(paths)} images in {out}")
 
 
 @app.command()
-def parameters(image: Picture) -> None:
-    """What a picture of ours was made with, so that it can be made again."""
+def parameters(image: Image) -> None:
+    """What an image of ours was made with, so that it can be made again."""
     import json
 
-    from maskgen.pictures import parameters_of
+    from maskgen.images import parameters_of
 
     print(json.dumps(parameters_of(image), indent=2))
 
@@ -306,28 +306,28 @@ def _perform(
 @app.command()
 def reconstruct(
     tokenizer: Annotated[str, typer.Argument(help="run, pipeline or tokenizer folder")],
-    pictures: Annotated[list[str] | None, typer.Argument(help="picture files, each at its own size")] = None,
+    images: Annotated[list[str] | None, typer.Argument(help="image files, each at its own size")] = None,
     data: Data = None,
     size: Size = None,
-    limit: Annotated[int, typer.Option(min=1, help="pictures to measure, evenly spread")] = 2048,
+    limit: Annotated[int, typer.Option(min=1, help="images to measure, evenly spread")] = 2048,
     batch_size: BatchSize = 64,
-    tile: Annotated[int, typer.Option(min=0, help="code larger pictures in tiles of so many pixels; 0: whole")] = 0,
+    tile: Annotated[int, typer.Option(min=0, help="code larger images in tiles of so many pixels; 0: whole")] = 0,
     lpips: Annotated[str | None, typer.Option(help="file of VGG-16's weights, or `download`")] = None,
     inception: Annotated[str | None, typer.Option(help="for rFID: file of Inception's weights, or `download`")] = None,
     classifier: Annotated[str | None, typer.Option(help="folder of a small classifier, for its own distance")] = None,
-    out: Annotated[Path, typer.Option(help="side-by-side picture; metrics.json goes beside it")] = Path(
+    out: Annotated[Path, typer.Option(help="side-by-side image; metrics.json goes beside it")] = Path(
         "reconstruction.png"
     ),
     device: Device = "auto",
 ) -> None:
-    """Encode and decode pictures: originals above reconstructions, PSNR, SSIM, LPIPS, rFID and codebook use."""
+    """Encode and decode images: originals above reconstructions, PSNR, SSIM, LPIPS, rFID and codebook use."""
     from maskgen.data.source import open_files_or_dataset
-    from maskgen.evaluation.reconstruction_report import reconstruct as compute
+    from maskgen.evaluation.reconstruction.report import reconstruct as compute
     from maskgen.pipelines.generate import pick_device
     from maskgen.pipelines.store import load_tokenizer
 
     model = load_tokenizer(tokenizer).to(pick_device(device))
-    dataset = open_files_or_dataset(pictures, data, tokenizer, size, model.channels)
+    dataset = open_files_or_dataset(images, data, tokenizer, size, model.channels)
     report = compute(
         model,
         dataset,
@@ -347,9 +347,9 @@ def encode(
     out: Annotated[Path, typer.Argument(help="folder of the token cache")],
     data: Data = None,
     size: Size = None,
-    flips: Annotated[bool, typer.Option("--flips", help="the mirrored pictures too, as further rows")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="the mirrored images too, as further rows")] = False,
     batch_size: BatchSize = 64,
-    workers: Annotated[int, typer.Option(min=0, help="processes that read pictures")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="processes that read images")] = 0,
     device: Device = "auto",
 ) -> None:
     """Encode a data set once; train on it with `data: {type: tokens, path: OUT}`.
@@ -368,8 +368,8 @@ def encode(
 @app.command()
 def probe(
     model: Annotated[str, typer.Argument(help="run or pipeline folder, of a generator or of a representation")],
-    data: Annotated[str, typer.Option(help="labelled pictures: emoji, a folder, an .npz, a YAML mapping")],
-    test: Annotated[str | None, typer.Option(help="to test on; else every fifth picture of a class of --data")] = None,
+    data: Annotated[str, typer.Option(help="labelled images: emoji, a folder, an .npz, a YAML mapping")],
+    test: Annotated[str | None, typer.Option(help="to test on; else every fifth image of a class of --data")] = None,
     protocol: Annotated[str, typer.Option(help="linear, sweep, knn, lowshot or finetune")] = "sweep",
     option: Annotated[
         list[str] | None, typer.Option(metavar="key=value", help="of the protocol; again for more")
@@ -383,8 +383,8 @@ def probe(
 ) -> None:
     """What a model's features are worth to a classifier, by a published protocol."""
     from maskgen.data.source import open_dataset
-    from maskgen.evaluation.probing import options_of
-    from maskgen.evaluation.probing import probe as compute
+    from maskgen.evaluation.probes.probing import options_of
+    from maskgen.evaluation.probes.probing import probe as compute
     from maskgen.pipelines.generate import pick_device
 
     sets = [None if name is None else open_dataset(name, size) for name in (data, test)]
@@ -409,16 +409,16 @@ def probe(
 def features(
     model: Annotated[str, typer.Argument(help="run or pipeline folder, of a generator or of a representation")],
     out: Annotated[Path, typer.Argument(help="the .npz: values, labels, names and what made them")],
-    data: Annotated[str, typer.Option(help="pictures: emoji, a folder, an .npz, a YAML mapping")],
+    data: Annotated[str, typer.Option(help="images: emoji, a folder, an .npz, a YAML mapping")],
     layer: Annotated[int, typer.Option(help="whose features; negative counts from the last")] = -1,
     pool: Annotated[str, typer.Option(help="mean, mean_all, cls, cls_mean or token_I")] = "mean",
     size: Size = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
 ) -> None:
-    """Write a model's features of pictures to an .npz."""
+    """Write a model's features of images to an .npz."""
     from maskgen.data.source import open_dataset
-    from maskgen.evaluation.probing import features_of
+    from maskgen.evaluation.probes.probing import features_of
     from maskgen.pipelines.backbone import load_backbone
     from maskgen.pipelines.generate import pick_device
 
@@ -441,17 +441,17 @@ def evaluate(
         str | None,
         typer.Option(help="fid,is,kid,precision,recall,fid_infinity; of a tokenizer's data psnr,ssim,lpips,rfid"),
     ] = None,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="pictures to draw")] = 50_000,
-    seed: Annotated[int, typer.Option(help="picture i is drawn with seed + i")] = 0,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="images to draw")] = 50_000,
+    seed: Annotated[int, typer.Option(help="image i is drawn with seed + i")] = 0,
     steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
     temperature: Annotated[float | None, typer.Option(help="of the choice of the tokens to keep")] = None,
     classes: Annotated[str | None, typer.Option(help="equal, uniform, reference (its labels' shares) or none")] = None,
     sweep: Annotated[list[str] | None, typer.Option(metavar="guidance=1,2,3", help="also temperature, steps")] = None,
     crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="take grey pictures as RGB")] = False,
-    limit: Annotated[int | None, typer.Option(help="use so many of given pictures, evenly spread")] = None,
-    few: Annotated[bool, typer.Option("--few", help="allow FID of no more pictures than features")] = False,
+    grey: Annotated[bool, typer.Option("--grey", help="take grey images as RGB")] = False,
+    limit: Annotated[int | None, typer.Option(help="use so many of given images, evenly spread")] = None,
+    few: Annotated[bool, typer.Option("--few", help="allow FID of no more images than features")] = False,
     bootstrap: Annotated[int, typer.Option(min=0, help="resamples for FID's interval")] = 20,
     weights: Weights = None,
     extractor: Annotated[str, typer.Option(help="another of torch-fidelity's networks")] = "inception-v3-compat",
@@ -473,15 +473,15 @@ def evaluate(
     The same command goes on where it was stopped; started by torchrun or accelerate launch, processes share the work.
     """
     if compare is not None:
-        from maskgen.evaluation.report import compare as verdict
+        from maskgen.evaluation.fid.report import compare as verdict
 
         print(verdict(*compare))
         return
     if samples is None:
         raise typer.BadParameter("give the samples, and the reference; or --compare A.json B.json")
     from maskgen.evaluation.command import run
-    from maskgen.evaluation.sampling import Sampling
-    from maskgen.evaluation.sources import Reading
+    from maskgen.evaluation.fid.sampling import Sampling
+    from maskgen.evaluation.fid.sources import Reading
 
     text = run(
         samples,
@@ -509,25 +509,25 @@ def evaluate(
 @app.command()
 def visualise(
     run: Annotated[str, typer.Argument(help="a run of a generator or of a representation")],
-    pictures: Annotated[list[str] | None, typer.Argument(help="picture files")] = None,
+    images: Annotated[list[str] | None, typer.Argument(help="image files")] = None,
     data: Data = None,
     size: Size = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures, evenly spread over the data")] = 8,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="images, evenly spread over the data")] = 8,
     seed: Annotated[int, typer.Option(help="of the masks")] = 0,
     ratio: Annotated[float | None, typer.Option(min=0, max=1, help="share to hide, in place of the run's own")] = None,
     peek: Annotated[
         bool, typer.Option("--peek", help="give normalised pixels the hidden patches' own mean and contrast")
     ] = False,
-    out: Annotated[Path, typer.Option(help="the picture")] = Path("visualise.png"),
+    out: Annotated[Path, typer.Option(help="the image")] = Path("visualise.png"),
     device: Device = "auto",
 ) -> None:
-    """Pictures, what is hidden of them, what is predicted there, and both pasted together."""
-    from maskgen.pictures import save
+    """Images, what is hidden of them, what is predicted there, and both pasted together."""
+    from maskgen.images import save
     from maskgen.pipelines.generate import pick_device
     from maskgen.training.saved import load_learner
 
     saved = load_learner(run, pick_device(device))
-    dataset = saved.open(pictures, data, size)
+    dataset = saved.open(images, data, size)
     print(save(saved.visualise(dataset, count, seed, ratio, peek).draw(), out))
 
 
@@ -536,23 +536,23 @@ def fid(
     a: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
     b: Annotated[str, typer.Argument(help="folder, .npz, or a pipeline to draw from")],
     weights: Weights = None,
-    num_samples: Annotated[int, typer.Option(help="pictures drawn from a pipeline")] = 10_000,
+    num_samples: Annotated[int, typer.Option(help="images drawn from a pipeline")] = 10_000,
     batch_size: BatchSize = 64,
-    seed: Annotated[int, typer.Option(help="of the pictures drawn")] = 0,
+    seed: Annotated[int, typer.Option(help="of the images drawn")] = 0,
     steps: Annotated[int | None, typer.Option(help="decode steps of a pipeline")] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance scale of a pipeline")] = None,
     crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
-    few: Annotated[bool, typer.Option("--few", help="allow no more pictures than features")] = False,
-    grey: Annotated[bool, typer.Option("--grey", help="take grey pictures as RGB")] = False,
+    few: Annotated[bool, typer.Option("--few", help="allow no more images than features")] = False,
+    grey: Annotated[bool, typer.Option("--grey", help="take grey images as RGB")] = False,
     work: Annotated[Path | None, typer.Option(help="features are kept here; the same command goes on")] = None,
     out: Annotated[Path | None, typer.Option(help="write the report as JSON too")] = None,
     device: Device = "auto",
 ) -> None:
-    """Fréchet Inception distance of two sets of pictures: `evaluate` with that metric alone, in either order."""
+    """Fréchet Inception distance of two sets of images: `evaluate` with that metric alone, in either order."""
     from maskgen.evaluation.command import run
-    from maskgen.evaluation.evaluate import is_pipeline
-    from maskgen.evaluation.sampling import Sampling
-    from maskgen.evaluation.sources import Reading
+    from maskgen.evaluation.fid.evaluate import is_pipeline
+    from maskgen.evaluation.fid.sampling import Sampling
+    from maskgen.evaluation.fid.sources import Reading
 
     samples, reference = (b, a) if is_pipeline(b) else (a, b)
     text = run(
@@ -608,8 +608,8 @@ def evaluate_video(
     device: Device = "auto",
 ) -> None:
     """MSE, MAE, PSNR, SSIM, LPIPS of predicted frames, best of N, and FVD; see docs/video.md for the conventions."""
-    from maskgen.evaluation.fvd import ClassifierFeatures, PixelFeatures, ScriptedFeatures
-    from maskgen.evaluation.video_report import evaluate_videos
+    from maskgen.evaluation.video.fvd import ClassifierFeatures, PixelFeatures, ScriptedFeatures
+    from maskgen.evaluation.video.report import evaluate_videos
     from maskgen.pipelines.generate import pick_device
 
     extractors = [
@@ -685,7 +685,7 @@ def make_simulator(
 def quickstart(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/quickstart"),
 ) -> None:
-    """Train a tokenizer and a transformer on the bundled pictures, generate, evaluate: minutes on two CPU cores."""
+    """Train a tokenizer and a transformer on the bundled images, generate, evaluate: minutes on two CPU cores."""
     from maskgen.quickstart import quickstart as start
 
     print(start(out))

@@ -1,8 +1,8 @@
 """YAML -> checked configuration.
 
-The YAML of a run is checked against the typed signatures of the constructors it will call (see :mod:`maskgen.parts`),
-every problem is reported at once with its path, the allowed values and the nearest known name, and nothing is
-constructed before all is right.
+The YAML of a run is checked against the typed signatures of the constructors that it calls (see
+:mod:`maskgen.registry`). Every problem is reported at once, with its path, the allowed values and the nearest known
+name. Nothing is constructed before the whole configuration is valid.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from maskgen.parts import Part, nearest, split
+from maskgen.registry import Part, nearest, split
 
 
 class ConfigError(ValueError):

@@ -59,7 +59,7 @@ def imagenet_network(name: str, weights: str | None, version: Literal["DEFAULT",
     """
     from torchvision import models
 
-    from maskgen.parts import nearest
+    from maskgen.registry import nearest
 
     known = models.list_models(models)
     if name not in known:
@@ -74,7 +74,7 @@ def imagenet_network(name: str, weights: str | None, version: Literal["DEFAULT",
 
 
 def rgb(pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Grey pictures with three equal channels; others as they are."""
+    """Grey images with three equal channels; others as they are."""
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
 
 

@@ -1,4 +1,4 @@
-"""The main job, end to end, on the bundled pictures: train both stages, generate, evaluate."""
+"""The main job, end to end, on the bundled images: train both stages, generate, evaluate."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from maskgen.data.source import open_dataset
-from maskgen.evaluation.classifier import (
+from maskgen.evaluation.classifier.model import (
     class_agreement,
     classifier_frechet,
     nearest_neighbour_distance,
     real_vs_real,
     train_classifier,
 )
-from maskgen.evaluation.reconstruction import measure, spread
-from maskgen.pictures import grid, save, side_by_side
+from maskgen.evaluation.reconstruction.measures import measure, spread
+from maskgen.images import grid, save, side_by_side
 from maskgen.pipelines.encode import encode_dataset
 from maskgen.pipelines.generate import draw
 from maskgen.pipelines.image import MaskedImagePipeline
@@ -60,12 +60,12 @@ def quickstart(out: Path) -> Path:
 
 
 def judge(pipeline: Any, dataset: Any, ask: Any = None) -> dict[str, Any]:
-    """Samples with the classes of half the real pictures, in the eyes of a classifier trained on the real ones.
+    """Samples with the classes of half the real images, in the eyes of a classifier trained on the real ones.
 
     Args:
         pipeline: what draws.
-        dataset: real pictures, and the classes that the classifier tells apart.
-        ask: the pipeline's label of each real picture, where it is not the data set's.
+        dataset: real images, and the classes that the classifier tells apart.
+        ask: the pipeline's label of each real image, where it is not the data set's.
     """
     classifier, facts = train_classifier(dataset, steps=200)
     half = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[: len(dataset) // 2].tolist()
@@ -77,13 +77,13 @@ def judge(pipeline: Any, dataset: Any, ask: Any = None) -> dict[str, Any]:
     _, floor = real_vs_real(classifier, real, count=len(half))
     nearest, _ = nearest_neighbour_distance(made, real)
     return {
-        "pictures": len(half),
+        "images": len(half),
         "class_agreement": class_agreement(classifier, made, labels),
         "classifier_accuracy_held_out": facts["accuracy"],
         "distance": distance,
         "distance_samples_to_real": value,
         "distance_real_to_real": floor,
-        "nearest_training_picture_rmse": float(nearest.mean()),
+        "nearest_training_image_rmse": float(nearest.mean()),
     }
 
 
@@ -94,15 +94,15 @@ def describe(summary: dict[str, Any]) -> str:
 
 | | |
 |---|---|
-| tokenizer: PSNR on the training pictures | {t["psnr"]:.1f} dB |
+| tokenizer: PSNR on the training images | {t["psnr"]:.1f} dB |
 | tokenizer: codebook in use | {t["use"]:.0%} |
-| samples that the classifier gives the class asked for | {g["class_agreement"]:.0%} of {g["pictures"]} |
-| the classifier's own accuracy on held-out real pictures | {g["classifier_accuracy_held_out"]:.0%} |
+| samples that the classifier gives the class asked for | {g["class_agreement"]:.0%} of {g["images"]} |
+| the classifier's own accuracy on held-out real images | {g["classifier_accuracy_held_out"]:.0%} |
 | {g["distance"]}, samples to real | {g["distance_samples_to_real"]:.2f} |
 | the same, real to real (two halves) | {g["distance_real_to_real"]:.2f} |
-| distance of a sample to its nearest training picture (RMSE in [-1, 1], mean) | \
-{g["nearest_training_picture_rmse"]:.2f} |
+| distance of a sample to its nearest training image (RMSE in [-1, 1], mean) | \
+{g["nearest_training_image_rmse"]:.2f} |
 
 samples.png: a row a class. reconstructions.png: originals above reconstructions. curves_*.png: the losses.
-With so few pictures and minutes a model mostly recalls what it saw; the last row says how nearly.
+With so few images and minutes a model mostly recalls what it saw; the last row says how nearly.
 """

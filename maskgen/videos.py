@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from maskgen.pictures import grid, to_uint8
-from maskgen.pictures import save as save_picture
+from maskgen.images import grid, to_uint8
+from maskgen.images import save as save_image
 
 FASTEST = {".mp4": 1000.0, ".gif": 50.0, ".png": float("inf")}  # frames a second; a strip has no time
 CRF = "12"  # H.264's quality: 0 is without losses, 23 its default
@@ -33,7 +33,7 @@ def save(
     has at most 256 colours a frame, and readers see equal frames in a row as one that is shown longer.
 
     Args:
-        parameters: what made it, kept in the file; PNG only, see :func:`maskgen.pictures.save`.
+        parameters: what made it, kept in the file; PNG only, see :func:`maskgen.images.save`.
 
     Raises:
         ValueError: another kind of file, parameters for other than .png, or frames a second that it cannot have.
@@ -41,16 +41,16 @@ def save(
     path = check_output(path, fps)
     kind = path.suffix.lower()
     if kind == ".png":
-        return save_picture(strip({"": pixels}), path, parameters)
+        return save_image(strip({"": pixels}), path, parameters)
     if parameters is not None:
         raise ValueError(f"{path} cannot hold what made it; give a name that ends in .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = to_frames(pixels)
     if kind == ".gif":
-        pictures = [Image.fromarray(frame) for frame in frames]
+        images = [Image.fromarray(frame) for frame in frames]
         ends = [round(100 * i / fps) for i in range(len(frames) + 1)]
         times = [10 * (end - begin) for begin, end in pairwise(ends)]  # milliseconds
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0)
+        images[0].save(path, save_all=True, append_images=images[1:], duration=times, loop=0)
     else:
         _write_mp4(frames, path, fps)
     return path
@@ -97,7 +97,7 @@ def strip(rows: Mapping[str, Float[Tensor, "c _ h w"]], every: int = 1, scale: i
 
     Args:
         every: show every which frame, counted from the last.
-        scale: as in :func:`maskgen.pictures.grid`.
+        scale: as in :func:`maskgen.images.grid`.
 
     Raises:
         ValueError: no rows, or frames of several sizes.

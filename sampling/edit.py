@@ -1,6 +1,6 @@
 """Another class in a box: class-conditional editing. The box grows by a token, so that what was there leaves no rim.
 
-python sampling/edit.py picture.png --box 8 8 24 24 --class cat-face
+python sampling/edit.py image.png --box 8 8 24 24 --class cat-face
 """
 
 import argparse

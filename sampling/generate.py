@@ -1,4 +1,4 @@
-"""Generate pictures, one file each.
+"""Generate images, one file each.
 
 python sampling/generate.py                                   # the bundled emoji model, every class
 python sampling/generate.py runs/mine --class flags --class 3 --count 4 --steps 16 --guidance 1.5
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="run, pipeline folder or Hub name; the bundled emoji model if none")
     parser.add_argument("--class", dest="classes", action="append", help="name or number; again for more; all if none")
-    parser.add_argument("--count", type=int, default=4, help="pictures of each class")
+    parser.add_argument("--count", type=int, default=4, help="images of each class")
     parser.add_argument("--steps", type=int, help="decode steps; the pipeline's own if none")
     parser.add_argument("--guidance", type=float, help="u + s (c - u), 1 is none; the pipeline's own if none")
     parser.add_argument("--seed", type=int, default=0)
@@ -33,7 +33,7 @@ if __name__ == "__main__":
             num_inference_steps=arguments.steps,
             guidance_scale=arguments.guidance,
             generator=torch.Generator().manual_seed(arguments.seed),
-        ).images  # PIL pictures
+        ).images  # PIL images
         for i, image in enumerate(images):
             image.save(arguments.out / f"{name or 'sample'}_{i:03d}.png".replace("/", "-"))
     print(arguments.out)

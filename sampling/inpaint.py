@@ -1,7 +1,7 @@
-"""Draw anew what a mask hides: white in the mask, which has the picture's size. The other pixels stay as they are.
+"""Draw anew what a mask hides: white in the mask, which has the image's size. The other pixels stay as they are.
 
-python sampling/inpaint.py picture.png mask.png --class heart
-python sampling/inpaint.py picture.png mask.png --model runs/mine --dilation 1 --crop 32 --count 4
+python sampling/inpaint.py image.png mask.png --class heart
+python sampling/inpaint.py image.png mask.png --model runs/mine --dilation 1 --crop 32 --count 4
 """
 
 import argparse
@@ -19,7 +19,7 @@ if __name__ == "__main__":
     parser.add_argument("--class", dest="label", help="name of what to draw; without a class if none")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--dilation", type=int, default=0, help="tokens around the hole that are hidden too")
-    parser.add_argument("--crop", type=int, help="see the hole and so many pixels around it, not the whole picture")
+    parser.add_argument("--crop", type=int, help="see the hole and so many pixels around it, not the whole image")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("inpainted"))
     arguments = parser.parse_args()
@@ -33,7 +33,7 @@ if __name__ == "__main__":
         dilation=arguments.dilation,
         num_images_per_prompt=arguments.count,
         generator=torch.Generator().manual_seed(arguments.seed),
-    ).images  # PIL pictures of the picture's own size
+    ).images  # PIL images of the image's own size
     arguments.out.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         image.save(arguments.out / f"{i:03d}.png")

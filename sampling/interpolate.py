@@ -1,4 +1,4 @@
-"""From one picture to another: frames whose tokens come from both, or, with --gap, the two joined by what is drawn
+"""From one image to another: frames whose tokens come from both, or, with --gap, the two joined by what is drawn
 between them.
 
 python sampling/interpolate.py a.png b.png --frames 12
@@ -18,7 +18,7 @@ if __name__ == "__main__":
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--strength", type=float, default=0.5, help="share of the tokens drawn anew half-way, 0 to 1")
     parser.add_argument("--gap", type=int, help="join them instead, with so many pixels between")
-    parser.add_argument("--keep", type=int, help="pixels of either picture that are kept; all of them if none")
+    parser.add_argument("--keep", type=int, help="pixels of either image that are kept; all of them if none")
     parser.add_argument("--class", dest="label", help="name of what to draw; without a class if none")
     parser.add_argument("--model", help="run, pipeline folder or Hub name; the bundled emoji model if none")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
-"""Extend a picture on any side, beyond the trained size too: windows of that size slide over the canvas.
+"""Extend an image on any side, beyond the trained size too: windows of that size slide over the canvas.
 
-python sampling/outpaint.py picture.png --left 16 --right 64 --class transport-ground
+python sampling/outpaint.py image.png --left 16 --right 64 --class transport-ground
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Actions that bring a video to a goal, by predicting what each of many candidates leads to (visual foresight).
 
-Every round predicts all candidates in one batch; the cost is how far the last frame is from the goal's picture.
+Every round predicts all candidates in one batch; the cost is how far the last frame is from the goal's image.
 
 python sampling/plan_video.py clip.npy goal.png --past past.npy --model runs/pendulum --horizon 6
 
@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from maskgen import MaskedVideoPipeline
-from maskgen.pipelines.inputs import pictures_of
+from maskgen.pipelines.inputs import images_of
 from maskgen.tasks.planning import cross_entropy_plan, rollout_cost
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", help=".npy of frames so far, float (c, t, h, w) in [-1, 1] at the model's size")
-    parser.add_argument("goal", help="picture of the model's size")
+    parser.add_argument("goal", help="image of the model's size")
     parser.add_argument("--model", required=True, help="run or pipeline folder of a model that reads actions")
     parser.add_argument("--past", help=".npy of the actions between these frames (t - 1, a); zeros if none")
     parser.add_argument("--horizon", type=int, default=6, help="actions to plan, frames to look ahead")
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     pipeline = MaskedVideoPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     known = torch.from_numpy(np.load(arguments.video)).float()
-    (goal,) = pictures_of(arguments.goal, pipeline.tokenizer.channels)
+    (goal,) = images_of(arguments.goal, pipeline.tokenizer.channels)
     numbers = pipeline.transformer.config.action_dim // pipeline.factor
     if not numbers:
         raise SystemExit(f"{arguments.model} reads no actions: nothing can be planned with it")

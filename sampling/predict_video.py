@@ -10,7 +10,7 @@ from maskgen.pipelines.video_jobs import predict_video
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("video", help="its file, a folder of frames, a picture, or FILE.npz:3")
+    parser.add_argument("video", help="its file, a folder of frames, an image, or FILE.npz:3")
     parser.add_argument("--model", required=True, help="run, pipeline folder or Hub name")
     parser.add_argument("--frames", type=int, default=16, help="to predict")
     parser.add_argument("--context", type=int, help="last frames to see; as many as the model holds if none")

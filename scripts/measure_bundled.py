@@ -13,7 +13,7 @@ import torch
 
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import Emoji
-from maskgen.evaluation.reconstruction import measure
+from maskgen.evaluation.reconstruction.measures import measure
 from maskgen.pipelines.generate import generate
 from maskgen.quickstart import judge
 
@@ -31,7 +31,7 @@ if __name__ == "__main__":
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "torch": torch.__version__,
         "scheduler": {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")},
-        "seconds_to_load_and_draw_160_pictures": round(seconds, 1),
+        "seconds_to_load_and_draw_160_images": round(seconds, 1),
         "tokenizer": measure(pipeline.tokenizer, Emoji()),
         "generator": judge(pipeline, Emoji(), Emoji(groups="subcategory").labels),
     }

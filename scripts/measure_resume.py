@@ -1,7 +1,7 @@
 """An evaluation of 2,000 samples of the bundled pipeline, killed twice: docs/results/evaluation_resume.json.
 
 python scripts/measure_resume.py [WORK]
-The numbers are of a small classifier trained on the bundled pictures, so nothing is downloaded.
+The numbers are of a small classifier trained on the bundled images, so nothing is downloaded.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from maskgen.data import Emoji
-from maskgen.evaluation.classifier import save_classifier, train_classifier
+from maskgen.evaluation.classifier.model import save_classifier, train_classifier
 
 WORK = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/resume")
 OUT = Path(__file__).parents[1] / "docs/results/evaluation_resume.json"

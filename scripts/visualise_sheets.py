@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from maskgen.config import check
-from maskgen.pictures import save
+from maskgen.images import save
 from maskgen.training.run import run
 from maskgen.training.saved import load_learner
 

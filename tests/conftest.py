@@ -54,7 +54,7 @@ def pipeline(make_pipeline):
 @pytest.fixture(scope="session")
 def classifier_folder(tmp_path_factory):
     """A small classifier of random weights, saved."""
-    from maskgen.evaluation.classifier import SmallClassifier, save_classifier
+    from maskgen.evaluation.classifier.model import SmallClassifier, save_classifier
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("classifier")
@@ -73,11 +73,11 @@ def cpu():
 
 @pytest.fixture(scope="module")
 def work(cpu, tmp_path_factory):
-    """A folder with pictures, configurations and a trained tokenizer: those of runs.py."""
+    """A folder with images, configurations and a trained tokenizer: those of runs.py."""
     from maskgen.training.run import run_config
 
     folder = tmp_path_factory.mktemp("work")
-    images, labels = runs.pictures()
+    images, labels = runs.images()
     np.savez(folder / "data.npz", images=images, labels=labels)
     for config in (runs.TOKENIZER, runs.GENERATOR):
         (folder / f"{config['name']}.yaml").write_text(yaml.safe_dump(config))
@@ -115,7 +115,7 @@ def maskgen(monkeypatch, capsys):
 
 @pytest.fixture
 def colours(tmp_path, monkeypatch):
-    """A function: pictures of three noisy colours, their classes, in data.npz of a new working folder; its options."""
+    """A function: images of three noisy colours, their classes, in data.npz of a new working folder; its options."""
     monkeypatch.chdir(tmp_path)
 
     def write(count=24, side=8, noise=50):

@@ -1,4 +1,4 @@
-"""What tests are given: generators, pictures and masks, in memory and in files, whole and damaged."""
+"""What tests are given: generators, images and masks, in memory and in files, whole and damaged."""
 
 import gzip
 import struct
@@ -12,7 +12,7 @@ def seeded(n=0):
     return torch.Generator().manual_seed(n)
 
 
-def picture(width=8, height=8, seed=0):
+def an_image(width=8, height=8, seed=0):
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -24,7 +24,7 @@ def mask(box=(2, 2, 6, 6), size=(8, 8)):
 
 
 def array(image):
-    """Of a picture or its file."""
+    """Of an image or its file."""
     return np.asarray(image if isinstance(image, Image.Image) else Image.open(image))
 
 
@@ -41,7 +41,7 @@ def coloured(n, classes=3, seed=0, size=8):
     class Set(list):
         labels = np.array([item["label"] for item in items])
         class_names = tuple(f"colour {k}" for k in range(classes))
-        names = tuple(f"picture {k}" for k in range(n))
+        names = tuple(f"image {k}" for k in range(n))
 
     return Set(items)
 
@@ -59,12 +59,12 @@ def save(path, color=(100, 100, 100), size=(8, 8), mode="RGB", **options):
 
 def noise(path, size=(64, 64), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(*size).save(path, **options)
+    an_image(*size).save(path, **options)
     return path
 
 
 def truncate(path, keep=0.5):
-    """Cut a picture short: its header is whole, its pixels are not."""
+    """Cut an image short: its header is whole, its pixels are not."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path

@@ -1,4 +1,4 @@
-"""A small run of each stage for tests of training: its configuration, its pictures, its folder."""
+"""A small run of each stage for tests of training: its configuration, its images, its folder."""
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ GENERATOR = {
 }
 
 
-def pictures(n=48, size=8, classes=3):
+def images(n=48, size=8, classes=3):
     """A coloured square somewhere on a grey ground."""
     rng = np.random.default_rng(0)
     images = np.full((n, size, size, 3), 230, np.uint8)
@@ -44,12 +44,12 @@ def pictures(n=48, size=8, classes=3):
     return images, np.arange(n) % classes
 
 
-class Pictures:
+class Images:
     """The same as a data set in memory; item `broken`, if any, is NaN."""
 
     def __init__(self, n=48, size=8, broken=None):
-        images, self.labels = pictures(n, size)
-        self.pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        array, self.labels = images(n, size)
+        self.pixels = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
         self.class_names = ["a", "b", "c"]
         if broken is not None:
             self.pixels[broken] = torch.nan

@@ -16,8 +16,8 @@ from maskgen.tokenizer.losses import discriminator_loss, generator_loss, lecam_l
 from maskgen.training.adversary import Adversary
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
-from maskgen.training.tokenizer_stage import TokenizerStage
-from maskgen.training.vqkd_stage import VqkdStage, colours
+from maskgen.training.stages.tokenizer import TokenizerStage
+from maskgen.training.stages.vqkd import VqkdStage, colours
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = {
@@ -32,7 +32,7 @@ GUARDS = {"warmup": 3, "lecam": 0.3, "r1": 2.0, "r1_every": 2}
 pytestmark = pytest.mark.usefixtures("cpu")
 
 
-class Pictures:
+class Images:
     """A coloured square somewhere on a grey ground."""
 
     class_names = ("a", "b")
@@ -41,9 +41,9 @@ class Pictures:
         draw = torch.Generator().manual_seed(0)
         self.labels = np.arange(n) % 2
         self.pixels = torch.full((n, 3, size, size), 0.8)
-        for picture in self.pixels:
+        for image in self.pixels:
             y, x = torch.randint(0, size // 2, (2,), generator=draw).tolist()
-            picture[:, y : y + size // 2, x : x + size // 2] = torch.rand(3, 1, 1, generator=draw) * 2 - 1
+            image[:, y : y + size // 2, x : x + size // 2] = torch.rand(3, 1, 1, generator=draw) * 2 - 1
 
     def __len__(self):
         return len(self.labels)
@@ -54,7 +54,7 @@ class Pictures:
 
 def stage_of(tokenizer=TOKENIZER, **settings):
     torch.manual_seed(0)
-    return TokenizerStage(dataset=Pictures(), tokenizer=tokenizer, **settings)
+    return TokenizerStage(dataset=Images(), tokenizer=tokenizer, **settings)
 
 
 def gradients(module):
@@ -82,7 +82,7 @@ def test_the_lean_step_has_the_plain_sums_gradients_with_every_term_on(kind, ada
     )
     anchors = {"anchor_real": torch.tensor(0.2), "anchor_fake": torch.tensor(-0.1)}
     stage.adversary.discriminator.load_state_dict(anchors, strict=False)
-    plain, pixels, step = copy.deepcopy(stage), Pictures().pixels[:6], 2  # third of a warm-up of 3, and R1's turn
+    plain, pixels, step = copy.deepcopy(stage), Images().pixels[:6], 2  # third of a warm-up of 3, and R1's turn
 
     torch.manual_seed(0)  # the quantizer draws
     steps = stage.losses({"pixels": pixels}, step)
@@ -135,7 +135,7 @@ def test_the_autoencoder_and_the_perceptual_network_are_passed_once(classifier_f
     calls = []
     for name, module in {**stage.modules, "perceptual": stage.perceptual_network}.items():
         module.register_forward_hook(lambda *_, name=name: calls.append(name))
-    for _, terms in stage.losses({"pixels": Pictures().pixels[:2]}, 0):
+    for _, terms in stage.losses({"pixels": Images().pixels[:2]}, 0):
         terms["loss"].backward()
     assert sorted(calls) == ["discriminator", "discriminator", "model", "perceptual"]
 
@@ -143,8 +143,8 @@ def test_the_autoencoder_and_the_perceptual_network_are_passed_once(classifier_f
 def test_text_goes_to_a_decoder_that_reads_it():
     vit = {"type": "vit", "size": 16, "patch": 4, "width": 8, "depth": 1, "heads": 2}
     decoder = {**vit, "text_dim": 5, "text_length": 3}
-    stage = TokenizerStage(Pictures(), tokenizer={**TOKENIZER, "encoder": vit, "decoder": decoder}, adversarial=CRITIC)
-    batch = {"pixels": Pictures().pixels[:2], "text": torch.randn(2, 3, 5)}
+    stage = TokenizerStage(Images(), tokenizer={**TOKENIZER, "encoder": vit, "decoder": decoder}, adversarial=CRITIC)
+    batch = {"pixels": Images().pixels[:2], "text": torch.randn(2, 3, 5)}
     for _, terms in stage.losses(batch, 0):
         terms["loss"].backward()
     assert stage.modules["model"].decoder.text.weight.grad.norm() > 0
@@ -157,7 +157,7 @@ def test_text_goes_to_a_decoder_that_reads_it():
 
 def test_before_its_start_the_adversarial_term_is_off_and_then_it_warms_up():
     stage = stage_of(adversarial={"weight": 0.5, "start": 3, "warmup": 4, "adaptive": False, **CRITIC})
-    batch = {"pixels": Pictures().pixels[:2]}
+    batch = {"pixels": Images().pixels[:2]}
     assert [name for name, _ in stage.losses(batch, 2)] == ["model"]
     assert [name for name, _ in stage.losses(batch, 3)] == ["model", "discriminator"]
     weights = [dict(stage.losses(batch, k))["model"]["adversarial_weight"].item() for k in range(3, 9)]
@@ -166,7 +166,7 @@ def test_before_its_start_the_adversarial_term_is_off_and_then_it_warms_up():
 
 def test_r1_comes_every_so_many_steps_from_the_start():
     stage = stage_of(adversarial={"start": 3, "r1": 1.0, "r1_every": 4, **CRITIC})
-    batch = {"pixels": Pictures().pixels[:2]}
+    batch = {"pixels": Images().pixels[:2]}
     assert [k for k in range(3, 16) if "r1" in dict(stage.losses(batch, k))["discriminator"]] == [3, 7, 11, 15]
 
 
@@ -175,7 +175,7 @@ def test_the_adaptive_weight_bounds_the_terms_gradient_by_the_fits():
     stage = stage_of(adversarial={"weight": 0.5, **CRITIC})
     with torch.no_grad():
         stage.adversary.discriminator.layers[-1].weight *= 1e4
-    pixels = Pictures().pixels[:4]
+    pixels = Images().pixels[:4]
     model = stage.modules["model"].eval()
     last = model.decoder.output.weight
     output = model(pixels)
@@ -188,7 +188,7 @@ def test_the_adaptive_weight_bounds_the_terms_gradient_by_the_fits():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": 3}, r"layers=3 needs pictures of at least 24x24, got 16x16; give layers=2"),
+        ({"layers": 3}, r"layers=3 needs images of at least 24x24, got 16x16; give layers=2"),
         ({"weight": 0.0}, r"adversarial\.weight must be above 0 \(leave adversarial out for no discriminator\)"),
         ({"warmup": -1, "lecam": -1.0, "r1_every": 0}, r"(?s)warmup must be.*got -1.*lecam must be.*r1_every must be"),
     ],
@@ -215,7 +215,7 @@ def test_under_autocast_the_losses_are_those_of_float32(dtype, alike, classifier
         "perceptual_network": {"type": "classifier", "path": classifier_folder},
         "adversarial": {"weight": 0.5, **CRITIC, **GUARDS},
     }
-    pixels, found = Pictures().pixels[:6], {}
+    pixels, found = Images().pixels[:6], {}
     for name in ("full", "half"):
         stage = stage_of(**settings)
         torch.manual_seed(0)
@@ -239,11 +239,11 @@ def _under(dtype, stage, pixels):
         yield from stage.losses({"pixels": pixels}, 2)
 
 
-def test_small_gradients_of_large_pictures_survive_float16():
+def test_small_gradients_of_large_images_survive_float16():
     """The mean over a large batch has gradients at the pixels far below float16's least number."""
     stage = stage_of(l1=1e-5, adversarial={"weight": 0.5, **CRITIC})
     with torch.autocast("cpu", torch.float16):
-        _, terms = next(stage.losses({"pixels": Pictures().pixels[:6]}, 0))
+        _, terms = next(stage.losses({"pixels": Images().pixels[:6]}, 0))
     (2.0**16 * terms["loss"]).backward()
     assert terms["adversarial_weight"] > 0
     assert stage.modules["model"].decoder.output.weight.grad.norm() > 0
@@ -257,7 +257,7 @@ def test_a_run_with_every_term_stays_finite(precision, tmp_path, classifier_fold
         adversarial={"weight": 0.5, "start": 2, **CRITIC, **GUARDS},
     )
     settings = Training(steps=8, batch_size=8, precision=precision, log_every=1, learning_rate=1e-3, warmup_steps=0)
-    assert train(stage, Pictures(), settings, tmp_path) == 8
+    assert train(stage, Images(), settings, tmp_path) == 8
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert {"discriminator/lecam", "discriminator/r1", "model/adversarial_weight"} <= set(lines[2])
@@ -280,9 +280,9 @@ def of_features(**decoder):
 
 
 def test_the_loss_is_one_less_the_cosine_to_the_teachers_features():
-    stage = VqkdStage(Pictures(), Thirds(), tokenizer=of_features())
+    stage = VqkdStage(Images(), Thirds(), tokenizer=of_features())
     model = stage.modules["model"]
-    pixels = Pictures().pixels[:4]
+    pixels = Images().pixels[:4]
     torch.manual_seed(0)
     ((name, terms),) = stage.losses({"pixels": pixels}, 0)
     torch.manual_seed(0)
@@ -296,13 +296,13 @@ def test_the_loss_is_one_less_the_cosine_to_the_teachers_features():
 
 
 def test_a_tokenizer_of_features_learns_its_teachers(tmp_path, classifier_folder):
-    stage = VqkdStage(Pictures(), Thirds(), holdout=Pictures(8), tokenizer=of_features())
+    stage = VqkdStage(Images(), Thirds(), holdout=Images(8), tokenizer=of_features())
     settings = Training(
         steps=60, batch_size=12, learning_rate=4e-3, warmup_steps=0, ema=0.8, precision="fp32", sample_every=59
     )
     before = stage.evaluate(stage.modules["model"].eval())
     stage.modules["model"].train()
-    train(stage, Pictures(), settings, tmp_path)
+    train(stage, Images(), settings, tmp_path)
     after = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert after["holdout/cosine"] > max(0.8, before["holdout/cosine"] + 0.3)
     assert after["codebook/use"] > 0.5
@@ -320,12 +320,12 @@ def test_a_tokenizer_of_features_learns_its_teachers(tmp_path, classifier_folder
 )
 def test_a_tokenizer_that_cannot_make_the_teachers_features_is_refused(tokenizer, message):
     with pytest.raises(ValueError, match=message):
-        VqkdStage(Pictures(), Thirds(), tokenizer=tokenizer)
+        VqkdStage(Images(), Thirds(), tokenizer=tokenizer)
 
 
 def test_a_tokenizer_of_features_is_not_trained_on_pixels():
     with pytest.raises(ValueError, match=r"target is 'features'.*type vqkd with a teacher"):
-        TokenizerStage(Pictures(), tokenizer=of_features())
+        TokenizerStage(Images(), tokenizer=of_features())
 
 
 def test_colours_tell_like_from_unlike():
@@ -351,7 +351,7 @@ dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, 
 torch.manual_seed(0)
 adversary = Adversary(3, (16, 16), lecam=0.3, lecam_decay=0.5, r1=2.0, r1_every=1, width=4, layers=1)
 module = DistributedDataParallel(adversary.discriminator)
-pixels, made = torch.load(f"{folder}/pictures.pt")
+pixels, made = torch.load(f"{folder}/images.pt")
 for step in range(2):
     module.zero_grad()
     adversary.terms(module, pixels.chunk(2)[rank], made.chunk(2)[rank], step)["loss"].backward()
@@ -361,8 +361,8 @@ torch.save(state, f"{folder}/rank{rank}.pt")
 
 
 def test_two_processes_have_the_discriminators_gradients_and_anchors_of_one(tmp_path):
-    pixels, made = Pictures(8).pixels, torch.randn(8, 3, 16, 16)
-    torch.save((pixels, made), tmp_path / "pictures.pt")
+    pixels, made = Images(8).pixels, torch.randn(8, 3, 16, 16)
+    torch.save((pixels, made), tmp_path / "images.pt")
     ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(r), str(tmp_path)], cwd=ROOT) for r in range(2)]
     torch.manual_seed(0)
     adversary = Adversary(3, (16, 16), lecam=0.3, lecam_decay=0.5, r1=2.0, r1_every=1, width=4, layers=1)

@@ -1,4 +1,4 @@
-"""The web page without a browser: models, painted masks, drawings, and pictures that say how to make them again."""
+"""The web page without a browser: models, painted masks, drawings, and images that say how to make them again."""
 
 import sys
 from dataclasses import replace
@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from given import array, mask, picture
+from given import an_image, array, mask
 from maskgen import MaskedImagePipeline, MaskTransformer
 from maskgen.app import serve
 from maskgen.app.drawing import TASKS, Job, as_told, check, draw, job_from, job_of, told_of
 from maskgen.app.models import Models, defaults, orders, scheduled
 from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
-from maskgen.pictures import parameters_of, save, sources_of, to_pil
+from maskgen.images import parameters_of, save, sources_of, to_pil
 from maskgen.pipelines.jobs import TASKS as COMMANDS
 from maskgen.pipelines.jobs import perform
 
@@ -37,12 +37,12 @@ def form(run, **changes):
     """As the page fills it."""
     numbers = {"count": 1, "steps": 3, "guidance": 1.5, "seed": 5, "temperature": 2.0, "grow": 1, "strength": 0.5}
     more = {"left": 0, "top": 0, "right": 3, "bottom": 0, "frames": 4, "gap": 4, "keep": 3}
-    filled = {"model": run, "class": "bee", "order": "halton", "image": picture(), "mask": mask()}
-    return {**numbers, **more, **filled, "image_2": picture(9, 7, 1), **changes}
+    filled = {"model": run, "class": "bee", "order": "halton", "image": an_image(), "mask": mask()}
+    return {**numbers, **more, **filled, "image_2": an_image(9, 7, 1), **changes}
 
 
 def drawn(models, job, folder):
-    """The steps' pictures and the result."""
+    """The steps' images and the result."""
     frames, steps = [], draw(models, job, folder)
     while True:
         try:
@@ -78,17 +78,17 @@ def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
 # ----------------------------------------------------------------------------------------------------------- painting
 
 
-def test_small_pictures_are_enlarged_pixel_by_pixel():
-    image = picture(32, 24)
+def test_small_images_are_enlarged_pixel_by_pixel():
+    image = an_image(32, 24)
     canvas = canvas_of(image)
     assert canvas.size == (384, 288)
     np.testing.assert_array_equal(array(canvas), array(image).repeat(12, 0).repeat(12, 1))
-    assert canvas_of(picture(1000, 500)).size == (384, 192)
+    assert canvas_of(an_image(1000, 500)).size == (384, 192)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 24), (500, 300)])
 def test_a_pixel_is_hidden_if_any_part_of_it_is_painted(size):
-    canvas = canvas_of(picture(*size))
+    canvas = canvas_of(an_image(*size))
     painted = np.zeros((canvas.height, canvas.width, 4), np.uint8)
     painted[canvas.height // 2, 5:200, 3] = 255
     painted[0, 0, 3] = 127  # the faint rim of a stroke
@@ -102,16 +102,16 @@ def test_a_pixel_is_hidden_if_any_part_of_it_is_painted(size):
 
 def test_a_mask_painted_again_is_the_same():
     hole = mask((1, 2, 5, 7))
-    layer = layer_of(hole, canvas_of(picture()).size)
+    layer = layer_of(hole, canvas_of(an_image()).size)
     np.testing.assert_array_equal(array(mask_of([layer], (8, 8))), array(hole))
 
 
-def test_pictures_that_cannot_be_worked_on_are_told(tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"^bad.png cannot be read as a picture; give a PNG, JPEG"):
+def test_images_that_cannot_be_worked_on_are_told(tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"^bad.png cannot be read as an image; give a PNG, JPEG"):
         opened(tmp_path / "bad.png")
     with pytest.raises(ValueError, match="1025x2 pixels; the page takes sides of at most 1024"):
-        opened(picture(1025, 2))
+        opened(an_image(1025, 2))
     for layers in ([], [None], [layer_of(mask((0, 0, 0, 0)), (8, 8))]):
         with pytest.raises(ValueError, match="nothing is painted yet"):
             mask_of(layers, (8, 8))
@@ -148,12 +148,12 @@ def test_what_is_not_painted_stays_bit_for_bit(models, run, tmp_path):
     _, result = drawn(models, job_from("inpaint", form(run, count=2)), tmp_path)
     hidden = array(mask()) > 0
     for file in result.files:
-        np.testing.assert_array_equal(array(file)[~hidden], array(picture())[~hidden])
-        assert (array(file)[hidden] != array(picture())[hidden]).any()
+        np.testing.assert_array_equal(array(file)[~hidden], array(an_image())[~hidden])
+        assert (array(file)[hidden] != array(an_image())[hidden]).any()
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_any_picture_of_a_batch_can_be_made_again_from_its_file(models, run, tmp_path, task):
+def test_any_image_of_a_batch_can_be_made_again_from_its_file(models, run, tmp_path, task):
     _, result = drawn(models, job_from(task, form(run, count=3)), tmp_path)
     frames = task == "interpolate"  # of one seed, and made again together
     assert result.seeds == ([5, 5, 5, 5] if frames else [5, 6, 7])
@@ -170,8 +170,8 @@ def test_every_task_of_the_commands_is_on_the_page():
     assert TASKS.keys() == COMMANDS.keys()
 
 
-def test_two_pictures_are_joined_and_pass_into_each_other(models, run, tmp_path):
-    first, second = picture(), picture(seed=1)
+def test_two_images_are_joined_and_pass_into_each_other(models, run, tmp_path):
+    first, second = an_image(), an_image(seed=1)
     _, joined = drawn(models, job_from("join", form(run, image_2=second, gap=4, keep=4)), tmp_path)
     made = array(joined.files[0])
     assert made.shape == (8, 12, 3)
@@ -205,7 +205,7 @@ def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
     assert made["critic"] != made["confidence"]
 
 
-def test_a_picture_of_the_command_is_drawn_by_its_models_own_scheduler(models, run, tmp_path):
+def test_a_image_of_the_command_is_drawn_by_its_models_own_scheduler(models, run, tmp_path):
     (file,) = perform(models[run], "sample", {"class": "2"}, tmp_path / "x.png", 3, model=run)
     job = job_of(models, file)
     assert job == Job(run, "sample", {"class": "cat", "steps": 4, "guidance": 1.0, "count": 1}, 3, 3.0, "confidence")
@@ -223,14 +223,14 @@ def test_a_picture_of_the_command_is_drawn_by_its_models_own_scheduler(models, r
         ("sample", {"temperature": "hot"}, "temperature is 'hot'; give a number from 0"),
         ("sample", {"class": "be"}, "unknown class 'be': did you mean 'bee'?"),
         ("sample", {"order": "rastr"}, "did you mean 'raster'?"),
-        ("inpaint", {"image": None, "mask": None}, "there is no picture yet: upload one"),
+        ("inpaint", {"image": None, "mask": None}, "there is no image yet: upload one"),
         ("edit", {"class": None}, "choose the class to change to"),
         ("outpaint", {"right": 0}, "outpainting by 0 pixels on every side"),
         ("outpaint", {"right": 1020}, "1028x8 pixels; the page takes sides of at most 1024"),
         ("vary", {"strength": 2}, "strength is 2; give a number from 0 to 1"),
-        ("interpolate", {"image_2": None}, "there is no second picture yet: upload one"),
+        ("interpolate", {"image_2": None}, "there is no second image yet: upload one"),
         ("interpolate", {"frames": 17}, "frames is 17; give a whole number from 2 to 16"),
-        ("join", {"image": None}, "there is no picture yet"),
+        ("join", {"image": None}, "there is no image yet"),
         ("join", {"gap": 0}, "gap is 0; give a whole number from 1"),
         ("join", {"gap": 1000, "keep": 13}, "1026x8 pixels; the page takes sides of at most 1024"),
         ("join", {"gap": 1, "keep": 1}, "6 pixels wide; the model has 8: keep more"),
@@ -245,10 +245,10 @@ def test_what_cannot_be_drawn_is_told(models, run, tmp_path, task, changes, mess
 
 
 def test_files_that_do_not_say_how_they_were_made_are_told(models, run, tmp_path):
-    picture().save(tmp_path / "a.png")
+    an_image().save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"^a.png does not say what made it: give a PNG that maskgen wrote"):
         job_of(models, tmp_path / "a.png")
-    picture().save(tmp_path / "b.png")
+    an_image().save(tmp_path / "b.png")
     mask().save(tmp_path / "m.png")
     settings = {"image": tmp_path / "b.png", "mask": tmp_path / "m.png"}
     (file,) = perform(models[run], "inpaint", settings, tmp_path / "c.png", model=run)
@@ -262,21 +262,21 @@ def test_files_that_do_not_say_how_they_were_made_are_told(models, run, tmp_path
         ({"seed": -1}, "d.png cannot be made again: seed is -1"),
         ({"class": "dog"}, "unknown class 'dog'"),
     ):
-        file = save(picture(), tmp_path / "d.png", {**kept, **wrong})
+        file = save(an_image(), tmp_path / "d.png", {**kept, **wrong})
         with pytest.raises(ValueError, match=message.replace(".", r"\.")):
             job_of(models, file)
 
 
-def test_a_picture_keeps_its_sources_beside_its_parameters(tmp_path):
-    file = save(picture(), tmp_path / "a.png", {"seed": 1}, {"image": picture(9, 7, 1), "mask": mask()})
+def test_a_image_keeps_its_sources_beside_its_parameters(tmp_path):
+    file = save(an_image(), tmp_path / "a.png", {"seed": 1}, {"image": an_image(9, 7, 1), "mask": mask()})
     assert parameters_of(file) == {"seed": 1}
     kept = sources_of(file)
     assert set(kept) == {"image", "mask"}
-    np.testing.assert_array_equal(array(kept["image"]), array(picture(9, 7, 1)))
+    np.testing.assert_array_equal(array(kept["image"]), array(an_image(9, 7, 1)))
     np.testing.assert_array_equal(array(kept["mask"]), array(mask()))
-    picture().save(tmp_path / "b.png")
+    an_image().save(tmp_path / "b.png")
     assert sources_of(tmp_path / "b.png") == {}
-    (tmp_path / "c.png").write_text("no picture")
+    (tmp_path / "c.png").write_text("no image")
     with pytest.raises(ValueError, match=r"cannot read what .*c.png was made from"):
         sources_of(tmp_path / "c.png")
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from given import array, picture
+from given import an_image, array
 from maskgen.app.painting import PAINT
-from maskgen.pictures import parameters_of, sources_of
+from maskgen.images import parameters_of, sources_of
 
 sync_playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").sync_playwright
 
@@ -50,7 +50,7 @@ def answers(address):
 
 @pytest.fixture(scope="module")
 def address(make_pipeline, tmp_path_factory):
-    """`maskgen app` with a model of 16x16 pictures, 8x8 tokens and random weights."""
+    """`maskgen app` with a model of 16x16 images, 8x8 tokens and random weights."""
     folder = tmp_path_factory.mktemp("browser")
     make_pipeline(side=8).save_pretrained(folder / "run")
     with socket.socket() as free:
@@ -89,14 +89,14 @@ def page(address):
 
 
 def draw(page, task):
-    """Press the task's button and wait for its pictures."""
+    """Press the task's button and wait for its images."""
     page.click(f"#draw-{task}" if task != "again" else "#remake")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Drawing')")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Done')")
 
 
 def saved(page, path):
-    """The chosen picture's file, through the button."""
+    """The chosen image's file, through the button."""
     with page.expect_download() as download:
         page.click("#save")
     download.value.save_as(path)
@@ -119,7 +119,7 @@ def upload(page, button, file):
 
 @pytest.fixture(scope="module")
 def generated(page, tmp_path_factory):
-    """Four pictures are drawn; the second is chosen and saved."""
+    """Four images are drawn; the second is chosen and saved."""
     draw(page, "sample")
     page.wait_for_function("document.querySelectorAll('#gallery .thumbnail-item').length == 4")
     page.locator("#gallery .thumbnail-item").nth(1).click()
@@ -134,7 +134,7 @@ def completed(page, generated, tmp_path_factory):
     page.wait_for_function("document.querySelector('#caption').innerText.includes('16x16 pixels')")
     until(lambda: middle(page).std() > 10)
     box = page.locator("#editor canvas").first.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2  # the middle of the picture
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2  # the middle of the image
     page.mouse.move(x - 30, y)
     page.mouse.down()
     for i in range(10):
@@ -145,7 +145,7 @@ def completed(page, generated, tmp_path_factory):
     return saved(page, tmp_path_factory.mktemp("saved") / "completed.png")
 
 
-def test_a_generated_picture_says_what_made_it(generated, page):
+def test_a_generated_image_says_what_made_it(generated, page):
     assert Image.open(generated).size == (16, 16)
     kept = parameters_of(generated)
     assert {"task": "sample", "class": "ant", "seed": 1, "steps": 4}.items() <= kept.items()
@@ -168,7 +168,7 @@ def test_what_is_painted_is_drawn_anew_and_the_rest_stays(generated, completed):
     assert changed[hidden].mean() > 0.5
 
 
-def test_a_saved_picture_is_made_again_from_its_file(page, completed, tmp_path):
+def test_a_saved_image_is_made_again_from_its_file(page, completed, tmp_path):
     page.fill("#seed input", "99")
     page.get_by_text("Make again", exact=True).click()
     upload(page, "#reopen", completed)
@@ -179,10 +179,10 @@ def test_a_saved_picture_is_made_again_from_its_file(page, completed, tmp_path):
 
 
 def test_a_bad_file_is_told_and_the_page_goes_on(page, tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     upload(page, "#upload", tmp_path / "bad.png")
-    page.get_by_text("bad.png cannot be read as a picture").wait_for()
-    good = picture(20, 12)
+    page.get_by_text("bad.png cannot be read as an image").wait_for()
+    good = an_image(20, 12)
     good.save(tmp_path / "good.png")
     upload(page, "#upload", tmp_path / "good.png")
     page.wait_for_function("document.querySelector('#caption').innerText.includes('20x12 pixels')")
@@ -194,10 +194,10 @@ def test_a_bad_file_is_told_and_the_page_goes_on(page, tmp_path):
 
 
 def test_a_result_and_a_file_are_joined_and_pass_into_each_other(page, generated, tmp_path):
-    page.get_by_role("tab", name="Two pictures").click()
+    page.get_by_role("tab", name="Two images").click()
     upload(page, "#upload", generated)
     page.wait_for_function("document.querySelector('#caption').innerText.includes('16x16 pixels')")
-    second = picture(16, 16, seed=1)
+    second = an_image(16, 16, seed=1)
     second.save(tmp_path / "second.png")
     upload(page, "#upload-second", tmp_path / "second.png")
     page.wait_for_function("document.querySelector('#second img')?.naturalWidth == 16")

@@ -15,19 +15,19 @@ def npz(tmp_path, **arrays):
     return str(tmp_path / "x.npz")
 
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
-EXPECTED = torch.from_numpy(PICTURES.astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
+EXPECTED = torch.from_numpy(IMAGES.astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 @pytest.mark.parametrize(
     ("array", "tolerance"),
     [
-        (PICTURES, 0),
-        (PICTURES.transpose(0, 3, 1, 2), 0),
-        (PICTURES.astype(np.uint16) * np.uint16(257), 1e-6),
-        ((PICTURES / 255), 1e-6),
-        ((PICTURES / 127.5 - 1).astype(np.float32), 1e-6),
-        ((PICTURES / 127.5 - 1).astype(np.float16), 2e-3),
+        (IMAGES, 0),
+        (IMAGES.transpose(0, 3, 1, 2), 0),
+        (IMAGES.astype(np.uint16) * np.uint16(257), 1e-6),
+        ((IMAGES / 255), 1e-6),
+        ((IMAGES / 127.5 - 1).astype(np.float32), 1e-6),
+        ((IMAGES / 127.5 - 1).astype(np.float16), 2e-3),
     ],
     ids=["nhwc", "nchw", "uint16", "[0,1]", "[-1,1]", "float16"],
 )
@@ -41,19 +41,19 @@ def test_npz_of_any_layout_and_type_gives_the_same_pixels(tmp_path, array, toler
 
 
 def test_npz_may_be_grey_of_bools_and_without_labels(tmp_path):
-    dataset = NpzArrays(npz(tmp_path, anything=PICTURES[..., 0] > 127))
+    dataset = NpzArrays(npz(tmp_path, anything=IMAGES[..., 0] > 127))
     assert (dataset.channels, dataset.size, dataset.class_names) == (1, (6, 5), ["0"])
     assert torch.equal(dataset[0]["pixels"] > 0, EXPECTED[0, :1] > 0)
     assert dataset[0]["pixels"].unique().tolist() == [-1, 1]
 
 
 def test_npz_arrays_may_be_named_and_resized(tmp_path):
-    path = npz(tmp_path, a=PICTURES, b=PICTURES[::-1], y=np.array([[1], [0], [2], [0]], np.uint8))
+    path = npz(tmp_path, a=IMAGES, b=IMAGES[::-1], y=np.array([[1], [0], [2], [0]], np.uint8))
     dataset = NpzArrays(path, images="b", labels="y", size=12)
     assert dataset.labels.tolist() == [1, 0, 2, 0]
-    square = Image.fromarray(PICTURES[3]).resize((12, 12), Image.Resampling.BICUBIC, box=(0, 0.5, 5, 5.5))
+    square = Image.fromarray(IMAGES[3]).resize((12, 12), Image.Resampling.BICUBIC, box=(0, 0.5, 5, 5.5))
     assert torch.equal(dataset[0]["pixels"], torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1)
-    floats = NpzArrays(npz(tmp_path, x=PICTURES.astype(np.uint16) * np.uint16(257)), size=12)
+    floats = NpzArrays(npz(tmp_path, x=IMAGES.astype(np.uint16) * np.uint16(257)), size=12)
     assert (floats[3]["pixels"] - dataset[0]["pixels"]).abs().mean() < 0.01  # 8 bits round and clip between passes
     assert floats[3]["pixels"].abs().max() <= 1
 
@@ -61,23 +61,23 @@ def test_npz_arrays_may_be_named_and_resized(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "arguments", "message"),
     [
-        ({"a": PICTURES, "b": PICTURES}, {}, "no pictures found in .*x.npz: it has a, b; name one as `images`"),
-        ({"a": PICTURES}, {"images": "c"}, "no images 'c' in .*x.npz; it has a"),
-        ({"a": PICTURES}, {"labels": "c"}, "no labels 'c' in .*x.npz; it has a"),
-        ({"images": PICTURES, "labels": np.zeros(3, int)}, {}, r"have shape \(3,\); 4 pictures need \(4,\)"),
-        ({"images": PICTURES, "labels": np.zeros(4)}, {}, "have dtype float64; they must be integer"),
-        ({"images": PICTURES, "labels": np.arange(4) - 1}, {}, "run from -1 to 2; give 0 to"),
+        ({"a": IMAGES, "b": IMAGES}, {}, "no images found in .*x.npz: it has a, b; name one as `images`"),
+        ({"a": IMAGES}, {"images": "c"}, "no images 'c' in .*x.npz; it has a"),
+        ({"a": IMAGES}, {"labels": "c"}, "no labels 'c' in .*x.npz; it has a"),
+        ({"images": IMAGES, "labels": np.zeros(3, int)}, {}, r"have shape \(3,\); 4 images need \(4,\)"),
+        ({"images": IMAGES, "labels": np.zeros(4)}, {}, "have dtype float64; they must be integer"),
+        ({"images": IMAGES, "labels": np.arange(4) - 1}, {}, "run from -1 to 2; give 0 to"),
         ({"images": np.zeros((2, 3, 8, 3), np.uint8)}, {}, r"\(2, 3, 8, 3\): axis 1 and axis 3 could both be channels"),
         ({"images": np.zeros((2, 4, 8, 4), np.uint8)}, {}, "neither axis 1 nor axis 3 has 1 or 3 channels"),
-        ({"images": np.zeros((2, 8), np.uint8)}, {}, r"has shape \(2, 8\); pictures are \(n, h, w\), \(n, h, w, c\)"),
-        ({"images": np.zeros((0, 8, 8), np.uint8)}, {}, r"has shape \(0, 8, 8\); pictures are"),
-        ({"images": PICTURES.astype(np.float32)}, {}, r"floats from 0 to 255; they must lie in \[0, 1\] or \[-1, 1\]"),
+        ({"images": np.zeros((2, 8), np.uint8)}, {}, r"has shape \(2, 8\); images are \(n, h, w\), \(n, h, w, c\)"),
+        ({"images": np.zeros((0, 8, 8), np.uint8)}, {}, r"has shape \(0, 8, 8\); images are"),
+        ({"images": IMAGES.astype(np.float32)}, {}, r"floats from 0 to 255; they must lie in \[0, 1\] or \[-1, 1\]"),
         ({"images": np.full((1, 4, 4), np.nan)}, {}, "floats from nan to nan"),
-        ({"images": PICTURES.astype(np.int64)}, {}, "dtype int64; save pictures as uint8, uint16, bool or floats"),
+        ({"images": IMAGES.astype(np.int64)}, {}, "dtype int64; save images as uint8, uint16, bool or floats"),
         ({"images": np.array([{"a": 1}])}, {}, "cannot read 'images' .*pickles are never loaded"),
     ],
 )
-def test_npz_arrays_that_are_no_pictures_or_labels_are_refused(tmp_path, arrays, arguments, message):
+def test_npz_arrays_that_are_no_images_or_labels_are_refused(tmp_path, arrays, arguments, message):
     path = npz(tmp_path, **arrays)
     with pytest.raises(ValueError, match=message):
         NpzArrays(path, **arguments)
@@ -89,14 +89,14 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("text")
     with pytest.raises(ValueError, match=r"text.npz is not an .npz file"):
         NpzArrays(str(tmp_path / "text.npz"))
-    np.save(tmp_path / "one.npy", PICTURES)
+    np.save(tmp_path / "one.npy", IMAGES)
     with pytest.raises(ValueError, match=r"is one .npy array; save it as .npz"):
         NpzArrays(str(tmp_path / "one.npy"))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_files_are_read_packed_or_not(tmp_path, suffix):
-    images = write_idx(tmp_path / f"i{suffix}", PICTURES[..., 0])
+    images = write_idx(tmp_path / f"i{suffix}", IMAGES[..., 0])
     labels = write_idx(tmp_path / f"l{suffix}", np.array([1, 0, 2, 2], np.uint8))
     dataset = IdxFiles(images, labels)
     assert dataset.labels.tolist() == [1, 0, 2, 2]
@@ -105,11 +105,11 @@ def test_idx_files_are_read_packed_or_not(tmp_path, suffix):
 
 
 def test_idx_files_of_another_kind_or_cut_short_are_refused(tmp_path):
-    images = write_idx(tmp_path / "i", PICTURES[..., 0])
+    images = write_idx(tmp_path / "i", IMAGES[..., 0])
     labels = write_idx(tmp_path / "l", np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match=r"l begins with 00000801, not 00000803"):
         IdxFiles(labels, images)
-    with pytest.raises(ValueError, match=r"labels in .*l have shape \(3,\); 4 pictures need \(4,\)"):
+    with pytest.raises(ValueError, match=r"labels in .*l have shape \(3,\); 4 images need \(4,\)"):
         IdxFiles(images, labels)
     with pytest.raises(ValueError, match=r"none does not exist; give an idx3-ubyte file"):
         IdxFiles(str(tmp_path / "none"), labels)
@@ -119,7 +119,7 @@ def test_idx_files_of_another_kind_or_cut_short_are_refused(tmp_path):
     packed = write_idx(tmp_path / "l.gz", np.zeros(300, np.uint8))
     truncate(tmp_path / "l.gz", 0.7)
     with pytest.raises(ValueError, match=r"l.gz is damaged"):
-        IdxFiles(write_idx(tmp_path / "i", PICTURES[..., 0]), packed)
+        IdxFiles(write_idx(tmp_path / "i", IMAGES[..., 0]), packed)
 
 
 @pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])

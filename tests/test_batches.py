@@ -1,4 +1,4 @@
-"""Which pictures a step sees, and what is done to them: functions of the seed and the step alone."""
+"""Which images a step sees, and what is done to them: functions of the seed and the step alone."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ import torch
 
 from maskgen.data.augment import Augmentation
 from maskgen.training.batches import BatchPlan, loader
-from runs import Pictures
+from runs import Images
 
 
 def flat(plan):
@@ -49,9 +49,9 @@ def test_a_plan_from_step_k_is_the_rest_of_the_whole_plan(start):
 
 def test_batches_do_not_depend_on_the_number_of_workers():
     plan = BatchPlan(range(48), 4, 0, 5, seed=0)
-    one, two = (list(loader(Pictures(), Augmentation(0.5, 0.5), plan, workers, False)) for workers in (0, 2))
+    one, two = (list(loader(Images(), Augmentation(0.5, 0.5), plan, workers, False)) for workers in (0, 2))
     assert all(torch.equal(a["pixels"], b["pixels"]) and torch.equal(a["label"], b["label"]) for a, b in zip(one, two))
-    assert not torch.equal(one[0]["pixels"], next(iter(loader(Pictures(), Augmentation(), plan, 0, False)))["pixels"])
+    assert not torch.equal(one[0]["pixels"], next(iter(loader(Images(), Augmentation(), plan, 0, False)))["pixels"])
 
 
 # ----------------------------------------------------------------------------------------------------- augmentation
@@ -75,12 +75,12 @@ def test_augmentation_flips_crops_and_leaves_alone():
 
 
 def test_augmentation_is_a_function_of_its_seed():
-    picture = torch.rand(3, 16, 16) * 2 - 1
+    image = torch.rand(3, 16, 16) * 2 - 1
     change = Augmentation(flip=0.5, crop=0.5)
-    a, b, c = (change(picture, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    a, b, c = (change(image, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert a.equal(b)
     assert not a.equal(c)
-    assert a.shape == picture.shape
+    assert a.shape == image.shape
 
 
 @pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"flip": -0.1}, {"crop": 0.0}, {"crop": 1.1}])

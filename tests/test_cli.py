@@ -1,4 +1,4 @@
-"""The commands, from first pictures to samples, and what a user is told who errs."""
+"""The commands, from first images to samples, and what a user is told who errs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ PARTS = {
     "decoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
 }
 TRAINING = {"steps": 3, "batch_size": 4, "precision": "fp32", "log_every": 1}
-DATA = {"type": "image_folder", "path": "pictures", "size": 8}
+DATA = {"type": "image_folder", "path": "images", "size": 8}
 TOKENIZER = {
     "name": "tokenizer",
     "stage": {"type": "tokenizer", "tokenizer": PARTS},
@@ -47,13 +47,13 @@ GENERATOR = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures in two classes, configurations, and what `train`, `encode` and `train` make of them, on the CPU."""
+    """Images in two classes, configurations, and what `train`, `encode` and `train` make of them, on the CPU."""
     folder, before = tmp_path_factory.mktemp("cli"), os.getcwd()
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
-        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "images" / name).mkdir(parents=True)
         for i in range(6):
-            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"pictures/{name}/{i}.png")
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"images/{name}/{i}.png")
     for config in (TOKENIZER, GENERATOR):
         (folder / f"{config['name']}.yaml").write_text(yaml.safe_dump(config))
     os.chdir(folder)
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
     for arguments in (["train", "tokenizer.yaml"], ["encode", "runs/tokenizer", "tokens"], ["train", "generator.yaml"]):
         done = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
         assert done.exit_code == 0
-    # What errors are made of: pictures of NaN, another tokenizer, a cache with a code outside the codebook.
+    # What errors are made of: images of NaN, another tokenizer, a cache with a code outside the codebook.
     np.savez("nan.npz", images=np.full((2, 8, 8, 3), np.nan, np.float32))
     other = load_tokenizer("runs/tokenizer")
     with torch.no_grad():
@@ -95,18 +95,18 @@ def test_the_runs_lie_where_the_readme_says(folder):
         assert not [p.name for p in run.rglob("*") if "part" in p.name]
 
 
-def test_a_token_cache_holds_the_codes_of_every_picture(folder):
+def test_a_token_cache_holds_the_codes_of_every_image(folder):
     cache, tokenizer = TokenCache(str(folder / "tokens")), load_tokenizer(folder / "runs/tokenizer")
     assert len(cache) == 12
     assert cache.class_names == ["cats", "dogs"]
     assert cache.labels.tolist() == [0] * 6 + [1] * 6
     assert cache.meta["tokenizer"] == fingerprint(tokenizer)
-    picture = np.asarray(Image.open(folder / "pictures/dogs/1.png"))
-    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    image = np.asarray(Image.open(folder / "images/dogs/1.png"))
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     assert torch.equal(cache[7]["codes"], tokenizer.encode(pixels)[0])
 
 
-def test_a_stand_in_for_an_unreadable_picture_is_cached_with_its_own_label(maskgen, tmp_path):
+def test_a_stand_in_for_an_unreadable_image_is_cached_with_its_own_label(maskgen, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(2):
@@ -120,7 +120,7 @@ def test_a_stand_in_for_an_unreadable_picture_is_cached_with_its_own_label(maskg
     assert cache.labels.tolist() == [0, 1, 1, 1]
 
 
-def test_the_same_seed_draws_the_same_pictures_byte_for_byte(maskgen, tmp_path):
+def test_the_same_seed_draws_the_same_images_byte_for_byte(maskgen, tmp_path):
     def draw(name, *arguments):
         done = maskgen("sample", "runs/generator", "-n", 2, "--out", tmp_path / name, *arguments)
         assert done.code == 0
@@ -146,22 +146,22 @@ def test_reconstruct_measures_and_shows(maskgen, tmp_path):
     done = maskgen("reconstruct", "runs/tokenizer", "--out", tmp_path / "a/it.png")
     report = json.loads((tmp_path / "a/metrics.json").read_text())
     assert done.code == 0
-    assert done.out.splitlines()[0].startswith("12 pictures of 8x8 (h x w), tokenizer ")
-    assert f"psnr {report['metrics']['psnr']:.2f} dB, mean over pictures" in " ".join(done.out.split())
+    assert done.out.splitlines()[0].startswith("12 images of 8x8 (h x w), tokenizer ")
+    assert f"psnr {report['metrics']['psnr']:.2f} dB, mean over images" in " ".join(done.out.split())
     assert report["metrics"].keys() == {"psnr", "use", "perplexity", "dead"}
     assert report["left_out"].keys() == {"ssim", "lpips", "rfid"}
     assert 0 < report["metrics"]["psnr"] < 40
     assert Image.open(tmp_path / "a/it.png").size[0] > 100
     again = maskgen(
-        "reconstruct", "runs/generator/pipeline", "--data", "pictures", "--size", 8, "--out", tmp_path / "b/it.png"
+        "reconstruct", "runs/generator/pipeline", "--data", "images", "--size", 8, "--out", tmp_path / "b/it.png"
     )
     assert again.code == 0
     assert json.loads((tmp_path / "b/metrics.json").read_text()) == report
     few = (
         "reconstruct",
         "runs/tokenizer",
-        "pictures/cats/0.png",
-        "pictures/dogs/5.png",
+        "images/cats/0.png",
+        "images/dogs/5.png",
         "--out",
         tmp_path / "c/it.png",
     )
@@ -223,25 +223,25 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["make-data", "moving-mnist", "out.npy", "--digits", "nowhere"], "out.npy must end in .npz"),
         (["sample", "runs/generator", "--steps", "0"], "steps must be at least 1"),
         (["reconstruct", "runs/missing"], "no tokenizer at runs/missing: give a run (with pipeline/tokenizer/), a"),
-        (["reconstruct", "runs/generator"], "its data are codes already; name the pictures with --data"),
-        ([*RECONSTRUCT, "pictures"], "a folder of pictures needs a size: --size 256"),
-        ([*RECONSTRUCT, "pictures", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
-        ([*RECONSTRUCT, "{type: image_folder, path: pictures, size: 8, channels: 1}"], "pixels have 1 channels; this"),
-        ([*RECONSTRUCT, "picturez"], "unknown 'picturez'; allowed: emoji, image_folder,"),
-        ([*RECONSTRUCT, "gone/pictures"], "gone/pictures: 1 problem\n  - no such file or folder"),
+        (["reconstruct", "runs/generator"], "its data are codes already; name the images with --data"),
+        ([*RECONSTRUCT, "images"], "a folder of images needs a size: --size 256"),
+        ([*RECONSTRUCT, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
+        ([*RECONSTRUCT, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
+        ([*RECONSTRUCT, "imagez"], "unknown 'imagez'"),
+        ([*RECONSTRUCT, "gone/images"], "gone/images: 1 problem\n  - no such file or folder"),
         (
             [*RECONSTRUCT, "nan.npz"],
             "'images' in nan.npz has floats from nan to nan; they must lie in [0, 1] or [-1, 1]",
         ),
-        ([*RECONSTRUCT, "emoji", "pictures/cats/0.png"], "picture files (pictures/cats/0.png) are given too; give one"),
-        (["reconstruct", "runs/tokenizer", "pictures"], "pictures is no file; a folder of pictures is given as --data"),
+        ([*RECONSTRUCT, "emoji", "images/cats/0.png"], "image files (images/cats/0.png) are given too; give one"),
+        (["reconstruct", "runs/tokenizer", "images"], "images is no file; a folder of images is given as --data"),
         (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
         ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
         ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is no file"),
         ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone holds no classifier.json"),
         ([*RECONSTRUCT, "gone-{0..3}.tar", "--size", "8"], "4 of 4 shards of gone-{0..3}.tar do not exist"),
-        ([*ENCODE, "pictures", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
-        ([*ENCODE, "{type: image_folder, path: pictures, size: 8, channels: 1}"], "pixels have 1 channels; this"),
+        ([*ENCODE, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
+        ([*ENCODE, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
         ([*ENCODE, "nan.npz"], "'images' in nan.npz has floats from nan to nan"),
         (["encode", "runs/tokenizer", "tokens", "--flips"], "another making: flips was false, is true. Give another"),
         (["encode", "runs/other", "tokens", "--data", "runs/tokenizer"], "another making: tokenizer was "),
@@ -256,8 +256,8 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["train", "tokenizer.yaml", "name=new", "stage.perceptuel=1"], "unknown key; did you mean 'perceptual'?"),
         (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5 since this run was begun"),
         (["train", "tokeniser.yaml"], "no such file; did you mean 'tokenizer/"),
-        (["fid", "gone", "pictures"], "gone does not exist; give a folder of pictures, an .npz file or a saved"),
-        (["fid", "pictures", "pictures", "--weights", "gone.pth"], "names gone.pth, which is no file"),
+        (["fid", "gone", "images"], "gone does not exist; give a folder of images, an .npz file or a saved"),
+        (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is no file"),
     ],
 )
 def test_an_error_is_one_message(maskgen, arguments, message):
@@ -275,7 +275,7 @@ def test_fid_without_weights_or_network_says_both_ways(maskgen, monkeypatch, tmp
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # and nothing can be fetched
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")
-    done = maskgen("fid", "pictures", "pictures")
+    done = maskgen("fid", "images", "images")
     assert done.code == 1
     assert done.message.startswith("maskgen: could not download the Inception weights (")
     for way in ("run where the internet can be reached", str(tmp_path), "--weights PATH", "MASKGEN_INCEPTION"):

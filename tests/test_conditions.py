@@ -9,8 +9,8 @@ import torch
 from given import clip, seeded
 from maskgen import MaskTransformer
 from maskgen.mim.core import MaskedModeling
-from maskgen.parts import build
 from maskgen.pipelines.conditions import Conditions
+from maskgen.registry import build
 from maskgen.tasks.conditions import PADDINGS, TASK, Prompts, condition_video
 
 SIZE = (7, 8, 12)

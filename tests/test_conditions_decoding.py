@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 from typer.testing import CliRunner
 
-from given import clip, mask, picture, seeded
+from given import an_image, clip, mask, seeded
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.cli import app
 from maskgen.decoding.loop import Step
@@ -207,27 +207,27 @@ def test_shown_tokens_stand_at_hidden_places_alone(scale):
 
 def test_the_tasks_work_from_files_to_files(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "model")
-    frames = [picture(seed=i).convert("L") for i in range(5)]
+    frames = [an_image(seed=i).convert("L") for i in range(5)]
     frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
     frames[0].save(tmp_path / "first.png")
     frames[4].save(tmp_path / "last.png")
     mask((3, 2, 5, 6)).save(tmp_path / "mask.png")
     model, clip_file, fast = tmp_path / "model", tmp_path / "clip.gif", {"steps": 2}
 
-    def pictures(paths):
+    def images(paths):
         return [[np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(Image.open(p))] for p in paths]
 
     ends = tmp_path / "first.png", tmp_path / "last.png"
     between = edit_video("interpolate", model, *ends, out=tmp_path / "a.gif", **fast)
-    assert len(pictures(between)[0]) == 5
+    assert len(images(between)[0]) == 5
     mask_file = tmp_path / "mask.png"
     two = edit_video("inpaint", model, clip_file, mask=mask_file, count=2, out=tmp_path / "b.gif", **fast)
     assert [path.name for path in two] == ["b_000.gif", "b_001.gif"]
     boxed = edit_video("inpaint", model, clip_file, box=(3, 2, 5, 6), out=tmp_path / "c.gif", **fast)
-    for one, other in zip(*pictures([two[0], *boxed])):
+    for one, other in zip(*images([two[0], *boxed])):
         assert np.array_equal(one, other)
     wider = edit_video("outpaint", model, clip_file, sides=(2, 0, 2, 0), out=tmp_path / "d.gif", **fast)
-    assert pictures(wider)[0][0].shape == (8, 8)
+    assert images(wider)[0][0].shape == (8, 8)
     command = ["edit-video", "inpaint", str(model), str(clip_file), "--box", "3", "2", "5", "6", "--steps", "2"]
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "e.gif")], catch_exceptions=False)
     assert done.stdout.split()[-1] == str(tmp_path / "e.gif")

@@ -10,9 +10,9 @@ from maskgen.data.augment import Augmentation
 from maskgen.mim.core import Learner, MaskedModeling
 from maskgen.pipelines.conditions import Conditions, condition_region
 from maskgen.pipelines.store import save_tokenizer
-from maskgen.training.generator_stage import GeneratorStage
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
+from maskgen.training.stages.generator import GeneratorStage
 
 
 class Clips:

@@ -7,7 +7,7 @@ import pytest
 
 from maskgen.config import ConfigError, check, configs_folder, find, load, parameters, parse
 from maskgen.data.source import open_dataset
-from maskgen.parts import Part, build, choose, nearest
+from maskgen.registry import Part, build, choose, nearest
 from maskgen.training.loop import Training
 from maskgen.training.run import run, run_config
 
@@ -131,7 +131,7 @@ name: wrong
 stage:
   type: generator
   model: {width: 64, depth: 2, width: 128}
-data: {path: pictures}
+data: {path: images}
 name: again
 training: {batch_size: 8}
 """)
@@ -403,7 +403,7 @@ def test_nearest_is_silent_where_nothing_is_near():
         ("no/such/folder", "no such file or folder"),
         ("{type: emoji", "not valid YAML: while parsing a flow mapping"),
         ("{type: emoji, classes: 3, sise: 8}", "data.sise: unknown key; did you mean 'size'?"),
-        ("{type: tokens, path: cache}", "its data are codes already; name the pictures with --data"),
+        ("{type: tokens, path: cache}", "its data are codes already; name the images with --data"),
         ("{}", "data.type: is required; allowed: emoji,"),
     ],
 )
@@ -421,10 +421,10 @@ def test_data_by_name_by_mapping_and_by_run(tmp_path):
     (tmp_path / "config.yaml").write_text("stage: nothing\n")
     with pytest.raises(ConfigError, match="names no data; is this a run of maskgen"):
         open_dataset(str(tmp_path))
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"")
+    image = tmp_path / "a.png"
+    image.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"must be an \.npz"):
-        open_dataset(str(picture))
+        open_dataset(str(image))
     (tmp_path / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match="a folder of pictures needs a size: --size 256"):
+    with pytest.raises(ConfigError, match="a folder of images needs a size: --size 256"):
         open_dataset(str(tmp_path))

@@ -13,11 +13,11 @@ from maskgen.decoding.loop import decode
 from maskgen.pipelines.predictor import CriticScores, by_rows
 from maskgen.pipelines.raster import draw_raster
 from maskgen.pipelines.store import fingerprint, load_tokenizer
-from maskgen.training.autoregressive_stage import NextCode
-from maskgen.training.critic_stage import Critic, CriticStage, ranking, started_from
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
+from maskgen.training.stages.autoregressive import NextCode
+from maskgen.training.stages.critic import Critic, CriticStage, ranking, started_from
 from maskgen.transformer.autoregressive import CausalTransformer
 
 CONV = {"width": 8, "multipliers": [1, 2], "blocks": 1}
@@ -44,7 +44,7 @@ def generator(num_classes=2, groups=1, quantizer=None):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Pictures of codes 0 and 1, or of 2 and 3, by class; and a generator that draws all 16 alike."""
+    """Images of codes 0 and 1, or of 2 and 3, by class; and a generator that draws all 16 alike."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("toy"))
         pipeline = generator()
@@ -74,7 +74,7 @@ def test_a_critic_tells_wrong_tokens_from_right_ones(trained):
 
 
 def test_decoding_by_a_critic_takes_wrong_tokens_back(trained):
-    """The generator draws any code; the critic keeps what it saw in pictures, the generator's confidence does not."""
+    """The generator draws any code; the critic keeps what it saw in images, the generator's confidence does not."""
     pipeline = MaskedImagePipeline.from_pretrained(trained)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.scheduler.config.order == "critic"
@@ -136,7 +136,7 @@ def test_the_loss_is_the_cross_entropy_of_all_tokens():
     torch.testing.assert_close(Critic(network)(tokens, drawn)["loss"], by_hand)
 
 
-def test_ranking_counts_pairs_within_a_picture():
+def test_ranking_counts_pairs_within_a_image():
     drawn = torch.tensor([[True, False, False, True], [False, False, False, False]])
     scores = torch.tensor([[0.0, 1.0, -1.0, -1.0], [5.0, 5.0, 5.0, 5.0]])
     assert ranking(scores, drawn) == pytest.approx((1 + 1 + 0 + 0.5) / 4)

@@ -41,7 +41,7 @@ def make(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DATASETS if kind not in ("videos", "tokens")])
-def test_every_dataset_of_pictures_keeps_the_contract(kind, tmp_path):
+def test_every_dataset_of_images_keeps_the_contract(kind, tmp_path):
     dataset = make(kind, tmp_path)
     assert type(dataset) is DATASETS[kind]
     assert len(dataset) == len(dataset.labels) == len(dataset.names) == len(set(dataset.names))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from decoders import CODES, canvas_and_mask, noise, options_of, oracle, score_by_code
-from maskgen.decoding.draws import categorical
 from maskgen.decoding.loop import decode
 from maskgen.decoding.noise import gumbel, inverse_cdf
 from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.schedules import hidden_after
+from maskgen.decoding.token_samplers import categorical
 from maskgen.mim.ratios import SCHEDULES
 
 

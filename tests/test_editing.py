@@ -1,4 +1,4 @@
-"""The tasks on pictures: what stays, what is drawn, and what one is in terms of another."""
+"""The tasks on images: what stays, what is drawn, and what one is in terms of another."""
 
 from itertools import pairwise
 
@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from given import array, mask, picture, seeded
+from given import an_image, array, mask, seeded
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.pipelines.editing import view_of
-from maskgen.pipelines.inputs import masks_of, pictures_of
+from maskgen.pipelines.inputs import images_of, masks_of
+from maskgen.tasks.images import filled
 from maskgen.tasks.masks import receptive_radius, token_mask
-from maskgen.tasks.pictures import filled
 
 FLAT = {"type": "vit", "patch": 4, "size": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 4}
 
@@ -23,8 +23,8 @@ FLAT = {"type": "vit", "patch": 4, "size": 8, "width": 16, "depth": 1, "heads": 
 @pytest.mark.parametrize("size", [(8, 8), (8, 12), (30, 17)])
 @pytest.mark.parametrize("crop", [None, 1])
 def test_known_pixels_come_back_unchanged(pipeline, size, crop):
-    """Of 8-bit pictures every byte, at the model's size and at others: their PSNR is infinite."""
-    image, hole = picture(*size), mask((1, 2, 5, 7), size)
+    """Of 8-bit images every byte, at the model's size and at others: their PSNR is infinite."""
+    image, hole = an_image(*size), mask((1, 2, 5, 7), size)
     for options in ({}, {"feather": 0}, {"dilation": 1}, {"fill": "grey"}):
         (made,) = pipeline.inpaint(
             image, hole, "bee", padding_mask_crop=crop, generator=seeded(), **options
@@ -44,13 +44,13 @@ def test_every_8_bit_value_survives(pipeline):
 
 @pytest.mark.parametrize("size", [(8, 8), (21, 16)])
 def test_fault_9_hidden_pixels_do_not_leak(pipeline, size):
-    """Whatever stands under the mask, codes and pictures are the same."""
+    """Whatever stands under the mask, codes and images are the same."""
     hole = mask((3, 2, 7, 6), size)
     hidden = array(hole) > 0
     images = []
     for seed in (0, 1):
-        values = array(picture(*size)).copy()
-        values[hidden] = array(picture(*size, seed=seed))[hidden]
+        values = array(an_image(*size)).copy()
+        values[hidden] = array(an_image(*size, seed=seed))[hidden]
         images.append(Image.fromarray(values))
     assert (array(images[0]) != array(images[1])).any()
     for options in ({}, {"fill": "mean"}, {"fill": "grey"}, {"padding_mask_crop": 1}, {"dilation": 1}, {"feather": 9}):
@@ -64,9 +64,9 @@ def test_fault_9_hidden_pixels_do_not_leak(pipeline, size):
 
 
 def test_inpainting_is_completion(pipeline):
-    """The codes are those of `complete` on the filled picture's codes; without the paste, the pictures are theirs."""
-    image, hole = picture(), mask()
-    pixels, hidden = pictures_of(image, 3)[0][None], masks_of(hole, [(8, 8)])[0][None]
+    """The codes are those of `complete` on the filled image's codes; without the paste, the images are theirs."""
+    image, hole = an_image(), mask()
+    pixels, hidden = images_of(image, 3)[0][None], masks_of(hole, [(8, 8)])[0][None]
     canvas, tokens = pipeline.tokenizer.encode(filled(pixels, hidden)), token_mask(hidden, (4, 4))
     assert tokens.sum() == 4
     codes = pipeline.complete(canvas, tokens, [1], generator=seeded())
@@ -79,15 +79,15 @@ def test_automatic_dilation_is_the_measured_radius(pipeline):
     radius = receptive_radius(pipeline.tokenizer, (8, 8))
     assert radius >= 1
     drawn = [
-        pipeline.inpaint(picture(), mask((2, 2, 3, 3)), 1, dilation=d, generator=seeded(), output_type="codes").images
+        pipeline.inpaint(an_image(), mask((2, 2, 3, 3)), 1, dilation=d, generator=seeded(), output_type="codes").images
         for d in ("auto", radius, 0)
     ]
     assert drawn[0].equal(drawn[1])
     assert not drawn[0].equal(drawn[2])
 
 
-def test_each_picture_of_a_batch_follows_its_own_generator(pipeline):
-    images, holes = [picture(seed=s) for s in (1, 2)], [mask(), mask((0, 0, 3, 8))]
+def test_each_image_of_a_batch_follows_its_own_generator(pipeline):
+    images, holes = [an_image(seed=s) for s in (1, 2)], [mask(), mask((0, 0, 3, 8))]
     together = pipeline.inpaint(
         images, holes, ["ant", "cat"], num_images_per_prompt=2, generator=[seeded(s) for s in range(4)]
     ).images  # fmt: skip
@@ -99,8 +99,8 @@ def test_each_picture_of_a_batch_follows_its_own_generator(pipeline):
     assert (array(together[0]) != array(together[1])).any()
 
 
-def test_pictures_of_several_sizes_in_one_batch(pipeline):
-    images, holes = [picture(), picture(12, 9)], [mask(), mask((0, 0, 3, 8), (12, 9))]
+def test_images_of_several_sizes_in_one_batch(pipeline):
+    images, holes = [an_image(), an_image(12, 9)], [mask(), mask((0, 0, 3, 8), (12, 9))]
     made = pipeline.inpaint(images, holes, generator=seeded()).images
     assert [m.size for m in made] == [(8, 8), (12, 9)]
     with pytest.raises(ValueError, match="several sizes are no one array: output_type='pil', not 'np'"):
@@ -126,7 +126,7 @@ def test_the_view_holds_the_hole():
 
 
 def test_a_hidden_everything_is_generation(pipeline, caplog):
-    codes = pipeline.inpaint(picture(), mask((0, 0, 8, 8)), 1, generator=seeded(), output_type="codes").images
+    codes = pipeline.inpaint(an_image(), mask((0, 0, 8, 8)), 1, generator=seeded(), output_type="codes").images
     assert codes.equal(pipeline(1, generator=seeded(), output_type="codes").images)
     assert "no token is known" in caplog.text
 
@@ -135,8 +135,8 @@ def test_a_hidden_everything_is_generation(pipeline, caplog):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 10), (33, 33)])
-def test_outpainting_keeps_the_picture_in_its_place(pipeline, size):
-    image = picture(*size)
+def test_outpainting_keeps_the_image_in_its_place(pipeline, size):
+    image = an_image(*size)
     (made,) = pipeline.outpaint(image, left=3, top=1, right=21, bottom=2, class_labels="ant", generator=seeded()).images
     assert made.size == (size[0] + 24, size[1] + 3)
     np.testing.assert_array_equal(array(made)[1 : 1 + size[1], 3 : 3 + size[0]], array(image))
@@ -145,9 +145,9 @@ def test_outpainting_keeps_the_picture_in_its_place(pipeline, size):
 
 
 def test_outpainting_within_whole_tokens_is_completion_by_windows(pipeline):
-    image = picture()
+    image = an_image()
     canvas = torch.zeros(1, 4, 9, dtype=torch.long)
-    canvas[:, :, 2:6] = pipeline.tokenizer.encode(pictures_of(image, 3)[0][None])
+    canvas[:, :, 2:6] = pipeline.tokenizer.encode(images_of(image, 3)[0][None])
     hidden = torch.ones(1, 4, 9, dtype=torch.bool)
     hidden[:, :, 2:6] = False
     codes = pipeline.complete(canvas, hidden, [1], generator=seeded(3), overlap=3)
@@ -170,7 +170,7 @@ def test_a_narrow_hidden_window_is_one_decode(pipeline):
 
 
 def test_an_edit_is_an_inpainting_of_a_grown_region_with_a_class(pipeline):
-    image = picture(16, 16)
+    image = an_image(16, 16)
     (made,) = pipeline.edit(image, "cat", box=(6, 4, 10, 8), generator=seeded()).images
     grown = mask((2, 0, 14, 12), (16, 16))  # a token is 4 pixels there
     (same,) = pipeline.inpaint(image, grown, "cat", generator=seeded()).images
@@ -184,8 +184,8 @@ def test_an_edit_is_an_inpainting_of_a_grown_region_with_a_class(pipeline):
 
 
 def test_variation_redraws_a_share_of_the_tokens(pipeline):
-    image = picture()
-    codes = pipeline.tokenizer.encode(pictures_of(image, 3)[0][None])
+    image = an_image()
+    codes = pipeline.tokenizer.encode(images_of(image, 3)[0][None])
 
     def vary(strength, **options):
         return pipeline.vary(image, strength, 1, generator=seeded(2), output_type="codes", **options).images
@@ -195,17 +195,17 @@ def test_variation_redraws_a_share_of_the_tokens(pipeline):
     assert (vary(1.0) != codes).sum() > 8
     four = vary(0.5, num_images_per_prompt=4)
     assert len(four.flatten(1).unique(dim=0)) == 4
-    assert pipeline.vary(picture(20, 10), 0.5, generator=seeded()).images[0].size == (8, 8)
+    assert pipeline.vary(an_image(20, 10), 0.5, generator=seeded()).images[0].size == (8, 8)
 
 
-def test_interpolation_goes_from_one_picture_to_the_other(pipeline):
-    pictures = picture(seed=1), picture(seed=2)
-    a, b = (pipeline.tokenizer.encode(pictures_of(p, 3)[0][None])[0] for p in pictures)
+def test_interpolation_goes_from_one_image_to_the_other(pipeline):
+    images = an_image(seed=1), an_image(seed=2)
+    a, b = (pipeline.tokenizer.encode(images_of(p, 3)[0][None])[0] for p in images)
     assert (a != b).sum() > 4
 
     def frames(strength):
         return pipeline.interpolate(
-            *pictures, num_frames=5, strength=strength, generator=seeded(), output_type="codes"
+            *images, num_frames=5, strength=strength, generator=seeded(), output_type="codes"
         ).images  # fmt: skip
 
     mixed, drawn = frames(0.0), frames(0.5)
@@ -220,8 +220,8 @@ def test_interpolation_goes_from_one_picture_to_the_other(pipeline):
     assert drawn.equal(frames(0.5))
 
 
-def test_joined_pictures_keep_their_parts(pipeline):
-    left, right = picture(seed=1), picture(seed=2)
+def test_joined_images_keep_their_parts(pipeline):
+    left, right = an_image(seed=1), an_image(seed=2)
     (whole,) = pipeline.join(left, right, gap=5, class_labels=0, generator=seeded()).images
     assert whole.size == (22, 8)  # the gap is 3 tokens
     np.testing.assert_array_equal(array(whole)[:, :8], array(left))
@@ -236,9 +236,9 @@ def test_joined_pictures_keep_their_parts(pipeline):
 
 def test_an_unconditional_model_inpaints_without_a_class(make_pipeline):
     pipeline = make_pipeline(None)
-    assert pipeline.inpaint(picture(), mask(), generator=seeded()).images[0].size == (8, 8)
+    assert pipeline.inpaint(an_image(), mask(), generator=seeded()).images[0].size == (8, 8)
     with pytest.raises(ValueError, match="unconditional: it takes no class_labels"):
-        pipeline.inpaint(picture(), mask(), 0)
+        pipeline.inpaint(an_image(), mask(), 0)
 
 
 def test_tokens_without_a_place_can_be_varied_not_inpainted():
@@ -247,6 +247,6 @@ def test_tokens_without_a_place_can_be_varied_not_inpainted():
         tokenizer, MaskTransformer(32, (4,), width=32, depth=1, heads=2).eval(), MaskScheduler(num_inference_steps=2)
     )
     flat.set_progress_bar_config(disable=True)
-    assert flat.vary(picture(), 0.5).images[0].size == (8, 8)
-    with pytest.raises(ValueError, match="no place in the picture: it can generate and vary"):
-        flat.inpaint(picture(), mask())
+    assert flat.vary(an_image(), 0.5).images[0].size == (8, 8)
+    with pytest.raises(ValueError, match="no place in the image: it can generate and vary"):
+        flat.inpaint(an_image(), mask())

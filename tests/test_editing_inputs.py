@@ -1,18 +1,18 @@
-"""What the tasks take and refuse: pictures and masks of every kind, and bad input in words."""
+"""What the tasks take and refuse: images and masks of every kind, and bad input in words."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from given import array, mask, noise, picture, seeded, truncate
+from given import an_image, array, mask, noise, seeded, truncate
 from maskgen.pipelines import inputs
-from maskgen.pipelines.inputs import masks_of, pictures_of
+from maskgen.pipelines.inputs import images_of, masks_of
 
 
-def test_pictures_of_every_kind_are_one_picture(tmp_path):
-    image = picture(6, 4)
-    (expected,) = pictures_of(image, 3)
+def test_images_of_every_kind_are_one_image(tmp_path):
+    image = an_image(6, 4)
+    (expected,) = images_of(image, 3)
     assert expected.shape == (3, 4, 6)
     image.save(tmp_path / "a.png")
     rotated = image.transpose(Image.Transpose.ROTATE_90)
@@ -22,16 +22,16 @@ def test_pictures_of_every_kind_are_one_picture(tmp_path):
     unit = torch.from_numpy(array(image).copy()).permute(2, 0, 1) / 255
     kinds = [tmp_path / "a.png", str(tmp_path / "turned.png"), array(image), array(image) / 255.0, unit, unit[None]]
     for kind in [*kinds, [image], torch.from_numpy(array(image).copy()).permute(2, 0, 1)]:
-        (found,) = pictures_of(kind, 3)
+        (found,) = images_of(kind, 3)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     grey = image.convert("L")
-    assert pictures_of(grey, 3)[0].shape == (3, 4, 6)
-    torch.testing.assert_close(pictures_of(array(grey), 1)[0], pictures_of(grey, 1)[0], atol=1e-6, rtol=0)
+    assert images_of(grey, 3)[0].shape == (3, 4, 6)
+    torch.testing.assert_close(images_of(array(grey), 1)[0], images_of(grey, 1)[0], atol=1e-6, rtol=0)
     clear = Image.new("RGBA", (6, 4), (255, 0, 0, 0))
-    assert (pictures_of(clear, 3)[0] == 1).all()
+    assert (images_of(clear, 3)[0] == 1).all()
     deep = Image.fromarray(np.full((4, 6), 65535, np.uint16))
-    assert (pictures_of(deep, 3)[0] == 1).all()
-    assert len(pictures_of(np.zeros((5, 4, 6, 3), np.uint8), 3)) == 5
+    assert (images_of(deep, 3)[0] == 1).all()
+    assert len(images_of(np.zeros((5, 4, 6, 3), np.uint8), 3)) == 5
 
 
 def test_masks_of_every_kind_are_one_mask(tmp_path):
@@ -54,40 +54,40 @@ def test_masks_of_every_kind_are_one_mask(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.inpaint(picture(), mask(size=(9, 8))), r"the mask is 9x8 pixels \(w x h\) and its picture 8x8"),
-        (lambda p: p.inpaint(picture(), Image.new("L", (8, 8))), "the mask hides nothing: white is what to draw anew"),
-        (lambda p: p.inpaint([picture()] * 3, [mask()] * 2), "2 masks for 3 pictures"),
+        (lambda p: p.inpaint(an_image(), mask(size=(9, 8))), r"the mask is 9x8 pixels \(w x h\) and its image 8x8"),
+        (lambda p: p.inpaint(an_image(), Image.new("L", (8, 8))), "the mask hides nothing: white is what to draw anew"),
+        (lambda p: p.inpaint([an_image()] * 3, [mask()] * 2), "2 masks for 3 images"),
         (lambda p: p.inpaint("gone.png", mask()), "gone.png: .*No such file"),
         (lambda p: p.inpaint(__file__, mask()), "cannot identify image file"),
-        (lambda p: p.inpaint([], mask()), "an empty list of pictures"),
-        (lambda p: p.inpaint(3, mask()), "a picture of type int; give a file"),
+        (lambda p: p.inpaint([], mask()), "an empty list of images"),
+        (lambda p: p.inpaint(3, mask()), "image is of type int"),
         (lambda p: p.inpaint(np.full((8, 8, 3), 7.0), mask()), "values from 7 to 7; floats are in"),
         (lambda p: p.inpaint(np.zeros((8, 8, 3), np.int64), mask()), "int64 numbers; give uint8"),
         (lambda p: p.inpaint(np.zeros((8, 8, 2), np.uint8), mask()), r"shape \(8, 8, 2\); give an array"),
-        (lambda p: p.inpaint(picture(), mask(), "bea"), "unknown class 'bea': did you mean 'bee'"),
-        (lambda p: p.inpaint(picture(), mask(), 3), "class 3 is outside 0 to 2"),
-        (lambda p: p.inpaint(picture(), mask(), [0, 1]), "2 class_labels for 1 pictures"),
-        (lambda p: p.inpaint(picture(), mask(), num_inference_steps=0), "steps must be at least 1"),
-        (lambda p: p.inpaint(picture(), mask(), num_images_per_prompt=0), "num_images_per_prompt must be at least 1"),
-        (lambda p: p.inpaint(picture(), mask(), generator=[seeded()] * 2), "2 generators for 1 pictures"),
-        (lambda p: p.inpaint(picture(), mask(), output_type="jpg"), "unknown output_type 'jpg': choose one of pil"),
-        (lambda p: p.inpaint(picture(), mask(), feather=-2), "feather is -2"),
-        (lambda p: p.outpaint(picture()), "outpainting by 0 pixels on every side"),
-        (lambda p: p.outpaint(picture(), left=-3, right=4), "outpainting by left -3 pixels"),
-        (lambda p: p.outpaint([picture(), picture(9, 9)], left=3), "several sizes are outpainted one by one"),
-        (lambda p: p.outpaint(picture(), left=99999), "a canvas of .* tokens; at most 256 times the trained 4x4"),
-        (lambda p: p.outpaint(picture(), left=4, overlap=4), "overlap 4 must be at least 0 and below the 4 tokens"),
-        (lambda p: p.edit(picture(), "ant"), "give either mask_image or box"),
-        (lambda p: p.edit(picture(), "ant", mask(), (0, 0, 4, 4)), "give either mask_image or box"),
-        (lambda p: p.edit(picture(), None, box=(0, 0, 4, 4)), "editing draws another class"),
-        (lambda p: p.edit(picture(), "ant", box=(0, 0, 9, 4)), "must lie in the picture"),
-        (lambda p: p.edit(picture(), "ant", box=(0, 0, 4, 4), grow=-1), "grow is -1"),
-        (lambda p: p.vary(picture(), 1.5), "strength 1.5 must lie between 0"),
-        (lambda p: p.interpolate(picture(), picture(), num_frames=1), "num_frames is 1"),
-        (lambda p: p.interpolate([picture()] * 2, picture()), "one picture at either end"),
-        (lambda p: p.interpolate(picture(), picture(), num_images_per_prompt=2), "one row of frames"),
-        (lambda p: p.join(picture(), picture(), gap=0), "a gap of 0 pixels"),
-        (lambda p: p.join(picture(), [picture()] * 2, gap=4), "one picture on either side"),
+        (lambda p: p.inpaint(an_image(), mask(), "bea"), "unknown class 'bea': did you mean 'bee'"),
+        (lambda p: p.inpaint(an_image(), mask(), 3), "class 3 is outside 0 to 2"),
+        (lambda p: p.inpaint(an_image(), mask(), [0, 1]), "2 class_labels for 1 images"),
+        (lambda p: p.inpaint(an_image(), mask(), num_inference_steps=0), "steps must be at least 1"),
+        (lambda p: p.inpaint(an_image(), mask(), num_images_per_prompt=0), "num_images_per_prompt must be at least 1"),
+        (lambda p: p.inpaint(an_image(), mask(), generator=[seeded()] * 2), "2 generators for 1 images"),
+        (lambda p: p.inpaint(an_image(), mask(), output_type="jpg"), "unknown output_type 'jpg': choose one of pil"),
+        (lambda p: p.inpaint(an_image(), mask(), feather=-2), "feather is -2"),
+        (lambda p: p.outpaint(an_image()), "outpainting by 0 pixels on every side"),
+        (lambda p: p.outpaint(an_image(), left=-3, right=4), "outpainting by left -3 pixels"),
+        (lambda p: p.outpaint([an_image(), an_image(9, 9)], left=3), "several sizes are outpainted one by one"),
+        (lambda p: p.outpaint(an_image(), left=99999), "a canvas of .* tokens; at most 256 times the trained 4x4"),
+        (lambda p: p.outpaint(an_image(), left=4, overlap=4), "overlap 4 must be at least 0 and below the 4 tokens"),
+        (lambda p: p.edit(an_image(), "ant"), "give either mask_image or box"),
+        (lambda p: p.edit(an_image(), "ant", mask(), (0, 0, 4, 4)), "give either mask_image or box"),
+        (lambda p: p.edit(an_image(), None, box=(0, 0, 4, 4)), "editing draws another class"),
+        (lambda p: p.edit(an_image(), "ant", box=(0, 0, 9, 4)), "must lie in the image"),
+        (lambda p: p.edit(an_image(), "ant", box=(0, 0, 4, 4), grow=-1), "grow is -1"),
+        (lambda p: p.vary(an_image(), 1.5), "strength 1.5 must lie between 0"),
+        (lambda p: p.interpolate(an_image(), an_image(), num_frames=1), "num_frames is 1"),
+        (lambda p: p.interpolate([an_image()] * 2, an_image()), "one image at either end"),
+        (lambda p: p.interpolate(an_image(), an_image(), num_images_per_prompt=2), "one row of frames"),
+        (lambda p: p.join(an_image(), an_image(), gap=0), "a gap of 0 pixels"),
+        (lambda p: p.join(an_image(), [an_image()] * 2, gap=4), "one image on either side"),
     ],
 )  # fmt: skip
 def test_bad_input_is_explained(pipeline, call, message):
@@ -95,7 +95,7 @@ def test_bad_input_is_explained(pipeline, call, message):
         call(pipeline)
 
 
-def test_huge_and_broken_pictures_are_refused(pipeline, tmp_path, monkeypatch):
+def test_huge_and_broken_images_are_refused(pipeline, tmp_path, monkeypatch):
     truncate(noise(tmp_path / "cut.png"))
     with pytest.raises(ValueError, match=r"cut.png: .*truncated"):
         pipeline.vary(tmp_path / "cut.png")
@@ -106,5 +106,5 @@ def test_huge_and_broken_pictures_are_refused(pipeline, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"large.png has 5000x4000 pixels; at most 16777216 \(4096x4096\)"):
         pipeline.vary(tmp_path / "large.png")
     monkeypatch.setattr(inputs, "MAX_PIXELS", 50)
-    with pytest.raises(ValueError, match="the picture has 8x8 pixels"):
-        pipeline.vary(picture())
+    with pytest.raises(ValueError, match="the image has 8x8 pixels"):
+        pipeline.vary(an_image())

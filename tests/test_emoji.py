@@ -1,4 +1,4 @@
-"""The bundled emoji: counts, classes, names, pictures, words, credits, and how the file was built."""
+"""The bundled emoji: counts, classes, names, images, words, credits, and how the file was built."""
 
 import importlib.util
 import inspect
@@ -33,7 +33,7 @@ def test_emoji_have_their_counts_classes_and_names():
     assert sum("skin tone" in name for name in Emoji(variants=True).names) == 1875
 
 
-def test_emoji_pictures_are_the_right_ones():
+def test_emoji_images_are_the_right_ones():
     dataset = Emoji()
 
     def colour(name, y, x):
@@ -51,9 +51,9 @@ def test_emoji_pictures_are_the_right_ones():
 def test_emoji_has_no_dark_fringe():
     # Yellow disc on white: every edge pixel lies between the two, so none may be darker than the disc itself.
     dataset = Emoji()
-    picture = dataset[dataset.names.index("large yellow circle")]["pixels"]
-    middle = picture[:, 16, 16]
-    assert (picture >= middle[:, None, None] - 2 / 127.5).all()
+    image = dataset[dataset.names.index("large yellow circle")]["pixels"]
+    middle = image[:, 16, 16]
+    assert (image >= middle[:, None, None] - 2 / 127.5).all()
 
 
 def test_emoji_classes_are_renumbered_in_the_order_given():
@@ -117,7 +117,7 @@ def test_emoji_builder_composites_on_white_and_finds_art():
     assert builder.art_key("00A9-FE0F", art) == "a9"
     assert builder.art_key("1F441-FE0F-200D-1F5E8-FE0F", art) == "1f441-200d-1f5e8"
     assert builder.art_key("26F9-FE0F-200D-2640-FE0F", art) == "26f9-fe0f-200d-2640-fe0f"
-    with pytest.raises(SystemExit, match=r"no picture for 1F600"):
+    with pytest.raises(SystemExit, match=r"no image for 1F600"):
         builder.art_key("1F600", art)
     assert builder.slug("sky & weather") == "sky-weather"
 

@@ -34,13 +34,13 @@ def tokenizer(quantizer=None, **coder):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with `pictures.npz`, a data set of 45, and the tokenizer `model`."""
+    """A folder with `images.npz`, a data set of 45, and the tokenizer `model`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setattr(encode, "_encode", encode._encode)  # both put back after `worker`
     rng = np.random.default_rng(0)
-    np.savez("pictures.npz", images=rng.integers(0, 255, (COUNT, 8, 8, 3), np.uint8), labels=np.arange(COUNT) % 3)
+    np.savez("images.npz", images=rng.integers(0, 255, (COUNT, 8, 8, 3), np.uint8), labels=np.arange(COUNT) % 3)
     save_tokenizer(tokenizer(), tmp_path / "model")
     return tmp_path
 
@@ -50,7 +50,7 @@ def contents(folder):
 
 
 def command(out, *more):
-    return ["-m", "maskgen", "encode", "model", out, "--data", "pictures.npz", "--batch-size", "2", *more]
+    return ["-m", "maskgen", "encode", "model", out, "--data", "images.npz", "--batch-size", "2", *more]
 
 
 def worker(out, flips, slow=0.0, rank=0, processes=1):
@@ -64,7 +64,7 @@ def worker(out, flips, slow=0.0, rank=0, processes=1):
             yield item
 
     encode._encode = encode_slowly
-    encode_dataset(load_tokenizer("model"), NpzArrays("pictures.npz"), out, 2, flips=flips)
+    encode_dataset(load_tokenizer("model"), NpzArrays("images.npz"), out, 2, flips=flips)
 
 
 def start(*arguments, **options):
@@ -75,7 +75,7 @@ def start(*arguments, **options):
 
 
 def test_codes_labels_and_mirrored_rows(here):
-    model, data = load_tokenizer("model"), NpzArrays("pictures.npz")
+    model, data = load_tokenizer("model"), NpzArrays("images.npz")
     pixels = torch.stack([data[i]["pixels"] for i in range(COUNT)])
     plain, both = TokenCache(str(encode_dataset(model, data, "a", 4))), None
     both = TokenCache(str(encode_dataset(model, data, "b", 4, flips=True)))
@@ -85,7 +85,7 @@ def test_codes_labels_and_mirrored_rows(here):
     assert np.array_equal(both.codes[:COUNT], plain.codes)
     assert torch.equal(torch.from_numpy(both.codes[COUNT:].astype(np.int64)), model.encode(pixels.flip(-1)))
     assert np.array_equal(both.labels, np.concatenate([data.labels, data.labels]))
-    assert (both.meta["flips"], both.meta["pictures"], both.meta["tokenizer"]) == (True, COUNT, fingerprint(model))
+    assert (both.meta["flips"], both.meta["images"], both.meta["tokenizer"]) == (True, COUNT, fingerprint(model))
     assert contents(here / "a").keys() == {"codes.npy", "labels.npy", "meta.json"}
 
 
@@ -137,7 +137,7 @@ def test_accelerate_launches_two_processes(here):
 
 def test_each_process_does_its_own_chunks_and_another_number_of_them_goes_on(here, monkeypatch):
     """Rank 1 of 2 is stopped in its second chunk; three processes end what the two began."""
-    model, data = load_tokenizer("model"), NpzArrays("pictures.npz")
+    model, data = load_tokenizer("model"), NpzArrays("images.npz")
     encode_dataset(model, data, "whole", 2)
     stopped = stops(model, after=6)
     TokenCacheWriter("cache", plan_of("whole"), COUNT, model.encode(data[0]["pixels"][None])[0], 6)
@@ -177,7 +177,7 @@ def stops(model, after):
 
 
 def test_a_chunk_that_is_done_is_not_done_again(here):
-    model, data = load_tokenizer("model"), NpzArrays("pictures.npz")
+    model, data = load_tokenizer("model"), NpzArrays("images.npz")
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(stops(model, after=1 + 4 * 4 + 2), data, "cache", 2)  # four chunks, and two batches of the fifth
     with pytest.raises(FileNotFoundError):
@@ -188,7 +188,7 @@ def test_a_chunk_that_is_done_is_not_done_again(here):
 
 
 def test_a_cache_of_another_making_is_neither_gone_on_with_nor_overwritten(here):
-    model, data = load_tokenizer("model"), NpzArrays("pictures.npz")
+    model, data = load_tokenizer("model"), NpzArrays("images.npz")
     encode_dataset(model, data, "whole", 2)
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(stops(model, after=8), data, "begun", 2)
@@ -203,7 +203,7 @@ def test_a_cache_of_another_making_is_neither_gone_on_with_nor_overwritten(here)
             ((model, NpzArrays("changed.npz"), folder, 2), 'another making: samples_digest was "'),
             ((model, data, folder, 3), "another making: batch_size was 2, is 3. Give another folder"),
             ((model, data, folder, 2, 0, True), "another making: flips was false, is true"),
-            ((model, NpzArrays("pictures.npz", size=4), folder, 2), "picture_size was [8, 8], is [4, 4]"),
+            ((model, NpzArrays("images.npz", size=4), folder, 2), "image_size was [8, 8], is [4, 4]"),
         ):
             with pytest.raises(ValueError, match="holds a token cache of another making") as caught:
                 encode_dataset(*arguments)
@@ -221,7 +221,7 @@ def test_a_cache_of_another_making_is_neither_gone_on_with_nor_overwritten(here)
     ],
 )
 def test_every_kind_of_token_is_cached(here, quantizer, shape, dtype, levels):
-    model, data = tokenizer(quantizer), NpzArrays("pictures.npz")
+    model, data = tokenizer(quantizer), NpzArrays("images.npz")
     cache = TokenCache(str(encode_dataset(model, data, "cache", 8, flips=True)))
     assert cache.codes.shape == (2 * COUNT, *shape)
     assert cache.codes.dtype == dtype
@@ -234,7 +234,7 @@ def test_every_kind_of_token_is_cached(here, quantizer, shape, dtype, levels):
 
 def test_patches_as_they_are_have_no_weights_and_are_cached(here):
     model = Tokenizer({"type": "patch", "patch": 4}, {"type": "none", "dim": 48}, {"type": "patch", "patch": 4}).eval()
-    data = NpzArrays("pictures.npz")
+    data = NpzArrays("images.npz")
     cache = TokenCache(str(encode_dataset(model, data, "cache")))
     assert (cache.codes.shape, cache.grid) == ((COUNT, 2, 2, 48), (2, 2))
     torch.testing.assert_close(model.decode(cache[3]["codes"][None])[0], data[3]["pixels"])
@@ -271,8 +271,8 @@ def test_a_token_outside_the_codebook_is_neither_written_nor_read(tmp_path):
         cache[1]
 
 
-class Pictures:
-    """Three pictures of zeros but for what is given of the second."""
+class Images:
+    """Three images of zeros but for what is given of the second."""
 
     class_names, labels, names = ("all",), np.zeros(3, np.int64), ["a", "b", "c"]
 
@@ -289,16 +289,16 @@ class Pictures:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
-        (Pictures(channels=1), "pixels have 1 channels; this tokenizer takes 3"),
-        (Pictures(size=9), "each side must be a multiple of 2"),
-        (Pictures(value=float("nan")), "picture b holds NaN or infinity"),
-        (Pictures(value=float("inf")), "picture b holds NaN or infinity"),
+        (Images(channels=1), "pixels have 1 channels; this tokenizer takes 3"),
+        (Images(size=9), "each side must be a multiple of 2"),
+        (Images(value=float("nan")), "image b holds NaN or infinity"),
+        (Images(value=float("inf")), "image b holds NaN or infinity"),
     ],
 )
-def test_pictures_that_cannot_be_encoded_are_told_and_leave_no_cache(tmp_path, pictures, message):
+def test_images_that_cannot_be_encoded_are_told_and_leave_no_cache(tmp_path, images, message):
     with pytest.raises(ValueError, match=message):
-        encode_dataset(tokenizer(), pictures, tmp_path / "cache")
+        encode_dataset(tokenizer(), images, tmp_path / "cache")
     with pytest.raises(FileNotFoundError):
         TokenCache(str(tmp_path / "cache"))

@@ -7,8 +7,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from maskgen.evaluation import classifier as C
-from maskgen.evaluation.metrics import (
+from maskgen.evaluation.classifier import model as C
+from maskgen.evaluation.fid.metrics import (
     deviation,
     frechet_infinity,
     inception_score,
@@ -16,7 +16,7 @@ from maskgen.evaluation.metrics import (
     precision_recall,
     resampled,
 )
-from maskgen.evaluation.statistics import BLOCK, Gaussian, fit, frechet_distance
+from maskgen.evaluation.fid.statistics import BLOCK, Gaussian, fit, frechet_distance
 
 # ------------------------------------------------------------------------------------------------------- statistics
 
@@ -131,7 +131,7 @@ def test_scores_of_known_logits_are_known():
     sure = np.eye(10, dtype=np.float32)[np.arange(200) % 10] * 100
     assert inception_score(sure, splits=1)["value"] == pytest.approx(10, rel=1e-6)  # ten sure and equal classes
     assert inception_score(np.zeros((40, 10), np.float32))["value"] == pytest.approx(1)
-    with pytest.raises(ValueError, match="at least 10 pictures, got 9"):
+    with pytest.raises(ValueError, match="at least 10 images, got 9"):
         inception_score(sure[:9])
 
 
@@ -139,11 +139,11 @@ def test_kernel_distance_and_manifolds_of_known_features():
     a, b = draws(200, 0), draws(200, 1)
     assert abs(kernel_distance(a, b)["value"]) < kernel_distance(a, b + 3)["value"]
     assert kernel_distance(a, b[:50])["subset_size"] == 50
-    precision, recall = precision_recall(a[:30], a)  # every sample is a reference picture
+    precision, recall = precision_recall(a[:30], a)  # every sample is a reference image
     assert precision["value"] == 1
     assert recall["value"] > 0.5
     assert [r["value"] for r in precision_recall(a, a + 1000)] == [0, 0]
-    with pytest.raises(ValueError, match="3 neighbours need more than 3 pictures on each side, got 3"):
+    with pytest.raises(ValueError, match="3 neighbours need more than 3 images on each side, got 3"):
         precision_recall(a[:3], a)
 
 
@@ -194,7 +194,7 @@ def test_real_is_nearer_to_real_than_noise_is(trained):
     _, far = C.classifier_frechet(model, real[:100], torch.rand(100, 3, 16, 16) * 2 - 1)
     _, one_class = C.classifier_frechet(model, real[:100], real[0:1] + 0.01 * torch.randn(100, 3, 16, 16))
     assert 0 < floor < 0.5 * min(far, one_class)
-    with pytest.raises(ValueError, match="two disjoint sets of 150 need 300 real pictures, got 200"):
+    with pytest.raises(ValueError, match="two disjoint sets of 150 need 300 real images, got 200"):
         C.real_vs_real(model, real, count=150)
 
 
@@ -211,7 +211,7 @@ def test_classifier_is_the_same_after_saving_and_for_the_same_seed(trained, tmp_
     assert short[0] == short[1] != short[2]
 
 
-def test_held_out_pictures_are_a_share_of_each_class():
+def test_held_out_images_are_a_share_of_each_class():
     labels = torch.tensor([0] * 100 + [1] * 40 + [2] * 20)
     train, held = C.split(labels, holdout=0.1)
     assert sorted(torch.cat([train, held]).tolist()) == list(range(160))
@@ -223,7 +223,7 @@ def test_classifier_refuses_what_it_cannot_learn():
     one.class_names = ("all",)
     with pytest.raises(ValueError, match=r"at least 2 classes, from 0; got 1 class names and labels 0..2"):
         C.train_classifier(one, steps=1)
-    with pytest.raises(ValueError, match="5 pictures leave none to hold out"):
+    with pytest.raises(ValueError, match="5 images leave none to hold out"):
         C.train_classifier(Bars(5), steps=1)
     with pytest.raises(ValueError, match="holdout must be above 0"):
         C.train_classifier(Bars(30), steps=1, holdout=0.0)
@@ -231,8 +231,8 @@ def test_classifier_refuses_what_it_cannot_learn():
         C.train_classifier(Bars(30), steps=0)
 
 
-def test_augmentation_keeps_the_picture():
-    """Shifts and a patch leave most of a bright square where it was, and never mirror a lopsided picture."""
+def test_augmentation_keeps_the_image():
+    """Shifts and a patch leave most of a bright square where it was, and never mirror a lopsided image."""
     pixels = torch.full((64, 1, 16, 16), -1.0)
     pixels[:, :, :, 8:] = 1.0
     out = C.augment(pixels)

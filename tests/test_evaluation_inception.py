@@ -13,9 +13,9 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from typer.testing import CliRunner
 
 from maskgen.cli import app
-from maskgen.evaluation import inception
-from maskgen.evaluation.evaluate import evaluate
-from maskgen.evaluation.inception import CleanInception, Extractor, clean_resize, load_extractor
+from maskgen.evaluation.fid import inception as inception
+from maskgen.evaluation.fid.evaluate import evaluate
+from maskgen.evaluation.fid.inception import CleanInception, Extractor, clean_resize, load_extractor
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def noise(n, seed, size=32, high=256):
     return np.random.default_rng(seed).integers(0, high, (n, size, size, 3), dtype=np.uint8)
 
 
-def write_pictures(folder, arrays):
+def write_images(folder, arrays):
     folder.mkdir()
     for i, pixels in enumerate(arrays):
         Image.fromarray(pixels).save(folder / f"{i:03}.png")
@@ -61,7 +61,7 @@ def write_pictures(folder, arrays):
 
 
 class Quarters(FeatureExtractorBase):
-    """Six features and five logits of a picture: linear in its four quarters, about 0."""
+    """Six features and five logits of an image: linear in its four quarters, about 0."""
 
     def __init__(self, name, features_list, **kwargs):
         super().__init__(name, features_list)
@@ -104,7 +104,7 @@ THEIRS = {
 def test_all_metrics_are_torch_fidelitys_on_the_same_folders(quarters, tmp_path):
     """Through its own reading, extraction and arithmetic. Covariances are full, so its FID roots no rounding errors,
     and features lie about 0, because it takes their means in float32."""
-    a, b = write_pictures(tmp_path / "a", noise(60, 0)), write_pictures(tmp_path / "b", noise(50, 1, high=236))
+    a, b = write_images(tmp_path / "a", noise(60, 0)), write_images(tmp_path / "b", noise(50, 1, high=236))
     theirs = calculate_metrics(
         input1=str(a), input2=str(b), feature_extractor=quarters, isc=True, fid=True, kid=True, prc=True,
         kid_subset_size=50, cuda=False, save_cpu_ram=True, verbose=False,
@@ -119,7 +119,7 @@ def test_all_metrics_are_torch_fidelitys_on_the_same_folders(quarters, tmp_path)
 
 def test_inception_runs_end_to_end_offline(random_weights, tmp_path):
     """The command on two folders; features, score, KID and manifolds to the last digits of torch-fidelity's own."""
-    a, b = write_pictures(tmp_path / "a", noise(12, 0)), write_pictures(tmp_path / "b", noise(11, 1, high=100))
+    a, b = write_images(tmp_path / "a", noise(12, 0)), write_images(tmp_path / "b", noise(11, 1, high=100))
     arguments = ["evaluate", str(a), str(b), "--weights", str(random_weights), "--few", "--bootstrap", "3"]
     arguments += ["--out", str(tmp_path / "report.json"), "--work", str(tmp_path / "work"), "--device", "cpu"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -137,8 +137,8 @@ def test_inception_runs_end_to_end_offline(random_weights, tmp_path):
     distance = report["metrics"]["frechet_distance" + name]
     assert 0 < distance["interval"][0] < distance["value"] < distance["interval"][1]
     assert "fid" not in done.stdout.lower().replace("fid is biased", "")
-    assert "12 pictures for 2048 features" not in done.stdout  # the fewer count is told
-    assert "11 pictures for 2048 features: strongly biased" in done.stdout
+    assert "12 images for 2048 features" not in done.stdout  # the fewer count is told
+    assert "11 images for 2048 features: strongly biased" in done.stdout
     assert report["extractor"] == {
         "name": "inception-v3-compat",
         "weights_sha256": inception.sha256_of(random_weights),
@@ -148,7 +148,7 @@ def test_inception_runs_end_to_end_offline(random_weights, tmp_path):
     assert report["samples"]["count"] == 12
     assert report["reference"]["size"] == [32, 32]
     few = CliRunner().invoke(app, [argument for argument in arguments if argument != "--few"])
-    assert "12 pictures for 2,048 features: the covariance is rank-deficient" in str(few.exception)
+    assert "12 images for 2,048 features: the covariance is rank-deficient" in str(few.exception)
 
 
 def test_the_clean_resize_is_pils_on_floats():
@@ -166,12 +166,12 @@ def test_the_clean_resize_is_pils_on_floats():
 
 
 def test_the_two_resizes_agree_where_there_is_nothing_to_resize(random_weights):
-    pictures = torch.from_numpy(noise(1, 0, 299)).permute(0, 3, 1, 2)
+    images = torch.from_numpy(noise(1, 0, 299)).permute(0, 3, 1, 2)
     tensorflow, clean = (
         load_extractor(weights=random_weights, device="cpu", resize=r) for r in ("tensorflow", "clean")
     )
     assert isinstance(clean.module, CleanInception)
-    for a, b in zip(tensorflow(pictures), clean(pictures)):
+    for a, b in zip(tensorflow(images), clean(images)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert clean.metric == tensorflow.metric.replace("]", "/clean]")
     assert "clean-fid" in clean.resize

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from maskgen.data import Emoji
-from maskgen.evaluation.evaluate import evaluate
-from maskgen.evaluation.inception import STANDARD, Extractor
-from maskgen.evaluation.metrics import frechet_infinity
-from maskgen.evaluation.opening import open_source
-from maskgen.evaluation.sources import Reading
-from maskgen.evaluation.statistics import fit, frechet_distance
+from maskgen.evaluation.fid.evaluate import evaluate
+from maskgen.evaluation.fid.inception import STANDARD, Extractor
+from maskgen.evaluation.fid.metrics import frechet_infinity
+from maskgen.evaluation.fid.opening import open_source
+from maskgen.evaluation.fid.sources import Reading
+from maskgen.evaluation.fid.statistics import fit, frechet_distance
 
 
 def noise(n, seed, size=8, high=256):
@@ -29,7 +29,7 @@ def png(pixels):
     return file.getvalue()
 
 
-def write_pictures(folder, arrays):
+def write_images(folder, arrays):
     for i, pixels in enumerate(arrays):
         (folder / f"class-{i % 2}").mkdir(parents=True, exist_ok=True)
         (folder / f"class-{i % 2}" / f"{i:03}.png").write_bytes(png(pixels))
@@ -37,8 +37,8 @@ def write_pictures(folder, arrays):
 
 
 def everything(source, **reading):
-    pictures = open_source(source, Reading(**reading)).pictures
-    return pictures.read(0, pictures.count)
+    images = open_source(source, Reading(**reading)).images
+    return images.read(0, images.count)
 
 
 class Corners:
@@ -56,7 +56,7 @@ def corners():
 
 def published(monkeypatch):
     """The same network as if it were Inception with the published weights."""
-    monkeypatch.setattr("maskgen.evaluation.inception.PUBLISHED_SHA256", "0" * 64)
+    monkeypatch.setattr("maskgen.evaluation.fid.inception.PUBLISHED_SHA256", "0" * 64)
     return Extractor(Corners(), STANDARD, "0" * 64, torch.device("cpu"), ("2048", "logits_unbiased"))
 
 
@@ -64,18 +64,18 @@ def quiet(samples, reference=None, metrics=("fid",), network=corners, **options)
     return evaluate(samples, reference, metrics, network, **{"bootstrap": 0, "progress": False, **options})
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------------------ images
 
 
-def test_the_same_pictures_from_every_container(tmp_path):
+def test_the_same_images_from_every_container(tmp_path):
     images = noise(6, 0)
-    folder = write_pictures(tmp_path / "folder", images)
+    folder = write_images(tmp_path / "folder", images)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
     ordered = images[[int(name[-7:-4]) for name in names]]  # by class folder
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for name in reversed(names):
             archive.write(folder / name, name)
-        archive.writestr("__MACOSX/class-0/000.png", b"no picture")
+        archive.writestr("__MACOSX/class-0/000.png", b"no image")
         archive.writestr("labels.json", "{}")
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         for name in names:
@@ -94,41 +94,41 @@ def test_the_same_pictures_from_every_container(tmp_path):
 
 def test_a_crop_is_the_data_sets_own(tmp_path):
     """`crop` of files of several sizes gives the pixels that training on them with that size sees."""
-    folder = write_pictures(
+    folder = write_images(
         tmp_path / "folder", [*noise(2, 0, 20), *noise(2, 1, 16), np.ascontiguousarray(noise(1, 2, 24)[0][:18])]
     )
     spec = f"{{type: image_folder, path: {folder}, size: 8}}"
     np.testing.assert_array_equal(everything(folder, crop=8), everything(spec))
-    pictures = open_source(noise(2, 0, 20), Reading(crop=8)).pictures
-    assert pictures.read(0, 2).shape == (2, 8, 8, 3)
-    assert pictures.notes == {"pictures resized to 8 at the shorter side and cropped at the centre": 2}
+    images = open_source(noise(2, 0, 20), Reading(crop=8)).images
+    assert images.read(0, 2).shape == (2, 8, 8, 3)
+    assert images.notes == {"images resized to 8 at the shorter side and cropped at the centre": 2}
 
 
-def test_bad_pictures_are_named(tmp_path):
+def test_bad_images_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no pictures; looked in all its folders for .*\.png"):
+    with pytest.raises(ValueError, match=r"empty holds no images; looked in all its folders for .*\.png"):
         open_source(tmp_path / "empty")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
         pass
-    with pytest.raises(ValueError, match=r"empty\.zip holds no pictures"):
+    with pytest.raises(ValueError, match=r"empty\.zip holds no images"):
         open_source(tmp_path / "empty.zip")
     with pytest.raises(FileNotFoundError, match="gone/x does not exist; give a folder"):
         open_source("gone/x")
-    mixed = write_pictures(tmp_path / "mixed", [*noise(3, 0), *noise(1, 1, 16)])
+    mixed = write_images(tmp_path / "mixed", [*noise(3, 0), *noise(1, 1, 16)])
     with pytest.raises(ValueError, match=r"class-1/003\.png is 16x16 .h x w., .*class-0/000\.png is 8x8.*--crop SIDE"):
         everything(mixed)
-    grey = write_pictures(tmp_path / "grey", [*noise(3, 0), noise(1, 1)[0, ..., 0]])
+    grey = write_images(tmp_path / "grey", [*noise(3, 0), noise(1, 1)[0, ..., 0]])
     with pytest.raises(ValueError, match=r"003\.png is grey; Inception takes RGB.*--grey"):
         everything(grey)
-    pictures = open_source(grey, Reading(grey=True)).pictures
-    last = pictures.read(0, 4)[3]
+    images = open_source(grey, Reading(grey=True)).images
+    last = images.read(0, 4)[3]
     assert (last == last[..., :1]).all()
-    assert pictures.notes == {"grey pictures taken as RGB": 1}
+    assert images.notes == {"grey images taken as RGB": 1}
     with pytest.raises(ValueError, match="the array is grey"):
         everything(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
-    folder = write_pictures(tmp_path / "some", noise(1, 0))
+    folder = write_images(tmp_path / "some", noise(1, 0))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ValueError, match=r"cannot read the picture .*broken\.png"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*broken\.png"):
         everything(folder)
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "broken.png")
     with pytest.raises(ValueError, match=r"broken\.png has more than 8 bits a channel"):
@@ -148,7 +148,7 @@ def test_bad_pictures_are_named(tmp_path):
         open_source(tmp_path / "other.npz")
     with pytest.raises(ValueError, match=r"uint8 .* got a Tensor, torch.float32, \(2, 3, 4, 4\)"):
         open_source(torch.zeros(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="cannot read pictures from a int"):
+    with pytest.raises(ValueError, match="cannot read images from a int"):
         open_source(3)
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         Reading(limit=0)
@@ -167,7 +167,7 @@ def features_of(images):
     return corners()(torch.from_numpy(images).permute(0, 3, 1, 2))[0]
 
 
-def test_adms_reference_gives_its_statistics_to_fid_and_its_pictures_to_the_rest(tmp_path, monkeypatch):
+def test_adms_reference_gives_its_statistics_to_fid_and_its_images_to_the_rest(tmp_path, monkeypatch):
     network = published(monkeypatch)
     samples, shown, all_of_them = noise(30, 0), noise(20, 1), noise(300, 2)
     gaussian = adm(tmp_path / "adm.npz", shown, features_of(all_of_them))
@@ -185,8 +185,8 @@ def test_adms_reference_gives_its_statistics_to_fid_and_its_pictures_to_the_rest
     many = noise(200, 3)
     infinite = quiet(many, tmp_path / "adm.npz", metrics=("fid_infinity",), network=lambda: network)
     assert infinite.metrics["fid_infinity"] == frechet_infinity(features_of(many), gaussian)
-    assert "pixels_sha256" not in infinite.reference  # its pictures were not looked at
-    # In the features of other weights the statistics say nothing, and the pictures serve.
+    assert "pixels_sha256" not in infinite.reference  # its images were not looked at
+    # In the features of other weights the statistics say nothing, and the images serve.
     other = quiet(samples, tmp_path / "adm.npz")
     assert other.metrics["frechet_distance[corners]"] == quiet(samples, shown).metrics["frechet_distance[corners]"]
 
@@ -212,7 +212,7 @@ def test_caches_of_torch_fidelity_and_clean_fid_are_read(tmp_path, monkeypatch):
         report = quiet(samples, tmp_path / name, network=lambda: network)
         assert report.metrics["fid"]["value"] == pytest.approx(expected["fid"]["value"], rel=1e-5)  # theirs is float32
         assert report.reference["count"] is None
-        with pytest.raises(ValueError, match="holds no pictures, which kid need"):
+        with pytest.raises(ValueError, match="holds no images, which kid need"):
             quiet(samples, tmp_path / name, metrics=("kid",), network=lambda: network)
     for name in (f"real-{STANDARD}-features-2048.pt", "real_legacy_tensorflow_custom_na_kid.npz"):
         report = quiet(samples, tmp_path / name, metrics=("fid", "kid"), network=lambda: network)
@@ -282,12 +282,12 @@ def test_what_cannot_be_measured_is_refused_before_the_work():
     def network(module):
         return lambda: Extractor(module, "x", None, torch.device("cpu"))
 
-    with pytest.raises(ValueError, match=r"has 4 pictures for 4 features: the covariance is rank-deficient.*--few"):
+    with pytest.raises(ValueError, match=r"has 4 images for 4 features: the covariance is rank-deficient.*--few"):
         quiet(noise(4, 0), noise(9, 1))
-    with pytest.raises(ValueError, match="has 3 pictures for 4 features"):
+    with pytest.raises(ValueError, match="has 3 images for 4 features"):
         quiet(noise(9, 0), noise(3, 1))
     few = quiet(noise(4, 0), noise(9, 1), few=True)
-    assert "4 pictures for 4 features: strongly biased upwards" in str(few)
+    assert "4 images for 4 features: strongly biased upwards" in str(few)
     with pytest.raises(ValueError, match="x has no logits for a score"):
         quiet(noise(9, 0), noise(9, 1), metrics=("is",), network=network(Nothing()))
     with pytest.raises(ValueError, match=r"features of 9 of 9 samples are NaN or infinite .first at index 0.*weights"):
@@ -302,7 +302,7 @@ def test_what_cannot_be_measured_is_refused_before_the_work():
 
 def test_small_numbers_and_other_sizes_are_warned_of():
     report = quiet(noise(9, 0), noise(12, 1, size=16))
-    assert "fewer than 10,000 pictures (9)" in str(report)
+    assert "fewer than 10,000 images (9)" in str(report)
     assert "samples of [8, 8] and a reference of [16, 16]" in str(report)
     alone = quiet(noise(20, 0), metrics=("is",))
     assert list(alone.metrics) == ["score[corners]"]

@@ -17,21 +17,21 @@ from typer.testing import CliRunner
 from maskgen import MaskedImagePipeline, MaskScheduler
 from maskgen.cli import app
 from maskgen.data.arrays import NpzArrays
-from maskgen.evaluation import extraction
-from maskgen.evaluation.classifier import SmallClassifier, classifier_extractor, save_classifier
+from maskgen.evaluation.classifier.model import SmallClassifier, classifier_extractor, save_classifier
 from maskgen.evaluation.command import run
-from maskgen.evaluation.evaluate import evaluate
-from maskgen.evaluation.report import compare
-from maskgen.evaluation.sampling import Sampling, labels_of
-from maskgen.evaluation.sources import Pictures, Reading, Source
-from maskgen.evaluation.sweep import parse_sweep
+from maskgen.evaluation.fid import extraction as extraction
+from maskgen.evaluation.fid.evaluate import evaluate
+from maskgen.evaluation.fid.report import compare
+from maskgen.evaluation.fid.sampling import Sampling, labels_of
+from maskgen.evaluation.fid.sources import Images, Reading, Source
+from maskgen.evaluation.fid.sweep import parse_sweep
 
 COUNT = 60
 
 
 @pytest.fixture(scope="module")
 def folder(make_pipeline, tmp_path_factory):
-    """A pipeline of three classes, a classifier, labelled pictures and an unconditional pipeline."""
+    """A pipeline of three classes, a classifier, labelled images and an unconditional pipeline."""
     folder = tmp_path_factory.mktemp("evaluation")
     for name, classes in (("pipeline", ["ant", "bee", "cat"]), ("plain", None)):
         make_pipeline(classes, depth=1, num_inference_steps=2).save_pretrained(folder / name)
@@ -64,7 +64,7 @@ def quiet(*arguments, **options):
 # ------------------------------------------------------------------------------------------------- seeds and processes
 
 
-def test_samples_are_the_pipelines_own_with_a_seed_a_picture(here):
+def test_samples_are_the_pipelines_own_with_a_seed_a_image(here):
     pipe = MaskedImagePipeline.from_pretrained(here / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     reports = [
@@ -164,14 +164,14 @@ def test_other_settings_share_no_features(here):
     assert [*folders, len(list((here / "work").iterdir()))] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_folder_whose_pictures_changed_is_read_anew(here):
-    (here / "pictures").mkdir()
+def test_a_folder_whose_images_changed_is_read_anew(here):
+    (here / "images").mkdir()
     for i in range(12):
-        Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(f"pictures/{i:02}.png")
-    first = quiet("pictures", "real.npz", work="work")
-    assert quiet("pictures", "real.npz", work="work").to_json() == first.to_json()
-    Image.new("RGB", (8, 8), "white").save("pictures/00.png")
-    again = quiet("pictures", "real.npz", work="work")
+        Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(f"images/{i:02}.png")
+    first = quiet("images", "real.npz", work="work")
+    assert quiet("images", "real.npz", work="work").to_json() == first.to_json()
+    Image.new("RGB", (8, 8), "white").save("images/00.png")
+    again = quiet("images", "real.npz", work="work")
     assert again.samples["pixels_sha256"] != first.samples["pixels_sha256"]
     assert again.reference == first.reference
 
@@ -181,10 +181,8 @@ def test_a_folder_whose_pictures_changed_is_read_anew(here):
 
 def test_classes_are_drawn_as_the_protocol_says():
     labels = np.repeat([0, 1, 2], [70, 20, 10])
-    pictures = Pictures(
-        100, lambda start, stop: np.zeros((stop - start, 1, 1, 3), np.uint8), {}, labels, ("a", "b", "c")
-    )
-    reference, names = Source("real", "data set", pictures), ["a", "b", "c"]
+    images = Images(100, lambda start, stop: np.zeros((stop - start, 1, 1, 3), np.uint8), {}, labels, ("a", "b", "c"))
+    reference, names = Source("real", "data set", images), ["a", "b", "c"]
 
     def shares(protocol, count=3000, **options):
         found, drawn = labels_of(names, Sampling(count, classes=protocol, **options), reference)
@@ -283,14 +281,14 @@ def test_a_sweep_leaves_a_report_a_point_and_a_plot(here):
     whole = json.loads((here / "sweep/guidance=3_temperature=0.5.json").read_text())
     assert whole == json.loads(alone.to_json())
     assert len({json.dumps(point["metrics"]) for point in points}) == 4
-    picture = np.asarray(Image.open("sweep.png").convert("RGB"))
-    colours = {tuple(c) for c in picture.reshape(-1, 3)[::7].tolist()}
+    image = np.asarray(Image.open("sweep.png").convert("RGB"))
+    colours = {tuple(c) for c in image.reshape(-1, 3)[::7].tolist()}
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # a line a temperature
     assert "guidance=3 temperature=0.5: frechet_distance[small" in done.stdout
 
 
 def quiet_point(guidance, temperature):
-    from maskgen.evaluation.classifier import load_classifier
+    from maskgen.evaluation.classifier.model import load_classifier
 
     network = classifier_extractor(load_classifier("classifier"), "cpu")
     sampling = Sampling(20, guidance=guidance, temperature=temperature)
@@ -312,7 +310,7 @@ def test_bad_sweeps_and_mixed_questions_are_refused(here):
         run("real.npz", "real.npz", "fid", sweeps=["guidance=1"], **options)
     with pytest.raises(ValueError, match="psnr are of a tokenizer"):
         run("pipeline", "real.npz", "psnr,fid", **options)
-    with pytest.raises(ValueError, match="need the pictures to reconstruct: maskgen evaluate TOKENIZER DATA"):
+    with pytest.raises(ValueError, match="need the images to reconstruct: maskgen evaluate TOKENIZER DATA"):
         run("pipeline", None, "psnr", **options)
     with pytest.raises(ValueError, match="unknown metric 'fidd'"):
         run("pipeline", "real.npz", "fidd", **options)
@@ -321,7 +319,7 @@ def test_bad_sweeps_and_mixed_questions_are_refused(here):
 
 
 def test_reconstructions_are_evaluated_by_the_same_command(here):
-    from maskgen.evaluation.reconstruction_report import reconstruct
+    from maskgen.evaluation.reconstruction.report import reconstruct
     from maskgen.pipelines.store import load_tokenizer
 
     done = CliRunner().invoke(
@@ -335,7 +333,7 @@ def test_reconstructions_are_evaluated_by_the_same_command(here):
     assert report["metrics"] == {"psnr": {"value": pytest.approx(expected.metrics["psnr"], rel=1e-6)}}
     assert report["samples"]["tokenizer"] == expected.tokenizer
     assert str(compare("psnr.json", "psnr.json")).startswith("psnr: comparable")
-    with pytest.raises(ValueError, match="ssim cannot be measured: needs pictures of at least 11x11, found 8x8"):
+    with pytest.raises(ValueError, match="ssim cannot be measured: needs images of at least 11x11, found 8x8"):
         run("pipeline", "real.npz", "ssim", sampling=Sampling(), reading=Reading(), device="cpu")
 
 
@@ -347,7 +345,7 @@ def test_fid_takes_its_sides_in_either_order(here, monkeypatch):
     for sides in (("real.npz", "pipeline"), ("pipeline", "real.npz")):
         line = ["fid", *sides, "--num-samples", "30", "--crop", "8", "--out", "fid.json"]
         done = CliRunner().invoke(app, line, catch_exceptions=False)
-        assert "(30 pictures against 60)" in done.stdout
+        assert "(30 images against 60)" in done.stdout
         found.append((here / "fid.json").read_text())
     assert found[0] == found[1]
     assert json.loads(found[0])["samples"]["kind"] == "pipeline"

@@ -6,7 +6,7 @@ import torch
 
 from maskgen.config import configs_folder, load
 from maskgen.data.arrays import NpzArrays
-from maskgen.evaluation.reconstruction_report import reconstruct
+from maskgen.evaluation.reconstruction.report import reconstruct
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.tiling import tiled_decode, tiled_encode
 from maskgen.training.loop import Training
@@ -76,7 +76,7 @@ def test_a_decoder_of_text_needs_data_with_text(data):
         (np.full((24, 7, 5), np.nan, np.float32), r"float32 \(24, 7, 5\)"),
     ],
 )
-def test_text_features_that_do_not_fit_the_pictures(data, text, got):
+def test_text_features_that_do_not_fit_the_images(data, text, got):
     images = np.zeros((24, 16, 16, 3), np.uint8)
     np.savez("wrong.npz", images=images, text=text)
     with pytest.raises(ValueError, match=r"'text' in wrong.npz must be finite text features, float \(24, .*got " + got):
@@ -167,7 +167,7 @@ def test_generators_train_on_other_tokens_than_a_grid_of_a_codebook(name, data):
     assert (folder / "pipeline" / "model_index.json").is_file()
 
 
-def test_large_pictures_are_reconstructed_in_tiles(data):
+def test_large_images_are_reconstructed_in_tiles(data):
     tokenizer = load_tokenizer(trained("vqgan", data))
     images = np.random.default_rng(0).integers(0, 255, (1, 64, 96, 3), dtype=np.uint8)
     np.savez("large.npz", images=images)

@@ -11,7 +11,7 @@ from torch import nn
 
 from given import coloured
 from maskgen.data.emoji import Emoji
-from maskgen.evaluation.features import Features, extract, load_features, raw_pixels
+from maskgen.evaluation.probes.features import Features, extract, load_features, raw_pixels
 
 
 def tokens_of(pixels):
@@ -50,15 +50,15 @@ def test_pools_take_the_tokens_they_say(pool, words):
     assert features.names == list(data.names)
 
 
-def test_extract_takes_vectors_half_precision_and_spread_pictures():
+def test_extract_takes_vectors_half_precision_and_spread_images():
     data = coloured(10)
     features = extract(
         lambda x: x.flatten(1).bfloat16(), data, "none", limit=5, batch_size=3, facts={"run": "r"}, progress=False
     )
     assert features.values.dtype == torch.float32
-    assert features.names == [f"picture {i}" for i in (0, 2, 4, 6, 8)]
+    assert features.names == [f"image {i}" for i in (0, 2, 4, 6, 8)]
     assert torch.equal(features.values[1], data[2]["pixels"].flatten().bfloat16().float())
-    assert (features.facts["run"], features.facts["pictures"]) == ("r", "5 of 10, evenly spread")
+    assert (features.facts["run"], features.facts["images"]) == ("r", "5 of 10, evenly spread")
 
 
 def test_extract_says_what_is_wrong():
@@ -71,15 +71,15 @@ def test_extract_says_what_is_wrong():
         go(tokens_of, data, "cls")
     with pytest.raises(ValueError, match=r"gave torch.float32 \(4, 18, 3\); pool 'none' is for one vector"):
         go(tokens_of, data, "none")
-    with pytest.raises(ValueError, match=r"pool 'mean' takes float \(b, tokens, d\) of 4 pictures"):
+    with pytest.raises(ValueError, match=r"pool 'mean' takes float \(b, tokens, d\) of 4 images"):
         go(lambda x: x.flatten(1), data)
     with pytest.raises(ValueError, match=r"18 tokens; with prefix=18 none is left"):
         go(tokens_of, data, prefix=18)
-    with pytest.raises(ValueError, match=r"of 4 of 4 pictures are NaN or infinite \(first at index 0\)"):
+    with pytest.raises(ValueError, match=r"of 4 of 4 images are NaN or infinite \(first at index 0\)"):
         go(lambda x: x.flatten(1) / 0, data, "none")
     with pytest.raises(ValueError, match=r"in training mode, where dropout makes features random"):
         go(nn.Flatten(), data, "none")
-    with pytest.raises(ValueError, match=r"no pictures to take features of"):
+    with pytest.raises(ValueError, match=r"no images to take features of"):
         go(tokens_of, coloured(0))
     codes = coloured(0)
     codes.append({"codes": 0, "label": 0})
@@ -129,11 +129,11 @@ def test_files_of_something_else_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "labels", "message"),
     [
-        (torch.zeros(2, 3, 1), [0, 1], r"must be float32 \(pictures, features\), got torch.float32 \(2, 3, 1\)"),
+        (torch.zeros(2, 3, 1), [0, 1], r"must be float32 \(images, features\), got torch.float32 \(2, 3, 1\)"),
         (torch.zeros(2, 3).half(), [0, 1], r"got torch.float16 \(2, 3\)"),
         (torch.zeros(0, 3), [], r"got torch.float32 \(0, 3\)"),
         (torch.zeros(3, 3), [0, 1], r"3 features need as many labels, int64; got torch.int64 \(2,\)"),
-        (torch.tensor([[0.0], [math.nan]]), [0, 1], r"1 of 2 pictures are NaN or infinite \(first at index 1\)"),
+        (torch.tensor([[0.0], [math.nan]]), [0, 1], r"1 of 2 images are NaN or infinite \(first at index 1\)"),
         (torch.zeros(2, 3), [-1, 1], r"labels run from -1 to 1"),
     ],
 )

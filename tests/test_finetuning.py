@@ -59,7 +59,7 @@ def test_boxes_have_the_share_asked_for_where_no_border_cuts_them():
     assert min(areas) < 200  # cut at a border
 
 
-def test_erasing_makes_noise_of_a_box_in_a_share_of_pictures():
+def test_erasing_makes_noise_of_a_box_in_a_share_of_images():
     pixels = torch.full((400, 3, 16, 16), 5.0)
     made = erase(pixels, 0.25, np.random.default_rng(0))
     erased = (made != 5).any(dim=1)
@@ -159,5 +159,5 @@ def test_finetuning_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"at least 2 classes"):
         tune(model, model.layers(), one, data)
     one.labels = np.full(12, 3)
-    with pytest.raises(ValueError, match=r"training set has 12 pictures with labels 3 to 3; .* labels 0 to 2"):
+    with pytest.raises(ValueError, match=r"training set has 12 images with labels 3 to 3; .* labels 0 to 2"):
         tune(model, model.layers(), one, data)

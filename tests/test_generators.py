@@ -6,7 +6,7 @@ import torch
 
 from maskgen import MaskedImagePipeline
 from maskgen.config import configs_folder, load
-from maskgen.pipelines.tokens import Places
+from maskgen.pipelines.tokens import TokenLayout
 from maskgen.pipelines.trace import DecodeTrace
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
@@ -120,7 +120,7 @@ def test_continuous_tokens_are_completed_and_known_ones_stay(data):
 
 @pytest.mark.parametrize("name", ["maskbit", "givt", "multichannel"])
 def test_every_task_works_on_it(name, data):
-    """A picture is completed, extended, varied and joined whatever a place of its canvas holds."""
+    """An image is completed, extended, varied and joined whatever a place of its canvas holds."""
     model, masking = MODEL, {}
     if name == "givt":
         masking = {"target": "latents", "objective": {"type": "gaussian_mixture", "components": 2}}
@@ -157,9 +157,9 @@ def test_parts_that_were_not_trained_together_are_refused(data):
         ("vq", MODEL), ("maskbit", {**MODEL, "groups": 2, "embedding": "bits"}),
     ))  # fmt: skip
     with pytest.raises(ValueError, match="they were not trained together"):
-        Places(one.tokenizer, two.transformer)
+        TokenLayout(one.tokenizer, two.transformer)
     with pytest.raises(ValueError, match="they were not trained together"):
-        Places(two.tokenizer, one.transformer)
+        TokenLayout(two.tokenizer, one.transformer)
 
 
 def test_contrast_is_refused_for_a_token_cache(data):

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskgen.decoding.draws import categorical
 from maskgen.decoding.guidance import from_extra
 from maskgen.decoding.loop import Step, decode
 from maskgen.decoding.noise import Noise, gumbel
 from maskgen.decoding.orders import halton_order
 from maskgen.decoding.presets import PRESETS
 from maskgen.decoding.schedules import annealed, hidden_after
+from maskgen.decoding.token_samplers import categorical
 from maskgen.mim.ratios import SCHEDULES, gamma
 from recorded import GOLDEN
 from recorded import Fixture as Recording

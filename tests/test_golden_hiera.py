@@ -1,4 +1,4 @@
-"""Hiera with the peer's weights gives its tokens, predictions and losses, of pictures and videos (tests/golden)."""
+"""Hiera with the peer's weights gives its tokens, predictions and losses, of images and videos (tests/golden)."""
 
 import math
 
@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from maskgen.mim.targets import Pixels
-from maskgen.training.representation_stage import patches
+from maskgen.training.stages.representation import patches
 from maskgen.transformer.hiera import Hiera
 from maskgen.transformer.mask_units import cut
 from networks import SIZES, blocks, layer, loss, on_grid
@@ -16,7 +16,7 @@ from recorded import Fixture, State, cases, computed, folders
 
 
 def hiera(f: Fixture) -> State:
-    """A picture's predictions are the peer's in the order channels, rows, columns; a video's in ours."""
+    """A image's predictions are the peer's in the order channels, rows, columns; a video's in ours."""
     c, w = f.config, f.weights
     size, pool, pools, stages = c["input_size"], c["q_stride"], c["q_pool"], len(c["stages"])
     token = [stride * step**pools for stride, step in zip(c["patch_stride"], pool)]
@@ -59,7 +59,7 @@ def hiera(f: Fixture) -> State:
     everywhere = scattered(output.features, keep, math.prod(grid)).unflatten(1, grid)
 
     def theirs(x: Tensor) -> Tensor:
-        """A picture's values in the peer's order."""
+        """A image's values in the peer's order."""
         return x if len(grid) == 3 else rearrange(x, "... (p q c) -> ... (c p q)", p=patch, q=patch)
 
     return {
@@ -116,5 +116,5 @@ def test_every_output_is_the_peers(name, output):
     fixture.check(output, found[output])
 
 
-def test_pictures_and_videos_are_there():
+def test_images_and_videos_are_there():
     assert {len(Fixture(folder).config["input_size"]) for folder in FOLDERS.values()} == {2, 3}

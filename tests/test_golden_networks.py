@@ -186,7 +186,7 @@ def ibot(f: Fixture) -> State:
     masked = torch.cat([f.inputs["mask_0"], f.inputs["mask_1"]]).bool()
 
     def parts(name: str, pixels: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """Normed tokens, and the head on them; small pictures have positions resized as the peer does."""
+        """Normed tokens, and the head on them; small images have positions resized as the peer does."""
         size, w, head = (
             tuple(masked.shape[1:]),
             under(f.weights, f"{name}.backbone."),

@@ -15,7 +15,7 @@ import yaml
 from diffusers import VQModel
 from torch import Tensor
 
-from maskgen.parts import build
+from maskgen.registry import build
 from maskgen.tokenizer.losses import feature_loss
 from maskgen.tokenizer.model import DECODER, QUANTIZER, Tokenizer
 from maskgen.tokenizer.quantizers.seeding import squared_distances

@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 
 from maskgen.config import ConfigError, check, load
-from maskgen.evaluation.probing import Classifier
+from maskgen.evaluation.probes.probing import Classifier
 from maskgen.mim.core import MaskedModeling
 from maskgen.pipelines.backbone import load_backbone, save_backbone
-from maskgen.training.representation_stage import patches
 from maskgen.training.run import run
+from maskgen.training.stages.representation import patches
 from maskgen.training.teachers import EMATeacher, RunTeacher
 from maskgen.transformer.hiera import Hiera
 from maskgen.transformer.mask_units import cut, joined, pooled
 
-PICTURE = {"grid": (4, 6), "patch": [2, 2], "kernel": [3, 3], "pool": [2, 2], "unit": [2, 2]}
+IMAGE = {"grid": (4, 6), "patch": [2, 2], "kernel": [3, 3], "pool": [2, 2], "unit": [2, 2]}
 VIDEO = {"grid": (2, 4, 4), "patch": [2, 1, 1], "kernel": [3, 3, 3], "pool": [1, 2, 2], "unit": [1, 2, 2]}
 VIDEO |= {"positions": "learned_sum"}
 POOLED_TIME = VIDEO | {"pool": [2, 2, 2], "patch": [1, 1, 1], "kernel": [3, 1, 1], "unit": [2, 2, 1]}
 SIZES = {"stages": [1, 2, 1], "pools": 1, "width": 16, "heads": 4, "unit_stages": 1}
 SIZES |= {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
-CASES = [pytest.param(case, id=name) for name, case in [("picture", PICTURE), ("video", VIDEO), ("time", POOLED_TIME)]]
+CASES = [pytest.param(case, id=name) for name, case in [("image", IMAGE), ("video", VIDEO), ("time", POOLED_TIME)]]
 
 
 def network(case, **options):
@@ -68,7 +68,7 @@ def test_what_is_left_out_changes_nothing(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_keeping_everything_is_the_whole_picture(case):
+def test_keeping_everything_is_the_whole_image(case):
     model = network(case)
     tokens, masked, _ = given(model)
     n, nothing = masked[0].numel(), torch.zeros_like(masked)
@@ -79,7 +79,7 @@ def test_keeping_everything_is_the_whole_picture(case):
     torch.testing.assert_close(kept.features, whole.features[:, order])
 
 
-@pytest.mark.parametrize("case", [PICTURE, VIDEO])
+@pytest.mark.parametrize("case", [IMAGE, VIDEO])
 def test_a_unit_is_as_it_is_alone_while_attention_stays_within(case):
     """Kernels of one value do not overlap, so nothing else lets units see each other."""
     ones = [1] * len(case["grid"])
@@ -105,7 +105,7 @@ def test_every_parameter_learns_through_the_core(case):
 
 
 def test_half_precision_is_near():
-    model = network(PICTURE)
+    model = network(IMAGE)
     tokens, masked, keep = given(model)
     wanted = model(tokens, masked, keep=keep)
     with torch.autocast("cpu", torch.bfloat16):
@@ -148,7 +148,7 @@ def test_pooling_and_cutting_are_those_of_whole_grids():
     assert joined(pooled(cut(video, (2, 4, 4)), (1, 2, 2)), (2, 2, 3)).equal(wanted)
 
 
-def test_tokens_become_the_picture_they_were():
+def test_tokens_become_the_image_they_were():
     """The first convolution sees the pixels: one that copies a pixel gives them back."""
     model = network(VIDEO, kernel=[1, 1, 1])
     video = torch.randn(2, 3, 4, 8, 8)
@@ -161,7 +161,7 @@ def test_tokens_become_the_picture_they_were():
 
 
 def test_other_sizes_resize_the_positions():
-    model = network(PICTURE)
+    model = network(IMAGE)
     tokens = torch.randn(1, 6, 8, model.config.token_dim)
     output = model(tokens, torch.zeros(1, 6, 8, dtype=torch.bool))
     assert output.predictions.shape == (1, 48, model.config.token_dim)
@@ -173,7 +173,7 @@ def test_other_sizes_resize_the_positions():
 
 
 def test_saved_networks_load_as_what_they_are(tmp_path):
-    model = network(PICTURE)
+    model = network(IMAGE)
     save_backbone(patches(4), model, tmp_path / "run" / "pipeline")
     pixels = torch.randn(2, 3, 16, 24)
     for layer, width in ((0, 4), (2, 8), (-1, 16)):
@@ -193,7 +193,7 @@ def test_saved_networks_load_as_what_they_are(tmp_path):
 
 
 def test_the_average_of_the_student_teaches_its_features():
-    model = network(PICTURE)
+    model = network(IMAGE)
     teacher = EMATeacher(of="features")
     teacher.follow(model)
     tokens, masked, _ = given(model)
@@ -213,7 +213,7 @@ def test_generators_have_no_hiera():
 
 
 def test_other_masks_than_of_whole_units_are_refused():
-    model = network(PICTURE)
+    model = network(IMAGE)
     tokens, masked, keep = given(model)
     torn = masked.clone()
     torn[:, 0, 0] = ~torn[:, 0, 0]
@@ -245,7 +245,7 @@ def test_other_masks_than_of_whole_units_are_refused():
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(options, problem):
-    given = {"codebook_size": 0, "token_dim": 48, **SIZES, **PICTURE}
+    given = {"codebook_size": 0, "token_dim": 48, **SIZES, **IMAGE}
     if "pools" in options:
         given["token_dim"] = 3 * 16**2
     with pytest.raises(ValueError, match=problem):

@@ -1,4 +1,4 @@
-"""A folder of pictures: classes, labels files, and files that are damaged."""
+"""A folder of images: classes, labels files, and files that are damaged."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ GREY = 100 / 127.5 - 1  # of what `save` saves
 def test_folders_are_classes_however_deep(tmp_path):
     for name in ("b/1.png", "a/2.jpg", "a/deep/er/3.PNG", "a/.hidden.png", ".cache/x.png"):
         save(tmp_path / name, size=(8, 8)) if name != "a/deep/er/3.PNG" else save(tmp_path / name, 0)
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
     dataset = ImageFolder(str(tmp_path), size=4)
     assert dataset.class_names == ["a", "b"]
     assert dataset.names == ["a/2.jpg", "a/deep/er/3.PNG", "b/1.png"]
@@ -57,8 +57,8 @@ def test_labels_files_name_the_classes(tmp_path, file, content, classes, numbers
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("l.csv", "filename,label\na.png,0\nb.png,0\nc.png,1\n", r"labels 1 pictures that do not exist .*: c.png"),
-        ("l.csv", "filename,label\na.png,0\n", "1 pictures have no label in .*l.csv: b.png"),
+        ("l.csv", "filename,label\na.png,0\nb.png,0\nc.png,1\n", r"labels 1 images that do not exist .*: c.png"),
+        ("l.csv", "filename,label\na.png,0\n", "1 images have no label in .*l.csv: b.png"),
         ("l.csv", "file,class\na.png,0\n", r"begins with \['file', 'class'\]; its header must have filename,label"),
         ("l.csv", "filename,label\na.png,0\na.png,1\nb.png,0", "labels a.png twice"),
         ("l.csv", "filename,label\na.png,\nb.png,0", r"\('a.png', ''\) is not a file name and a label"),
@@ -83,7 +83,7 @@ def test_labels_files_that_do_not_fit_are_refused(tmp_path, file, content, messa
 def test_folder_errors_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"none does not exist; give the folder"):
         ImageFolder(str(tmp_path / "none"), size=4)
-    with pytest.raises(ValueError, match=r"no pictures in .*; looked for .png, .jpg, .jpeg"):
+    with pytest.raises(ValueError, match=r"no images in .*; looked for .png, .jpg, .jpeg"):
         ImageFolder(str(tmp_path), size=4)
     file = save(tmp_path / "cats" / "1.png")
     with pytest.raises(ValueError, match=r"1.png is a file, not a folder"):
@@ -91,10 +91,10 @@ def test_folder_errors_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"labels file .*no.csv does not exist"):
         ImageFolder(str(tmp_path), size=4, labels="no.csv")
     (tmp_path / "dogs").mkdir()
-    with pytest.raises(ValueError, match=r"class folder without pictures in .*: dogs; fill or remove"):
+    with pytest.raises(ValueError, match=r"class folder without images in .*: dogs; fill or remove"):
         ImageFolder(str(tmp_path), size=4)
     save(tmp_path / "loose.png")
-    with pytest.raises(ValueError, match=r"both pictures \(loose.png\) and folders of pictures; move every picture"):
+    with pytest.raises(ValueError, match=r"both images \(loose.png\) and folders of images; move every image"):
         ImageFolder(str(tmp_path), size=4)
 
 
@@ -104,11 +104,11 @@ def damaged_folder(tmp_path, cut=2, text=0, good=3):
     for i in range(cut):
         truncate(noise(tmp_path / f"cut{i}.jpg"))
     for i in range(text):
-        (tmp_path / f"text{i}.png").write_text("no picture")
+        (tmp_path / f"text{i}.png").write_text("no image")
     return str(tmp_path)
 
 
-def test_files_that_are_not_pictures_are_left_out_at_the_start(tmp_path, caplog):
+def test_files_that_are_not_images_are_left_out_at_the_start(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         dataset = ImageFolder(damaged_folder(tmp_path, cut=0, text=2), size=4)
     assert dataset.names == ["good0.png", "good1.png", "good2.png"]
@@ -117,7 +117,7 @@ def test_files_that_are_not_pictures_are_left_out_at_the_start(tmp_path, caplog)
     assert "text1.png" in caplog.text
     assert list(dataset.unreadable) == ["text0.png", "text1.png"]
     with pytest.raises(
-        ValueError, match=r"2 unreadable pictures in .*, more than max_unreadable=1(?s:.*)text0.png(?s:.*)text1.png"
+        ValueError, match=r"2 unreadable images in .*, more than max_unreadable=1(?s:.*)text0.png(?s:.*)text1.png"
     ):
         ImageFolder(str(tmp_path), size=4, max_unreadable=1)
 
@@ -147,20 +147,20 @@ def test_more_than_max_unreadable_stops_and_lists_them(tmp_path):
     dataset = ImageFolder(damaged_folder(tmp_path, cut=2, text=1), size=4, max_unreadable=2)
     assert len(dataset) == 5
     with pytest.raises(
-        ValueError, match=r"3 unreadable pictures in .*, more than max_unreadable=2; remove or replace"
+        ValueError, match=r"3 unreadable images in .*, more than max_unreadable=2; remove or replace"
     ) as caught:
         dataset[0]
     assert all(name in str(caught.value) for name in ("text0.png", "cut0.jpg", "cut1.jpg"))
-    with pytest.raises(ValueError, match=r"1 unreadable pictures"):
+    with pytest.raises(ValueError, match=r"1 unreadable images"):
         ImageFolder(str(tmp_path), size=4, max_unreadable=0)
 
 
 def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path):
     truncate(noise(tmp_path / "a.jpg"))
-    with pytest.raises(ValueError, match=r"none of the 1 pictures in .* can be read"):
+    with pytest.raises(ValueError, match=r"none of the 1 images in .* can be read"):
         ImageFolder(str(tmp_path), size=4)[0]
     (tmp_path / "a.jpg").write_text("text")
-    with pytest.raises(ValueError, match=r"none of the 1 pictures in .* can be read"):
+    with pytest.raises(ValueError, match=r"none of the 1 images in .* can be read"):
         ImageFolder(str(tmp_path), size=4)
 
 
@@ -170,7 +170,7 @@ def test_headers_may_be_left_unchecked(tmp_path):
     assert torch.equal(dataset[3]["pixels"], dataset[0]["pixels"])  # the last is text; the next readable is the first
 
 
-def test_unreadable_pictures_are_counted_over_workers_and_epochs(tmp_path):
+def test_unreadable_images_are_counted_over_workers_and_epochs(tmp_path):
     dataset = ImageFolder(damaged_folder(tmp_path, cut=3), size=4, max_unreadable=3)
     loader = DataLoader(dataset, batch_size=1, num_workers=2)
     epochs = [torch.cat([batch["pixels"] for batch in loader]) for _ in range(2)]
@@ -178,5 +178,5 @@ def test_unreadable_pictures_are_counted_over_workers_and_epochs(tmp_path):
     assert int(dataset._tally._failed.sum()) == 3  # known here, though other processes met them
     dataset._tally.limit = 2
     truncate(noise(tmp_path / "good0.png"))
-    with pytest.raises(ValueError, match=r"4 unreadable pictures(?s:.*)good0.png(?s:.*)cut0.jpg"):
+    with pytest.raises(ValueError, match=r"4 unreadable images(?s:.*)good0.png(?s:.*)cut0.jpg"):
         list(DataLoader(dataset, batch_size=1))

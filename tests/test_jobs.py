@@ -1,4 +1,4 @@
-"""The tasks on files: commands, the parameters that pictures carry, and tables of many rows."""
+"""The tasks on files: commands, the parameters that images carry, and tables of many rows."""
 
 import json
 
@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from given import array, mask, picture, seeded
-from maskgen.pictures import parameters_of, save
+from given import an_image, array, mask, seeded
+from maskgen.images import parameters_of, save
 from maskgen.pipelines.jobs import TASKS, batch, perform
 
 
 @pytest.fixture
 def folder(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path / "model")
-    picture(seed=1).save(tmp_path / "a.png")
-    picture(seed=2).save(tmp_path / "b.png")
+    an_image(seed=1).save(tmp_path / "a.png")
+    an_image(seed=2).save(tmp_path / "b.png")
     mask().save(tmp_path / "m.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -65,16 +65,16 @@ def test_samples_carry_their_parameters_and_a_trace(maskgen, folder):
     np.testing.assert_array_equal(array("samples/ant_001.png"), array("one/ant_000.png"))
 
 
-def test_pictures_without_parameters_are_told(tmp_path):
-    picture().save(tmp_path / "a.png")
+def test_images_without_parameters_are_told(tmp_path):
+    an_image().save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a.png holds no parameters: another program wrote it"):
         parameters_of(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "b.png").write_text("no image")
     with pytest.raises(ValueError, match=r"cannot read the parameters of .*b.png"):
         parameters_of(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"c.jpg cannot hold what made it; give a name that ends in .png"):
-        save(picture(), tmp_path / "c.jpg", {"seed": 1})
-    save(picture(), tmp_path / "d.png", {"class": "Fréchet", "box": [1, 2]})
+        save(an_image(), tmp_path / "c.jpg", {"seed": 1})
+    save(an_image(), tmp_path / "d.png", {"class": "Fréchet", "box": [1, 2]})
     assert parameters_of(tmp_path / "d.png") == {"class": "Fréchet", "box": [1, 2]}
 
 
@@ -97,7 +97,7 @@ outpaint,a.png,,,,,much,
 
 def test_a_batch_does_every_row_it_can_and_tells_of_the_others(pipeline, folder):
     (folder / "t.csv").write_text(TABLE)
-    with pytest.raises(ValueError, match=r"9 of 12 rows of .*t.csv failed; 3 pictures are in .*results") as told:
+    with pytest.raises(ValueError, match=r"9 of 12 rows of .*t.csv failed; 3 images are in .*results") as told:
         batch(pipeline, folder / "t.csv", folder / "results", trace=folder / "films")
     lines = str(told.value).splitlines()[1:]
     for line, (number, message) in zip(
@@ -127,7 +127,7 @@ def test_a_batch_does_every_row_it_can_and_tells_of_the_others(pipeline, folder)
 
 def test_a_batch_from_the_command(maskgen, folder):
     (folder / "t.csv").write_text("image, mask, class\na.png, m.png, bee\nb.png, m.png, 1\n")
-    assert maskgen("batch", "t.csv", "--model", "model").out.strip() == "2 pictures in batch"
+    assert maskgen("batch", "t.csv", "--model", "model").out.strip() == "2 images in batch"
     assert parameters_of("batch/row_0003.png")["class"] == "1"
     assert not list(folder.rglob("*.gif"))
 
@@ -136,7 +136,7 @@ def test_a_batch_traces_each_row(maskgen, folder):
     (folder / "t.csv").write_text(
         "task, image, image_2, frames, steps\nvary, a.png,,, 3\ninterpolate, a.png, b.png, 3, 2\n"
     )
-    assert maskgen("batch", "t.csv", "--model", "model", "--trace", "films").out.strip() == "4 pictures in batch"
+    assert maskgen("batch", "t.csv", "--model", "model", "--trace", "films").out.strip() == "4 images in batch"
     for name, steps in (("row_0002", 3), ("row_0003", 2)):
         with Image.open(f"films/{name}.gif") as film:
             assert film.n_frames == 1 + steps

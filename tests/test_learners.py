@@ -13,7 +13,7 @@ from maskgen.mim.dropping import DropAll, DropShare, ReplaceAll, ReplaceMore, ke
 from maskgen.mim.objective import L1
 from maskgen.mim.plan import DROP, REPLACE, SUBSTITUTE, VISIBLE, MaskPlan
 from maskgen.mim.targets import Pixels
-from maskgen.mim.terms import Outcome
+from maskgen.mim.terms import StepOutput
 from maskgen.transformer.groups import group_size, join_codes, split_codes
 from maskgen.transformer.heads import LayerMix, Projector
 from maskgen.transformer.model import MaskTransformer
@@ -291,15 +291,15 @@ def test_hard_patches_are_hidden_as_the_teacher_expects():
 
 
 def test_views_are_of_their_sizes_and_repeat_with_the_seed():
-    picture = torch.rand(3, 20, 20) * 2 - 1
+    image = torch.rand(3, 20, 20) * 2 - 1
     views = Views(count=2, small=3, small_size=12)
-    found = views.item(picture, torch.Generator().manual_seed(0))
+    found = views.item(image, torch.Generator().manual_seed(0))
     assert {name: tuple(x.shape) for name, x in found.items()} == {
         "views": (2, 3, 20, 20),
         "small_pixels": (3, 3, 12, 12),
     }
     assert all(x.min() >= -1 and x.max() <= 1 for x in found.values())
-    again = views.item(picture, torch.Generator().manual_seed(0))
+    again = views.item(image, torch.Generator().manual_seed(0))
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert not torch.equal(found["views"][0], found["views"][1])
     ramp = torch.linspace(-1, 1, 20).expand(3, 20, 20)  # without a flip a crop of it still rises
@@ -339,7 +339,7 @@ def test_contrast_looks_at_kept_tokens_alone():
     features = torch.tensor([[1.0, 2.0, 3.0], [5.0, 100.0, 100.0]])[..., None].expand(-1, -1, 8)
     output = type("Output", (), {"features": features})
     plan = MaskPlan(roles, roles == DROP)
-    outcome = Outcome(output, roles, plan.predict, core.target, core.objective, {}, plan)
+    outcome = StepOutput(output, roles, plan.predict, core.target, core.objective, {}, plan)
     torch.testing.assert_close(outcome.pooled(), torch.tensor([2.0, 5.0])[:, None].expand(-1, 8))
 
 

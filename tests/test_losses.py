@@ -11,7 +11,7 @@ from torchvision import models
 from maskgen.config import ConfigError, check
 from maskgen.frozen import imagenet_input
 from maskgen.mim.teachers import TEACHERS
-from maskgen.parts import build
+from maskgen.registry import build
 from maskgen.tokenizer.discriminator import PatchDiscriminator
 from maskgen.tokenizer.losses import (
     adaptive_weight,
@@ -51,7 +51,7 @@ def resnet_file(tmp_path_factory):
 
 
 def assert_a_distance(loss):
-    """0 for a picture and itself, larger the further apart; its gradient reaches the reconstruction alone."""
+    """0 for an image and itself, larger the further apart; its gradient reaches the reconstruction alone."""
     a = torch.rand(2, 3, 32, 32) * 2 - 1
     near, far = a + 0.02 * torch.randn_like(a), torch.rand(2, 3, 32, 32) * 2 - 1
     assert loss(a, a).item() == pytest.approx(0, abs=1e-6)
@@ -96,7 +96,7 @@ def test_both_is_a_weighted_sum(vgg_file, resnet_file):
     assert_a_distance(loss)
 
 
-def test_grey_pictures_are_seen_as_colour(vgg_file):
+def test_grey_images_are_seen_as_colour(vgg_file):
     loss = Lpips(vgg_file)
     a, b = torch.rand(2, 1, 1, 32, 32)
     torch.testing.assert_close(loss(a, b), loss(a.expand(-1, 3, -1, -1), b.expand(-1, 3, -1, -1)))
@@ -141,7 +141,7 @@ def test_torchvisions_features_on_the_grid_asked_for(tmp_path, name, features):
     assert not found.requires_grad
     own = teacher(pixels, (7, 7))
     torch.testing.assert_close(own, teacher.features(pixels))
-    torch.testing.assert_close(own[1:], teacher(pixels[1:], (7, 7)), atol=1e-4, rtol=1e-4)  # each picture on its own
+    torch.testing.assert_close(own[1:], teacher(pixels[1:], (7, 7)), atol=1e-4, rtol=1e-4)  # each image on its own
     assert not teacher.training
 
 
@@ -211,7 +211,7 @@ def test_lecams_anchors_are_moving_averages_and_saved():
     assert {"anchor_real", "anchor_fake"} <= set(model.state_dict())
 
 
-def test_r1_is_the_squared_slope_at_real_pictures_and_can_be_differentiated():
+def test_r1_is_the_squared_slope_at_real_images_and_can_be_differentiated():
     weight = torch.tensor([3.0, -1.0, 2.0], requires_grad=True)
     pixels = torch.randn(4, 3, 5, 5, requires_grad=True)
     logits = (weight[:, None, None] * pixels).sum(1, keepdim=True)
@@ -227,12 +227,12 @@ def test_discriminator_is_local_and_takes_any_size():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
-def test_a_discriminator_too_deep_for_its_pictures_is_refused(layers):
+def test_a_discriminator_too_deep_for_its_images_is_refused(layers):
     model, least = PatchDiscriminator(3, 4, layers), 3 * 2**layers
     model.check_size((least, least))
     assert model(torch.randn(1, 3, least, least)).shape == (1, 1, 1, 1)
     advice = f"give layers={layers - 1}" if layers > 1 else "no discriminator"
-    with pytest.raises(ValueError, match=f"layers={layers} needs pictures of at least {least}x{least}.*{advice}"):
+    with pytest.raises(ValueError, match=f"layers={layers} needs images of at least {least}x{least}.*{advice}"):
         model.check_size((least - 1, least))
     with pytest.raises(RuntimeError):
         model(torch.randn(1, 3, least - 1, least))

@@ -15,7 +15,7 @@ TINY = {"width": 16, "depth": 2, "heads": 2, "decoder_depth": 1, "decoder_heads"
 
 @pytest.fixture
 def folder(colours):
-    """A run of configs/generation/mage.yaml in everything but its size, on noisy pictures of three colours."""
+    """A run of configs/generation/mage.yaml in everything but its size, on noisy images of three colours."""
     data, coder = colours(48), {"width": 8, "multipliers": [1, 2], "blocks": 1}
     tokenizer = {"encoder": coder, "quantizer": {"codebook_size": 16, "dim": 4}, "decoder": coder}
     run("tokenizer", {"type": "tokenizer", "tokenizer": tokenizer}, data, Training(steps=20, batch_size=16))

@@ -27,7 +27,7 @@ from maskgen.mim.objective import (
 )
 from maskgen.mim.targets import CentredSoftmax
 from maskgen.mim.terms import TERMS
-from maskgen.parts import Part, build
+from maskgen.registry import Part, build
 
 MASKED = torch.tensor([[True, True, False, False], [True, False, False, False]])
 THERE = torch.tensor([[True, False, True, False], [True, True, False, False]])
@@ -317,7 +317,7 @@ def test_a_confident_wrong_order_keeps_its_gradient():
     assert predicted.grad.tolist() == [[-1, 1]]
 
 
-def test_absolute_losses_are_normalised_in_each_picture():
+def test_absolute_losses_are_normalised_in_each_image():
     losses, masked = torch.rand(2, 6) * torch.tensor([[1.0], [100.0]]), torch.ones(2, 6, dtype=torch.bool)
     masked[1, 4:] = False
     wanted = torch.zeros(2, 6)

@@ -108,7 +108,7 @@ def test_the_wheel_holds_only_maskgen_with_its_data(wheel):
 
 
 def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
-    """Its own copy is imported, and finds its configurations and pictures."""
+    """Its own copy is imported, and finds its configurations and images."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
         entry = archive.read(f"maskgen-{maskgen.__version__}.dist-info/entry_points.txt").decode()
@@ -158,7 +158,7 @@ def test_diffusers_finds_the_base_classes_in_this_package():
 
 
 # The floors of the house: a module may import its own floor's folder, `FREE`, and what is below.
-FREE = {"maskgen", "parts", "config", "pictures", "videos", "frozen"}
+FREE = {"maskgen", "registry", "config", "images", "videos", "frozen"}
 BELOW = {
     "data": set(),
     "tokenizer": {"transformer"},  # its attention and blocks: vision transformers are tokenizers too

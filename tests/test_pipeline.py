@@ -1,4 +1,4 @@
-"""MaskedImagePipeline: seeds, guidance, callbacks, saving; pictures and tokenizers it rests on."""
+"""MaskedImagePipeline: seeds, guidance, callbacks, saving; images and tokenizers it rests on."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from PIL import Image
 from given import seeded
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer
 from maskgen.decoding.loop import Step
-from maskgen.pictures import grid, side_by_side, to_uint8
+from maskgen.images import grid, side_by_side, to_uint8
 from maskgen.pipelines.predictor import Predictor
 from maskgen.pipelines.store import fingerprint, load_tokenizer
 
 
-def test_output_types_are_one_picture(pipeline):
+def test_output_types_are_one_image(pipeline):
     def draw(kind):
         return pipeline("bee", generator=seeded(), output_type=kind).images
 
@@ -28,7 +28,7 @@ def test_output_types_are_one_picture(pipeline):
     assert isinstance(pipeline("bee", return_dict=False), tuple)
 
 
-def test_a_picture_follows_its_seed_alone(pipeline):
+def test_a_image_follows_its_seed_alone(pipeline):
     a = pipeline([0, 1], generator=seeded(1), output_type="codes").images
     assert a.equal(pipeline(["ant", "bee"], generator=seeded(1), output_type="codes").images)
     assert not a.equal(pipeline([0, 1], generator=seeded(2), output_type="codes").images)
@@ -129,7 +129,7 @@ def test_a_run_loads_by_its_folder(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_draws_valid_pictures(make_pipeline, tmp_path, dtype):
+def test_half_precision_draws_valid_images(make_pipeline, tmp_path, dtype):
     make_pipeline().save_pretrained(tmp_path)
     half = MaskedImagePipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     half.set_progress_bar_config(disable=True)
@@ -214,7 +214,7 @@ def test_the_tokenizer_goes_there_and_back_and_refuses_what_does_not_fit(pipelin
         load_tokenizer("nowhere")
 
 
-def test_pictures_are_8_bits_and_stand_in_a_grid():
+def test_images_are_8_bits_and_stand_in_a_grid():
     pixels = torch.stack([torch.full((3, 4, 6), v) for v in (-1.0, 0.0, 1.0, 5.0)])
     assert to_uint8(pixels)[:, 0, 0, 0].tolist() == [0, 128, 255, 255]
     sheet = grid(pixels, 2, scale=3, row_names=["a", "b"])

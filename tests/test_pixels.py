@@ -1,4 +1,4 @@
-"""One picture: exact values whatever its mode, upright, cropped to size, and refused in words."""
+"""One image: exact values whatever its mode, upright, cropped to size, and refused in words."""
 
 import struct
 import zlib
@@ -65,20 +65,20 @@ def test_cmyk_bilevel_and_grey_become_what_they_show(tmp_path):
 
 
 def test_exif_orientation_is_applied(tmp_path):
-    picture = Image.new("RGB", (8, 4), "black")
-    picture.paste("white", (0, 0, 4, 4))  # left half white
+    image = Image.new("RGB", (8, 4), "black")
+    image.paste("white", (0, 0, 4, 4))  # left half white
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: the left goes to the top
-    picture.save(tmp_path / "x.png", exif=exif)
+    image.save(tmp_path / "x.png", exif=exif)
     upright = load_image(tmp_path / "x.png", (8, 4))
     assert (upright[:, :4] == 1).all()
     assert (upright[:, 4:] == -1).all()
 
 
 def test_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
-    picture = Image.new("RGB", (48, 16), "black")
-    picture.paste("white", (16, 0, 32, 16))  # the centre square alone is white
-    picture.save(tmp_path / "x.png")
+    image = Image.new("RGB", (48, 16), "black")
+    image.paste("white", (16, 0, 32, 16))  # the centre square alone is white
+    image.save(tmp_path / "x.png")
     for size in (4, 16, 40):
         assert (load_image(tmp_path / "x.png", size)[:, :, size // 4 : -size // 4] == 1).all()
     assert (load_image(tmp_path / "x.png", 16) == 1).all()  # a crop alone is exact
@@ -104,7 +104,7 @@ def test_size_and_channels_are_checked(tmp_path, size, channels, message):
     assert not isinstance(caught.value, UnreadableImage)
 
 
-def test_unreadable_pictures_say_why(tmp_path, monkeypatch):
+def test_unreadable_images_say_why(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("hello")
     cases = {"text.png": "cannot identify", "none.png": "No such file"}
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgen.evaluation.features import Features
 from maskgen.evaluation.probes import controls, gain, knn, linear, lowshot, sweep
 from maskgen.evaluation.probes import heads as H
+from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.few_labels import centred, few_labels, logistic
 from maskgen.evaluation.probes.neighbours import vote
 from maskgen.evaluation.probes.result import hits, score
@@ -100,12 +100,12 @@ def test_the_linear_probe_says_where_its_optimizer_cannot_reach():
     assert sum(rates) * 1e-3 / 0.1 == pytest.approx(225, rel=0.01)
 
 
-def test_classes_without_training_pictures_are_noted():
+def test_classes_without_training_images_are_noted():
     train, test = clusters(40), clusters(40, seed=1)
     part = train.select((train.labels != 3).nonzero()[:, 0])
     result = knn(part, test, ks=(5,), **quiet)
     assert result.accuracy["top1"] == 0.75
-    assert "10 test pictures are of classes without a training picture, and count as misses" in result.notes
+    assert "10 test images are of classes without a training image, and count as misses" in result.notes
 
 
 def test_ties_and_nan_are_misses():
@@ -161,7 +161,7 @@ def test_the_rate_warms_up_in_a_line_and_falls_along_a_cosine():
     assert H.warmup_cosine(0, 5, 0) == 1
 
 
-def test_each_pass_shows_every_picture_once():
+def test_each_pass_shows_every_image_once():
     batches = list(H.shuffled(10, 3, 7, torch.Generator().manual_seed(0)))
     assert [len(b) for b in batches] == [3] * 7
     for start in (0, 3):
@@ -202,7 +202,7 @@ def test_parallel_heads_are_separate_heads():
         assert torch.allclose(bias[i, 0], b, atol=1e-4)
 
 
-def test_the_sweep_chooses_on_training_pictures_and_tests_that_head():
+def test_the_sweep_chooses_on_training_images_and_tests_that_head():
     train, test = clusters(300, spread=3, seed=1), clusters(300, spread=3, seed=2)
     options = {"steps": 60, "batch_size": 64, "learning_rates": (1e-9, 4e-1), "weight_decays": (0.0, 0.1), **quiet}
     result = sweep(train, test, **options)
@@ -283,10 +283,8 @@ def test_votes_are_sums_of_weights():
     assert torch.allclose(scores, torch.tensor([[[e[0], 0, 0]], [[e[0], e[1] + e[2], 0]]]))
 
 
-def test_knn_needs_more_pictures_than_neighbours():
-    with pytest.raises(
-        ValueError, match=r"50 training pictures leave at most 49 neighbours to choose from; give small"
-    ):
+def test_knn_needs_more_images_than_neighbours():
+    with pytest.raises(ValueError, match=r"50 training images leave at most 49 neighbours to choose from; give small"):
         knn(clusters(50), clusters(50), **quiet)
     with pytest.raises(ValueError, match=r"ks are \[0\]"):
         knn(clusters(50), clusters(50), ks=(0,), **quiet)
@@ -323,8 +321,8 @@ def test_lowshot_counts_are_in_the_result():
     assert result.accuracy["top1"] > 0.9
 
 
-def test_lowshot_by_sweep_needs_pictures_to_hold_out():
-    with pytest.raises(ValueError, match=r"4 pictures leave none to hold out"):
+def test_lowshot_by_sweep_needs_images_to_hold_out():
+    with pytest.raises(ValueError, match=r"4 images leave none to hold out"):
         lowshot(clusters(400), clusters(100), 0.01, "sweep", **quiet)
     with pytest.raises(ValueError, match=r"method is 'ridge'; give one of logistic, sweep"):
         lowshot(clusters(40), clusters(40), 0.1, "ridge")

@@ -10,16 +10,16 @@ from typer.testing import CliRunner
 
 from maskgen.cli import app
 from maskgen.data.arrays import NpzArrays
-from maskgen.evaluation.features import load_features
-from maskgen.evaluation.probing import Classifier, options_of, probe, train_and_test
+from maskgen.evaluation.probes.features import load_features
+from maskgen.evaluation.probes.probing import Classifier, options_of, probe, train_and_test
 from maskgen.pipelines.backbone import Backbone, load_backbone, save_backbone
-from maskgen.training.representation_stage import patches
+from maskgen.training.stages.representation import patches
 from maskgen.transformer.model import MaskTransformer
 
 
 @pytest.fixture
 def data(colours, tmp_path):
-    """60 pictures of three colours, which any features tell apart; and a random backbone, saved."""
+    """60 images of three colours, which any features tell apart; and a random backbone, saved."""
     colours(60, noise=40)
     torch.manual_seed(0)
     model = MaskTransformer(0, (2, 2), token_dim=48, width=16, depth=3, heads=2, registers=1, decoder_depth=1)
@@ -27,7 +27,7 @@ def data(colours, tmp_path):
     return NpzArrays("data.npz")
 
 
-def test_every_fifth_picture_of_a_class_is_the_test(data):
+def test_every_fifth_image_of_a_class_is_the_test(data):
     train, test = train_and_test(data)
     assert (len(train), len(test)) == (48, 12)
     assert np.bincount(test.labels).tolist() == [4, 4, 4]

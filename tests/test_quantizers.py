@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer as PeerQuantizer
 
-from maskgen.parts import build
+from maskgen.registry import build
 from maskgen.tokenizer.model import QUANTIZER
 from maskgen.tokenizer.quantizers import (
     FiniteScalarQuantizer,

@@ -18,12 +18,12 @@ from maskgen.cli import app
 from maskgen.data import Emoji
 from maskgen.data.arrays import NpzArrays
 from maskgen.data.images import ImageFiles
-from maskgen.evaluation import inception
-from maskgen.evaluation.classifier import SmallClassifier, classifier_frechet, save_classifier
-from maskgen.evaluation.inception import Extractor
-from maskgen.evaluation.reconstruction import codebook_use, measure, psnr, spread, ssim
-from maskgen.evaluation.reconstruction_report import largest_size, reconstruct
-from maskgen.evaluation.statistics import fit, frechet_distance
+from maskgen.evaluation.classifier.model import SmallClassifier, classifier_frechet, save_classifier
+from maskgen.evaluation.fid import inception as inception
+from maskgen.evaluation.fid.inception import Extractor
+from maskgen.evaluation.fid.statistics import fit, frechet_distance
+from maskgen.evaluation.reconstruction.measures import codebook_use, measure, psnr, spread, ssim
+from maskgen.evaluation.reconstruction.report import largest_size, reconstruct
 from maskgen.pipelines.store import fingerprint, save_tokenizer
 from maskgen.tokenizer import perceptual
 from maskgen.tokenizer.model import Tokenizer
@@ -96,7 +96,7 @@ def test_spread_is_even_and_keeps_sizes_apart():
     assert list(spread([], 3)) == []
 
 
-def test_the_numbers_are_those_of_all_pictures_at_once_whatever_the_batch():
+def test_the_numbers_are_those_of_all_images_at_once_whatever_the_batch():
     model, data = conv(), Emoji(classes=["food"])
     report = quiet(model, data, limit=50, batch_size=7)
     pixels = torch.cat(list(spread(data, 50)))
@@ -147,7 +147,7 @@ def test_files_of_several_sizes_are_cropped_to_what_the_tokenizer_takes(tmp_path
     assert [tuple(p.shape[1:]) for p in report.originals] == [(40, 32), (40, 32), (16, 64)]
     whole = (np.asarray(Image.open(files[2]))[0:16].astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
     assert torch.equal(report.originals[2], torch.from_numpy(whole))
-    sheet = report.picture()
+    sheet = report.image()
     assert sheet.size[0] > 3 * 64
     assert quiet(exact(8), ImageFiles(files, 24)).sizes == [[24, 24]]
 
@@ -235,7 +235,7 @@ def test_only_the_published_inception_weights_make_an_rfid(monkeypatch, publishe
     assert asked == ["some.pth"]
     quiet(model, data, inception="download")
     assert asked[1] is None
-    with pytest.raises(ValueError, match="needs at least 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="needs at least 2 images, got 1"):
         quiet(model, data, inception="some.pth", limit=1)
 
 
@@ -254,15 +254,15 @@ def test_lpips_of_other_weights_carries_their_digest(tmp_path, monkeypatch):
     assert "lpips" not in report.metrics
     assert quiet(exact(), data, lpips=str(tmp_path / "vgg.pth"), limit=3).metrics[name] == pytest.approx(0, abs=1e-6)
     small = quiet(conv(), Emoji(classes=["food"], size=8), lpips=str(tmp_path / "vgg.pth"), limit=3)
-    assert small.left_out["ssim"] == "needs pictures of at least 11x11, found 8x8"
-    assert small.left_out[name] == "needs pictures of at least 16x16, found 8x8"
+    assert small.left_out["ssim"] == "needs images of at least 11x11, found 8x8"
+    assert small.left_out[name] == "needs images of at least 16x16, found 8x8"
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-class Pictures:
-    """Two pictures of one value."""
+class Images:
+    """Two images of one value."""
 
     size, class_names, labels = (8, 8), ("all",), np.zeros(2, np.int64)
 
@@ -278,24 +278,24 @@ class Pictures:
 
 def test_what_cannot_be_reconstructed_is_told(tmp_path):
     with pytest.raises(ValueError, match="pixels have 1 channels; this tokenizer takes 3"):
-        quiet(conv(), Pictures(channels=1))
+        quiet(conv(), Images(channels=1))
     with pytest.raises(ValueError, match="pixels hold NaN or infinity"):
-        quiet(conv(), Pictures(value=float("nan")))
+        quiet(conv(), Images(value=float("nan")))
     with pytest.raises(ValueError, match="each side must be a multiple of 16"):
-        quiet(conv(multipliers=(1, 1, 1, 1, 1)), Pictures())
+        quiet(conv(multipliers=(1, 1, 1, 1, 1)), Images())
     with pytest.raises(ValueError, match="codes run from 0 to 16; this codebook has 0 to 15"):
         conv().decode(torch.tensor([[[0, 16], [1, 2]]]))
     grey = conv(channels=1)
     save_classifier(SmallClassifier(3, 4, width=8), tmp_path)
-    with pytest.raises(ValueError, match="takes pictures of 3 channels, the tokenizer makes 1"):
-        quiet(grey, Pictures(channels=1), classifier=tmp_path)
+    with pytest.raises(ValueError, match="takes images of 3 channels, the tokenizer makes 1"):
+        quiet(grey, Images(channels=1), classifier=tmp_path)
     np.savez(tmp_path / "nan.npz", images=np.full((2, 8, 8, 3), np.nan, np.float32))
     with pytest.raises(ValueError, match="floats from nan to nan"):
         NpzArrays(str(tmp_path / "nan.npz"))
 
 
-def test_a_tokenizer_of_features_makes_no_pictures():
+def test_a_tokenizer_of_features_makes_no_images():
     coder = {"width": 8, "multipliers": [1, 2], "blocks": 1}
     model = Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder, target="features").eval()
     with pytest.raises(ValueError, match=r"decodes to a teacher's features, not to pixels.*target: pixels"):
-        quiet(model, Pictures())
+        quiet(model, Images())

@@ -7,8 +7,8 @@ from PIL import Image
 
 from maskgen.config import configs_folder, load
 from maskgen.data.arrays import NpzArrays
-from maskgen.evaluation.features import extract
 from maskgen.evaluation.probes import knn
+from maskgen.evaluation.probes.features import extract
 from maskgen.pipelines.backbone import load_backbone
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
@@ -32,7 +32,7 @@ def data(colours):
 
 
 def tiny(name, data):
-    """A configuration in everything but its size: 8-pixel patches of 32-pixel pictures, a 4x4 grid."""
+    """A configuration in everything but its size: 8-pixel patches of 32-pixel images, a 4x4 grid."""
     stage = load(f"representation/{name}", [])["stage"]
     model = {**stage["model"], **(HIERA if stage["model"].get("type") == "hiera" else TINY)}
     small = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2, "branch_depth": 1, "branch_layer": 1}
@@ -84,11 +84,11 @@ def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
     assert len(lines) == 2
     assert all(np.isfinite(line["model/loss"]) for line in lines)
     assert np.isfinite(lines[-1]["holdout/loss"])
-    with Image.open(folder / "samples" / "step_00000002.png") as picture:
-        assert picture.height > 2 * 32
+    with Image.open(folder / "samples" / "step_00000002.png") as image:
+        assert image.height > 2 * 32
     saved = load_learner(folder)
     sheet = saved.visualise(saved.dataset, count=3, ratio=0.5)
-    assert list(sheet.rows) == ["picture", "mask", *ROWS.get(name, ROWS["mae"])]
+    assert list(sheet.rows) == ["image", "mask", *ROWS.get(name, ROWS["mae"])]
     assert all(row.isfinite().all() and len(row) == 3 for row in sheet.rows.values())
     assert sheet.draw().height > sum(row.shape[2] for row in sheet.rows.values())
     for layer in (0, -1):
@@ -120,13 +120,13 @@ def test_targets_say_what_they_lack(data):
         with pytest.raises(ValueError, match=f"masking.target {missing}; there are tokens, pixels: give the stage"):
             run("lacking", stage, data, Training(steps=1))
     stage["masking"]["target"] = {"type": "pixels", "patch": 4}
-    with pytest.raises(ValueError, match="the target has 64 values a picture for 16 tokens"):
+    with pytest.raises(ValueError, match="the target has 64 values an image for 16 tokens"):
         run("unfit", stage, data, Training(steps=1))
 
 
-def test_no_hidden_pixel_reaches_the_backbone_or_the_picture(data):
-    """The picture that a run draws depends on visible pixels alone."""
-    from maskgen.training.representation_stage import RepresentationStage
+def test_no_hidden_pixel_reaches_the_backbone_or_the_image(data):
+    """The image that a run draws depends on visible pixels alone."""
+    from maskgen.training.stages.representation import RepresentationStage
 
     stage = {k: v for k, v in tiny("mae", data).items() if k != "type"}
     dataset = NpzArrays("data.npz")
@@ -134,7 +134,7 @@ def test_no_hidden_pixel_reaches_the_backbone_or_the_picture(data):
     built = RepresentationStage(dataset=dataset, **stage)
     model = built.modules["model"].eval()
     torch.nn.init.normal_(model.network.head.weight)
-    first = np.asarray(built.picture(model))
+    first = np.asarray(built.image(model))
     plan = model.masking.plan(16, (4, 4), torch.Generator().manual_seed(0))
     cover = plan.hidden.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
 
@@ -150,7 +150,7 @@ def test_no_hidden_pixel_reaches_the_backbone_or_the_picture(data):
             return {"pixels": pixels if row is None else torch.where(cover[row], -pixels, pixels), "label": 0}
 
     built.dataset = Changed()
-    second = np.asarray(built.picture(model))
+    second = np.asarray(built.image(model))
     row = 4 + 3 * 32
-    assert not np.array_equal(first[:row], second[:row])  # the pictures themselves differ
+    assert not np.array_equal(first[:row], second[:row])  # the images themselves differ
     assert np.array_equal(first[row:], second[row:])

@@ -17,8 +17,8 @@ from maskgen.training.checkpoint import checkpoints, load_checkpoint, save_check
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import MetricsFile, read_metrics
 from maskgen.training.run import run_config
-from maskgen.training.tokenizer_stage import TokenizerStage
-from runs import TOKENIZER, Pictures
+from maskgen.training.stages.tokenizer import TokenizerStage
+from runs import TOKENIZER, Images
 
 pytestmark = pytest.mark.usefixtures("cpu")
 ADVERSARIAL = {"weight": 0.5, "start": 3, "warmup": 9, "lecam": 0.1, "r1": 1.0, "r1_every": 4, "width": 4, "layers": 1}
@@ -89,7 +89,7 @@ def test_a_tokenizer_with_discriminator_killed_then_terminated_ends_with_the_ver
     killed = Command(here, "runs/gan", settings)
     assert killed.interrupt(signal.SIGKILL, 4, 10) == -signal.SIGKILL
 
-    # Loader workers read the same pictures, and the signal, which the whole group gets, does not end them first.
+    # Loader workers read the same images, and the signal, which the whole group gets, does not end them first.
     stopped = Command(here, "runs/gan", [*settings, "training.workers=1"])
     assert stopped.interrupt(signal.SIGTERM, 26, 32) == 128 + signal.SIGTERM
     message = re.search(r"stopped at step (\d+) of 60; the same command goes on from there", stopped.log.read_text())
@@ -118,9 +118,9 @@ def test_where_the_export_fails_there_is_no_checkpoint_that_says_all_is_done(tmp
         def export(self, model, folder):
             raise OSError("disk full")
 
-    stage = FullDisk(dataset=Pictures(), tokenizer=TOKENIZER["stage"]["tokenizer"])
+    stage = FullDisk(dataset=Images(), tokenizer=TOKENIZER["stage"]["tokenizer"])
     with pytest.raises(OSError, match="disk full"):
-        train(stage, Pictures(), Training(steps=2, batch_size=4, precision="fp32"), tmp_path)
+        train(stage, Images(), Training(steps=2, batch_size=4, precision="fp32"), tmp_path)
     assert checkpoints(tmp_path / "checkpoints") == []
 
 

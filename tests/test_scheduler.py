@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from decoders import CODES, canvas_and_mask, noise, oracle
-from maskgen.decoding.draws import categorical
 from maskgen.decoding.guidance import guidance_scales
 from maskgen.decoding.loop import decode
 from maskgen.decoding.presets import PRESETS
 from maskgen.decoding.scheduler import MaskScheduler
+from maskgen.decoding.token_samplers import categorical
 
 
 def test_scheduler_is_the_loop_with_saved_settings(tmp_path):

@@ -1,4 +1,4 @@
-"""Tar shards: the same pictures as the folder's, in any order, and every complaint names the shard and the sample."""
+"""Tar shards: the same images as the folder's, in any order, and every complaint names the shard and the sample."""
 
 import io
 import json
@@ -38,19 +38,19 @@ def shard(path, members):
 
 
 def three_shards(folder, count=7):
-    """Shards s-08 .. s-10 of up to three pictures with the labels 0, 1, 2, 0, ..."""
-    pictures = [encoded(i) for i in range(count)]
+    """Shards s-08 .. s-10 of up to three images with the labels 0, 1, 2, 0, ..."""
+    images = [encoded(i) for i in range(count)]
     for n, start in enumerate(range(0, count, 3)):
         members = []
         for i in range(start, min(start + 3, count)):
-            members += [(f"a/{i:03d}.png", pictures[i]), (f"a/{i:03d}.cls", str(i % 3).encode())]
+            members += [(f"a/{i:03d}.png", images[i]), (f"a/{i:03d}.cls", str(i % 3).encode())]
         shard(folder / f"s-{n + 8:02d}.tar", members)
-    return pictures
+    return images
 
 
-def test_shards_give_the_pictures_of_a_folder_in_any_order(tmp_path):
-    pictures = three_shards(tmp_path / "shards")
-    for i, data in enumerate(pictures):
+def test_shards_give_the_images_of_a_folder_in_any_order(tmp_path):
+    images = three_shards(tmp_path / "shards")
+    for i, data in enumerate(images):
         (tmp_path / "folder").mkdir(exist_ok=True)
         (tmp_path / "folder" / f"{i:03d}.png").write_bytes(data)
     folder, shards = ImageFolder(str(tmp_path / "folder"), 6), TarShards(str(tmp_path / "shards"), 6)
@@ -112,7 +112,7 @@ def test_labels_of_json_are_numbers_or_text(tmp_path):
     with pytest.raises(ValueError, match="must hold a list of class names"):
         labelled([{"label": 0}])
     (tmp_path / "classes.json").unlink()
-    with pytest.raises(ValueError, match=r"1 of 2 pictures have no label, first .*:1; label all or none"):
+    with pytest.raises(ValueError, match=r"1 of 2 images have no label, first .*:1; label all or none"):
         labelled([{"label": 0}, {}])
     with pytest.raises(ValueError, match=r"mix integers with text \('owl'\)"):
         labelled([{"label": 0}, {"label": "owl"}])
@@ -123,12 +123,12 @@ def test_labels_of_json_are_numbers_or_text(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.png", b"x"), ("a.jpg", b"y")], r"a\.jpg is a second picture of its sample"),
+        ([("a.png", b"x"), ("a.jpg", b"y")], r"a\.jpg is a second image of its sample"),
         ([("a.png", encoded(0)), ("a.cls", b"cat")], r":a: its label file holds b'cat'; give an integer"),
         ([("a.png", encoded(0)), ("a.cls", b'"cat"')], r":a: label 'cat'; \.cls holds an integer"),
         ([("a.png", encoded(0)), ("a.cls", b"-1")], r":a: label -1 is none of the 0 classes"),
         ([("a.png", encoded(0)), ("a.cls", b"1" * (2 << 20))], r"a label file of 2097152 bytes; more than"),
-        ([("a.txt", b"hello")], r"no pictures in 1 shards"),
+        ([("a.txt", b"hello")], r"no images in 1 shards"),
     ],
 )
 def test_members_that_make_no_sense_are_refused(tmp_path, members, message):
@@ -136,7 +136,7 @@ def test_members_that_make_no_sense_are_refused(tmp_path, members, message):
         TarShards(str(shard(tmp_path / "x.tar", members)), 4)
 
 
-def test_links_hidden_files_and_paths_outside_are_no_pictures_and_nothing_is_written(tmp_path):
+def test_links_hidden_files_and_paths_outside_are_no_images_and_nothing_is_written(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, kind, link in (("link.png", tarfile.SYMTYPE, "/etc/passwd"), ("dir.png", tarfile.DIRTYPE, "")):
             info = tarfile.TarInfo(name)
@@ -174,9 +174,9 @@ def test_a_shard_that_is_compressed_cut_short_or_damaged_is_named(tmp_path):
         assert any(part in str(caught.value) for part in reason.split("|"))
 
 
-def test_an_unreadable_picture_is_passed_over_as_a_folder_does(tmp_path, caplog):
-    pictures = [encoded(0), encoded(1), encoded(2)]
-    members = [("0.png", pictures[0]), ("1.png", pictures[1][:-40]), ("2.png", pictures[2]), ("3.png", b"no picture")]
+def test_an_unreadable_image_is_passed_over_as_a_folder_does(tmp_path, caplog):
+    images = [encoded(0), encoded(1), encoded(2)]
+    members = [("0.png", images[0]), ("1.png", images[1][:-40]), ("2.png", images[2]), ("3.png", b"no image")]
     path = str(shard(tmp_path / "x.tar", members))
     with caplog.at_level(logging.WARNING):
         dataset = TarShards(path, [8, 10])
@@ -184,7 +184,7 @@ def test_an_unreadable_picture_is_passed_over_as_a_folder_does(tmp_path, caplog)
     assert "x.tar:3: cannot identify image file" in caplog.text
     assert torch.equal(dataset[1]["pixels"], dataset[2]["pixels"])
     assert f"{path}:1: " in dataset.unreadable[f"{path}:1"]
-    with pytest.raises(ValueError, match=r"1 unreadable pictures in .*x\.tar, more than max_unreadable=0"):
+    with pytest.raises(ValueError, match=r"1 unreadable images in .*x\.tar, more than max_unreadable=0"):
         TarShards(path, 8, max_unreadable=0)
 
 

@@ -25,14 +25,14 @@ from maskgen.mim.targets import (
     unpatchify,
 )
 
-PICTURE, VIDEO = (2, 3, 8, 12), (2, 3, 4, 8, 12)
+IMAGE, VIDEO = (2, 3, 8, 12), (2, 3, 4, 8, 12)
 
 
 # --- Pixels.
 
 
 @pytest.mark.parametrize(
-    ("shape", "grid", "frames"), [(PICTURE, (2, 3), 1), (VIDEO, (2, 2, 3), 2), (VIDEO, (4, 2, 3), 1)]
+    ("shape", "grid", "frames"), [(IMAGE, (2, 3), 1), (VIDEO, (2, 2, 3), 2), (VIDEO, (4, 2, 3), 1)]
 )
 def test_patches_are_unfolded_and_folded_back(shape, grid, frames):
     pixels = torch.randn(shape)
@@ -62,14 +62,14 @@ def test_pixels_that_are_no_whole_tokens_are_refused(pixels):
 
 def test_one_patch_normalises_all_channels_together():
     """Channels of different mean keep their difference, and the variance is unbiased."""
-    target = Pixels(4, normalise="patch")(torch.randn(PICTURE) + torch.tensor([0.0, 5.0, 9.0]).view(3, 1, 1))
+    target = Pixels(4, normalise="patch")(torch.randn(IMAGE) + torch.tensor([0.0, 5.0, 9.0]).view(3, 1, 1))
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 6), atol=1e-5, rtol=0)
     torch.testing.assert_close(target.var(-1), torch.ones(2, 6), atol=1e-5, rtol=0)
     assert (target.unflatten(-1, (-1, 3)).mean(-2).diff() > 0.5).all()
 
 
 def test_patch_channel_normalises_each_channel():
-    target = Pixels(4, normalise="patch_channel")(torch.randn(PICTURE) + torch.tensor([0.0, 5.0, 9.0]).view(3, 1, 1))
+    target = Pixels(4, normalise="patch_channel")(torch.randn(IMAGE) + torch.tensor([0.0, 5.0, 9.0]).view(3, 1, 1))
     channels = target.unflatten(-1, (-1, 3))
     torch.testing.assert_close(channels.mean(-2), torch.zeros(2, 6, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(channels.var(-2), torch.ones(2, 6, 3), atol=1e-4, rtol=0)
@@ -83,28 +83,28 @@ def test_a_flat_patch_is_divided_by_epsilon(normalise, scale):
 
 
 def test_half_precision_pixels_are_normalised_in_float32():
-    pixels = torch.randn(PICTURE).half()
+    pixels = torch.randn(IMAGE).half()
     assert Pixels(4)(pixels).equal(Pixels(4)(pixels.float()))
 
 
 @pytest.mark.parametrize("normalise", ["none", "patch", "patch_channel"])
 def test_denormalising_by_given_statistics_undoes_normalising(normalise):
-    patches = patchify(torch.randn(PICTURE), 4)
+    patches = patchify(torch.randn(IMAGE), 4)
     by = statistics(patches, normalise)
     torch.testing.assert_close(denormalised(normalised(patches, by), by), patches, atol=1e-5, rtol=0)
 
 
-def scene(shape=PICTURE):
-    """Pixels, and a mask of tokens with one picture half hidden."""
+def scene(shape=IMAGE):
+    """Pixels, and a mask of tokens with one image half hidden."""
     hidden = torch.zeros(2, math.prod(shape[2:]) // 16 // (1 if len(shape) == 4 else 2), dtype=torch.bool)
     hidden[:, ::2] = True
     return 2 + torch.randn(shape), hidden
 
 
 @pytest.mark.parametrize("normalise", ["none", "patch", "patch_channel"])
-@pytest.mark.parametrize(("shape", "first_frame"), [(PICTURE, False), (VIDEO, False), (VIDEO, True)])
-def test_no_hidden_pixel_reaches_a_picture(normalise, shape, first_frame):
-    """Not even their mean and contrast, which a picture of normalised predictions needs from somewhere."""
+@pytest.mark.parametrize(("shape", "first_frame"), [(IMAGE, False), (VIDEO, False), (VIDEO, True)])
+def test_no_hidden_pixel_reaches_a_image(normalise, shape, first_frame):
+    """Not even their mean and contrast, which an image of normalised predictions needs from somewhere."""
     pixels, hidden = scene(shape)
     target = Pixels(4, 1 if len(shape) == 4 else 2, normalise, first_frame)
     predictions = target(pixels)
@@ -112,26 +112,26 @@ def test_no_hidden_pixel_reaches_a_picture(normalise, shape, first_frame):
     grid = (2, 3) if len(shape) == 4 else (2, 2, 3)
     for other in (7 * patches - 3, torch.full_like(patches, torch.inf)):
         changed = unpatchify(torch.where(hidden[..., None], other, patches), grid, 4, target.frames)
-        assert target.picture(predictions, changed, hidden).equal(target.picture(predictions, pixels, hidden))
+        assert target.image(predictions, changed, hidden).equal(target.image(predictions, pixels, hidden))
 
 
-def test_peeking_gives_the_true_picture_and_not_peeking_another():
+def test_peeking_gives_the_true_image_and_not_peeking_another():
     pixels, hidden = scene()
     target = Pixels(4)
-    torch.testing.assert_close(target.picture(target(pixels), pixels, hidden, peek=True), pixels, atol=1e-5, rtol=0)
-    blind = target.picture(target(pixels), pixels, hidden)
+    torch.testing.assert_close(target.image(target(pixels), pixels, hidden, peek=True), pixels, atol=1e-5, rtol=0)
+    blind = target.image(target(pixels), pixels, hidden)
     apart = (patchify(blind, 4) - patchify(pixels, 4)).abs().amax(-1)
     assert (apart[hidden] > 0.01).all()
     assert (apart[~hidden] == 0).all()
 
 
 @pytest.mark.parametrize("normalise", ["none", "patch", "patch_channel"])
-def test_the_first_frames_alone_are_pictures_of_their_own(normalise):
+def test_the_first_frames_alone_are_images_of_their_own(normalise):
     """Statistics too are the first frame's; what is shown of a hidden cube is that frame, held."""
     pixels, hidden = scene(VIDEO)
     target = Pixels(4, 2, normalise, first_frame=True)
     assert target(pixels).equal(Pixels(4, 1, normalise)(pixels[:, :, ::2]))
-    shown = target.picture(target(pixels), pixels, hidden, peek=True)
+    shown = target.image(target(pixels), pixels, hidden, peek=True)
     torch.testing.assert_close(shown[:, :, ::2], pixels[:, :, ::2], atol=1e-5, rtol=0)
     cubes = patchify(shown, 4, 2).unflatten(-1, (2, -1))
     assert cubes[:, :, 0][hidden].equal(cubes[:, :, 1][hidden])
@@ -139,10 +139,10 @@ def test_the_first_frames_alone_are_pictures_of_their_own(normalise):
     assert cubes[~hidden].equal(visible)
 
 
-def test_pictures_of_raw_pixels_are_the_predictions():
+def test_images_of_raw_pixels_are_the_predictions():
     pixels, hidden = scene()
     predictions = torch.randn(2, 6, 48)
-    shown = patchify(Pixels(4, normalise="none").picture(predictions, pixels, hidden), 4)
+    shown = patchify(Pixels(4, normalise="none").image(predictions, pixels, hidden), 4)
     assert shown.equal(torch.where(hidden[..., None], predictions, patchify(pixels, 4)))
 
 

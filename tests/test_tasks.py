@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from maskgen import Tokenizer
+from maskgen.tasks.images import filled, pasted, resized, spread
 from maskgen.tasks.masks import box_mask, ranks, receptive_radius, share_mask, token_mask
-from maskgen.tasks.pictures import filled, pasted, resized, spread
 from maskgen.tasks.windows import complete_by_windows, windows
 
 
@@ -46,13 +46,13 @@ def test_one_pixel_hides_its_token_alone_and_dilation_those_around():
         token_mask(hidden, (4, 4), -1)
 
 
-def test_a_box_is_left_top_right_bottom_within_the_picture():
+def test_a_box_is_left_top_right_bottom_within_the_image():
     mask = box_mask((6, 8), (2, 1, 5, 3))
     assert mask.nonzero().tolist() == [[1, 2], [1, 3], [1, 4], [2, 2], [2, 3], [2, 4]]
     assert box_mask((6, 8), (0, 0, 8, 6)).all()
     for wrong in ((2, 1, 9, 3), (-1, 1, 5, 3), (5, 1, 5, 3), (5, 3, 2, 1)):
         with pytest.raises(
-            ValueError, match="must lie in the picture, 0 <= left < right <= 8 and 0 <= top < bottom <= 6"
+            ValueError, match="must lie in the image, 0 <= left < right <= 8 and 0 <= top < bottom <= 6"
         ):
             box_mask((6, 8), wrong)
     with pytest.raises(ValueError, match="has 3 numbers"):
@@ -74,7 +74,7 @@ def test_a_share_is_exact_and_grows():
     assert share_mask(3, (4, 5), 0.4, lists)[1].equal(alone[0])
     with pytest.raises(ValueError, match=r"strength 1.5 must lie between 0 .* and 1"):
         drawn(1.5)
-    with pytest.raises(ValueError, match="1 generators for 2 pictures"):
+    with pytest.raises(ValueError, match="1 generators for 2 images"):
         ranks(2, 4, [torch.Generator()])
 
 
@@ -125,7 +125,7 @@ def test_values_are_carried_ring_by_ring():
 
 
 def test_known_pixels_come_back_bit_for_bit_and_no_edge_shows():
-    """A made picture that is too bright by 0.4: at the hole's edge it is as dark as the known, in its middle itself."""
+    """A made image that is too bright by 0.4: at the hole's edge it is as dark as the known, in its middle itself."""
     pixels = torch.rand(1, 3, 32, 32) * 0.2
     hidden, made = hole((32, 32), (8, 8, 24, 24)), pixels + 0.4
     result = pasted(pixels, hidden, made, 5)

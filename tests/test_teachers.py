@@ -7,8 +7,8 @@ import torch
 from maskgen.pipelines.backbone import save_backbone
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
-from maskgen.training.representation_stage import patches
 from maskgen.training.run import run
+from maskgen.training.stages.representation import patches
 from maskgen.training.teachers import EMATeacher, RunTeacher
 from maskgen.transformer.model import MaskTransformer
 

@@ -1,4 +1,4 @@
-"""Large pictures a tile at a time."""
+"""Large images a tile at a time."""
 
 from itertools import pairwise
 
@@ -41,7 +41,7 @@ def test_one_tile_is_the_whole(quantizer):
         torch.testing.assert_close(tiled_decode(tokenizer, codes, 32, 4), tokenizer.decode(codes))
 
 
-def test_without_norms_over_the_picture_tiles_are_the_whole():
+def test_without_norms_over_the_image_tiles_are_the_whole():
     """Patches have no receptive field beyond themselves, so any tiling is exact."""
     tokenizer = Tokenizer({"type": "patch"}, {"codebook_size": 64, "dim": 48}, {"type": "patch"}).eval()
     pixels = torch.rand(1, 3, 52, 76) * 2 - 1
@@ -97,7 +97,7 @@ def test_norms_share_the_statistics_of_a_batch_and_then_keep_them():
     assert not torch.allclose(norm(whole[..., :3]), expected[..., :3], atol=0.1)  # on its own again
 
 
-def test_the_sample_is_spread_over_the_picture():
+def test_the_sample_is_spread_over_the_image():
     crops = _sample((40, 10), 16)
     assert len(crops) == 16
     assert {len(y) for y, _ in crops} == {16}
@@ -106,7 +106,7 @@ def test_the_sample_is_spread_over_the_picture():
 
 
 def test_tiles_with_shared_statistics_are_near_the_whole():
-    """A picture dark on one side and bright on the other, a network with little besides its norms."""
+    """An image dark on one side and bright on the other, a network with little besides its norms."""
     tokenizer = a_tokenizer({"type": "none", "dim": 4})
     pixels = (torch.linspace(-1, 1, 128) + 0.1 * torch.randn(1, 3, 128, 128)).clamp(-1, 1)
     with torch.no_grad():

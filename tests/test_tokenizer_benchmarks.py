@@ -1,4 +1,4 @@
-"""The benchmarks of tokenizers: their budget, their families from a configuration to a table, their pictures."""
+"""The benchmarks of tokenizers: their budget, their families from a configuration to a table, their images."""
 
 import json
 import math
@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from maskgen.config import check
-from maskgen.evaluation.classifier import SmallClassifier, save_classifier
-from maskgen.parts import build
-from maskgen.pictures import to_uint8
+from maskgen.evaluation.classifier.model import SmallClassifier, save_classifier
+from maskgen.images import to_uint8
+from maskgen.registry import build
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import STAGE, run
 
@@ -78,7 +78,7 @@ def crops(tmp_path_factory):
 @pytest.mark.parametrize("name", ["emoji", "photos"])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_families_are_configurations(family, name, crops, tmp_path):
-    """Checked as `maskgen train` checks them, and they make pictures (or features) of the right shape."""
+    """Checked as `maskgen train` checks them, and they make images (or features) of the right shape."""
     data = families.data_sets(crops)[name]
     if name not in FAMILIES[family].get("only", [name]):
         pytest.skip("not for this data set")
@@ -136,7 +136,7 @@ def entry(family: str, network: str = "small-classifier/0", **measured) -> dict:
             "holdout": 5,
             "frechet_features": told,
             "parameters": {"total": 1_500_000},
-            "codebook": {"pictures": 10, "size": 512},
+            "codebook": {"images": 10, "size": 512},
             "speed": {"batch": 4},
             **measured,
         },
@@ -197,7 +197,7 @@ def test_a_family_from_the_command_to_the_table_and_the_sheet(tmp_path, monkeypa
 
 
 def test_collapse_is_measured_on_2000_distinct_entries(tmp_path):
-    with np.load(collapse.pictures(tmp_path / "p.npz")) as made:
+    with np.load(collapse.images(tmp_path / "p.npz")) as made:
         assert made["images"].shape == (2000, 32, 32, 3)
     for name in collapse.VARIANTS:
         options = collapse.parse(["--steps", "9", "--work", str(tmp_path)])

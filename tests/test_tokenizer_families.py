@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from maskgen.config import configs_folder, load
-from maskgen.parts import build
+from maskgen.registry import build
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.training.tokenizer_stage import TOKENIZER
+from maskgen.training.stages.tokenizer import TOKENIZER
 
 CONV = {"width": 16, "multipliers": [1, 2], "blocks": 1, "patch": 2}
 ATTENDING = {**CONV, "attention": [1], "middle_attention": True, "hidden_dim": 24}
@@ -95,7 +95,7 @@ def test_every_weight_gets_a_gradient(name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_half_precision_gives_the_same_pictures_about(name, dtype, tmp_path):
+def test_half_precision_gives_the_same_images_about(name, dtype, tmp_path):
     tokenizer, pixels, text = a_tokenizer(name).eval(), pixels_of(), text_of(name, 4)
     tokenizer.save_pretrained(tmp_path)
     half = Tokenizer.from_pretrained(tmp_path, torch_dtype=dtype).eval()
@@ -123,7 +123,7 @@ def test_float16_survives_large_activations(scale):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "titok" not in name and name != "vq-kd"])
-def test_pictures_that_are_larger_and_not_square(name):
+def test_images_that_are_larger_and_not_square(name):
     tokenizer, pixels = a_tokenizer(name).eval(), pixels_of(2, 24, 40)
     assert tokenizer.grid((24, 40)) == (6, 10)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_what_a_tokenizer_cannot_take_is_said():
     tokenizer = a_tokenizer("vqgan").eval()
     with pytest.raises(ValueError, match="pixels have 1 channels; this tokenizer takes 3"):
         tokenizer.encode(torch.zeros(1, 1, 16, 16))
-    with pytest.raises(ValueError, match=r"picture size \(18, 16\) .* multiple of 4; resize to \(16, 16\)"):
+    with pytest.raises(ValueError, match=r"image size \(18, 16\) .* multiple of 4; resize to \(16, 16\)"):
         tokenizer.encode(torch.zeros(1, 3, 18, 16))
     with pytest.raises(ValueError, match="NaN or infinity"):
         tokenizer.encode(torch.full((1, 3, 16, 16), math.nan))

@@ -4,13 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
-from given import array, mask, picture, seeded
+from given import an_image, array, mask, seeded
 from maskgen.pipelines.trace import DecodeTrace, heatmap
 
 
 def test_a_trace_shows_every_step(pipeline, tmp_path):
     film = DecodeTrace()
-    codes = pipeline.inpaint(picture(), mask(), 1, generator=seeded(), output_type="codes", trace=film).images
+    codes = pipeline.inpaint(an_image(), mask(), 1, generator=seeded(), output_type="codes", trace=film).images
     assert [int(hidden.sum()) for _, hidden, _ in film.steps] == [4, 3, 2, 1, 0]
     tokens, _, confidence = film.steps[-1]
     assert tokens.equal(codes)
@@ -39,7 +39,7 @@ def test_confidence_is_the_probability_of_what_was_drawn(pipeline):
 def test_a_trace_of_windows_has_the_whole_canvas(pipeline):
     film = DecodeTrace(limit=1)
     codes = pipeline.outpaint(
-        [picture()] * 2, right=8, generator=seeded(), output_type="codes", num_inference_steps=2, trace=film
+        [an_image()] * 2, right=8, generator=seeded(), output_type="codes", num_inference_steps=2, trace=film
     ).images  # fmt: skip
     assert len(film.steps) == 1 + 2 * 2
     assert film.steps[0][0].shape == (1, 4, 8)

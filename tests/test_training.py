@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from maskgen.config import ConfigError
 from maskgen.data.tokens import write_token_cache
-from maskgen.evaluation.reconstruction import psnr
+from maskgen.evaluation.reconstruction.measures import psnr
 from maskgen.pipelines.store import fingerprint, load_tokenizer
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import BatchPlan
@@ -22,8 +22,8 @@ from maskgen.training.checkpoint import checkpoints
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run, run_config
-from maskgen.training.tokenizer_stage import TokenizerStage
-from runs import TOKENIZER, Pictures
+from maskgen.training.stages.tokenizer import TokenizerStage
+from runs import TOKENIZER, Images
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -35,7 +35,7 @@ def assert_close_runs(a, b, start, steps, leave_out=("bias",)):
     """The weights and statistics of two runs agree to far less than they moved from `start`.
 
     Biases are left out: most are undone by the normalisation behind them, so that their gradients are rounding noise,
-    which Adam makes as large as any. What they do matter for is seen in the pictures.
+    which Adam makes as large as any. What they do matter for is seen in the images.
     """
     last = f"checkpoints/step_{steps:08d}"
     for file in ("model", "ema"):
@@ -47,7 +47,7 @@ def assert_close_runs(a, b, start, steps, leave_out=("bias",)):
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # Adam and clipping would hide a wrong factor
     for name in (name for name in start if "conv2.weight" in name or "quantizer.codebook" in name):
         assert (one[f"module.{name}"] - start[name]).abs().max() > 1e-3
-    pixels = Pictures().pixels
+    pixels = Images().pixels
     made = [load_tokenizer(run).eval()(pixels).pixels for run in (a, b)]
     torch.testing.assert_close(*made, atol=1e-4, rtol=0)
 
@@ -141,9 +141,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(tm
     settings = Training(steps=12, batch_size=4, log_every=12, checkpoint_every=1, precision="fp32")
     draws = [[index for index, _ in batch] for batch in BatchPlan(range(48), 4, 0, 12, seed=0)]
     broken = draws[5][2]  # first met in step 6, long before the next line of metrics
-    stage = TokenizerStage(dataset=Pictures(), tokenizer=TOKENIZER["stage"]["tokenizer"])
+    stage = TokenizerStage(dataset=Images(), tokenizer=TOKENIZER["stage"]["tokenizer"])
     with pytest.raises(FloatingPointError, match=r"step 6: a loss is not finite.*last checkpoint"):
-        train(stage, Pictures(broken=broken), settings, tmp_path)
+        train(stage, Images(broken=broken), settings, tmp_path)
     assert checkpoints(tmp_path / "checkpoints")[-1].name == "step_00000005"
     weights = load_file(tmp_path / "checkpoints/step_00000005/model.safetensors")
     assert all(w.isfinite().all() for w in weights.values())
@@ -157,9 +157,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(tm
             r"batch_size 8 cannot be shared by 1 processes x accumulation 3; .*multiple of 3",
         ),
         (["augment.type=views"], "only stages generator and representation learn from; .*set augment.type=standard"),
-        (["holdout=48"], "holdout 48 must be at least 0 and below the data's 48 pictures"),
+        (["holdout=48"], "holdout 48 must be at least 0 and below the data's 48 images"),
         (["stage.tokenizer.encoder.channels=1"], "data has 3 channels and stage.tokenizer.encoder.channels is 1"),
-        (["stage.tokenizer.encoder.patch=8"], r"picture size \(8, 8\).*multiple of 16; resize to \(16, 16\)"),
+        (["stage.tokenizer.encoder.patch=8"], r"image size \(8, 8\).*multiple of 16; resize to \(16, 16\)"),
     ],
 )
 def test_settings_that_do_not_fit_the_data_are_refused_in_words(here, overrides, message):
@@ -207,7 +207,7 @@ def test_fingerprints_tell_weights_apart_whatever_their_type():
 
 
 def tiles(n=64, size=16):
-    """White pictures with one small tile of one of many colours and patterns: a ground that dominates by far."""
+    """White images with one small tile of one of many colours and patterns: a ground that dominates by far."""
     rng = np.random.default_rng(0)
     images = np.full((n, size, size, 3), 255, np.uint8)
     for image in images:
@@ -237,7 +237,7 @@ def test_a_tokenizer_learns_and_revival_keeps_its_codes_in_use(here):
 
 
 def test_a_generator_learns_what_a_class_looks_like(here):
-    """Codes that a class determines: held-out pictures are predicted, by chance one in 16 would be."""
+    """Codes that a class determines: held-out images are predicted, by chance one in 16 would be."""
     labels = np.arange(48) % 3
     codes = (5 * torch.from_numpy(labels)[:, None, None] + torch.arange(16).view(4, 4)) % 16
     write_token_cache("cache", [codes], labels, (4, 4), 16, list("abc"), fingerprint(load_tokenizer("runs/tokenizer")))

@@ -42,7 +42,7 @@ def test_the_world_from_the_command_to_the_tables(small, tmp_path, capsys):
     assert floors["tokenizer"]["last_angle"] < 0.5
 
 
-def test_angles_are_read_from_pictures_as_the_simulator_has_them(small):
+def test_angles_are_read_from_images_as_the_simulator_has_them(small):
     """Up to where zero is."""
     arrays, _ = world.simulate(5, 0, 6, **world.WORLD)
     pixels = torch.from_numpy(arrays["videos"]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1

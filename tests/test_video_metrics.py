@@ -12,8 +12,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from maskgen.cli import app
-from maskgen.evaluation.fvd import PixelFeatures, ScriptedFeatures, clip_distance
-from maskgen.evaluation.video import (
+from maskgen.evaluation.video.fvd import PixelFeatures, ScriptedFeatures, clip_distance
+from maskgen.evaluation.video.measures import (
     METRICS,
     absolute_error,
     best_of,
@@ -24,7 +24,7 @@ from maskgen.evaluation.video import (
     ssim,
     ssim_uniform,
 )
-from maskgen.evaluation.video_report import evaluate_videos
+from maskgen.evaluation.video.report import evaluate_videos
 from maskgen.videos import save
 
 

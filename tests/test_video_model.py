@@ -8,12 +8,12 @@ from maskgen import MaskedImagePipeline, MaskedVideoPipeline, MaskScheduler, Tok
 from maskgen.config import configs_folder, load
 from maskgen.data.augment import Augmentation
 from maskgen.mim.core import Learner, MaskedModeling
-from maskgen.parts import build
 from maskgen.pipelines.store import save_tokenizer
-from maskgen.training.generator_stage import GeneratorStage
+from maskgen.registry import build
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import STAGE
+from maskgen.training.stages.generator import GeneratorStage
 from maskgen.transformer.model import MaskTransformer
 
 GRID = (3, 2, 4)

@@ -133,8 +133,8 @@ def test_generation_seeds_and_outputs(pipeline):
     assert not torch.equal(a, c)
     as_array = pipeline(generator=seeded(), output_type="np").frames
     np.testing.assert_allclose(as_array, a.permute(0, 1, 3, 4, 2).numpy())
-    (pictures,) = pipeline(generator=seeded(), output_type="pil", return_dict=False)[0]
-    assert [p.size for p in pictures] == [(8, 6)] * 4
+    (images,) = pipeline(generator=seeded(), output_type="pil", return_dict=False)[0]
+    assert [p.size for p in images] == [(8, 6)] * 4
     assert pipeline(generator=seeded(), output_type="codes", num_frames=7).frames.shape == (1, 7, 3, 4)
 
 
@@ -324,7 +324,7 @@ def test_a_mask_is_cropped_as_its_video_is_and_must_be_of_its_size(pipeline, tmp
     hole = open_footage(tmp_path / "wide.mp4").hole(tmp_path / "mask.png", (6, 8))
     assert torch.equal(hole, torch.arange(8).expand(6, -1) >= 4)
     Image.fromarray(hidden[:, :16]).save(tmp_path / "half.png")
-    with pytest.raises(ValueError, match=r"the mask is 16x12 pixels \(w x h\) and its picture 32x12"):
+    with pytest.raises(ValueError, match=r"the mask is 16x12 pixels \(w x h\) and its image 32x12"):
         open_footage(tmp_path / "wide.mp4").hole(tmp_path / "half.png", (6, 8))
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of videos: pictures' tokenizers frame by frame, the causal 3-D VQGAN, cubes."""
+"""Tokenizers of videos: images' tokenizers frame by frame, the causal 3-D VQGAN, cubes."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from maskgen.mim.targets import patchify
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.tokenizer.losses import frames_of
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.training.centroid_stage import CentroidStage
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
-from maskgen.training.tokenizer_stage import TokenizerStage
+from maskgen.training.stages.centroids import CentroidStage
+from maskgen.training.stages.tokenizer import TokenizerStage
 
 CONV = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
 CAUSAL = {"type": "causal", "channels": 1, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "middle_blocks": 1}
@@ -114,7 +114,7 @@ def test_later_codes_never_change_earlier_frames():
     assert not torch.equal(made[:, :, 5], others[:, :, 5])
 
 
-def test_a_picture_is_a_video_of_one_frame():
+def test_a_image_is_a_video_of_one_frame():
     tokenizer, pixels = causal(), video(frames=1)
     codes = tokenizer.encode(pixels[:, :, 0])
     assert codes.shape == (2, *tokenizer.grid((8, 8))) == (2, 2, 2)
@@ -122,7 +122,7 @@ def test_a_picture_is_a_video_of_one_frame():
     assert torch.equal(tokenizer.decode(codes), tokenizer.decode(codes[:, None])[:, :, 0])
 
 
-def test_the_first_frame_of_a_video_is_its_picture():
+def test_the_first_frame_of_a_video_is_its_image():
     tokenizer, pixels = causal(), video(frames=9)
     torch.testing.assert_close(tokenizer.encoder(pixels)[:, :, 0], tokenizer.encoder(pixels[:, :, 0]))
 
@@ -169,7 +169,7 @@ ADVERSARIAL = {"start": 0, "width": 8, "layers": 1}
 
 @pytest.mark.parametrize("adversarial", [None, ADVERSARIAL])
 def test_losses_of_a_video_are_those_of_its_frames(adversarial):
-    """A tokenizer of pictures cannot tell a video from its frames, and so neither can its losses."""
+    """A tokenizer of images cannot tell a video from its frames, and so neither can its losses."""
     stage = TokenizerStage(
         Videos(), tokenizer={"encoder": CONV, "quantizer": VQ, "decoder": CONV}, adversarial=adversarial
     )
@@ -181,7 +181,7 @@ def test_losses_of_a_video_are_those_of_its_frames(adversarial):
     torch.testing.assert_close(of_video, of_frames)
 
 
-def test_the_share_of_stills_is_the_share_of_steps_with_pictures():
+def test_the_share_of_stills_is_the_share_of_steps_with_images():
     stage = TokenizerStage(Videos(), tokenizer={"encoder": CONV, "quantizer": VQ, "decoder": CONV}, stills=0.5)
     seen = []
     stage.modules["model"].register_forward_pre_hook(lambda module, args: seen.append(args[0].ndim))

@@ -26,7 +26,7 @@ from maskgen.data.unreadable import UnreadableVideo
 from maskgen.data.video_files import Index, index_video, read_frames
 from maskgen.data.video_sources import save_videos
 from maskgen.data.videos import Videos
-from maskgen.pictures import parameters_of
+from maskgen.images import parameters_of
 from maskgen.training.batches import BatchPlan, loader
 from maskgen.training.run import split
 from maskgen.videos import save, strip
@@ -47,7 +47,7 @@ def numbers(clip):
     return ((clip.mean(dim=(0, 2, 3)) + 1) * 127.5 / STEP).round().int().tolist()
 
 
-def write(path, pictures, codec="libx264", stamps=None, rate=10, audio=False):
+def write(path, images, codec="libx264", stamps=None, rate=10, audio=False):
     """A video file; `stamps` in tenths of a second make a variable frame rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -58,11 +58,11 @@ def write(path, pictures, codec="libx264", stamps=None, rate=10, audio=False):
             container.mux(stream.encode(frame))
         else:
             stream = container.add_stream(codec, rate=rate)
-            stream.height, stream.width = pictures.shape[1:3]
+            stream.height, stream.width = images.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.time_base = Fraction(1, 10)
-            for i, picture in enumerate(pictures):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            for i, image in enumerate(images):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 frame.pts, frame.time_base = (i if stamps is None else stamps[i]), Fraction(1, 10)
                 container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -80,10 +80,10 @@ def array_file(tmp_path, count=3, length=8, **more):
 
 def folder_of_frames(root, count=6):
     for video in ("a/v1", "b/v2"):
-        for i, picture in enumerate(frames(count)):
+        for i, image in enumerate(frames(count)):
             path = root / video / f"frame_{i + 8}.png"  # 10 sorts before 9 as text
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
+            Image.fromarray(image).save(path)
     return str(root)
 
 
@@ -142,7 +142,7 @@ def test_time_first_npy_is_moving_mnists_own_layout(tmp_path):
 
 
 @pytest.mark.parametrize(("channels", "grey"), [(1, [0.299, 0.587, 0.114]), (3, None)])
-def test_size_and_channels_are_brought_as_of_pictures(tmp_path, channels, grey):
+def test_size_and_channels_are_brought_as_of_images(tmp_path, channels, grey):
     colours = np.zeros((1, 2, 20, 31, 3), np.uint8)
     colours[..., 0] = 200
     np.savez(tmp_path / "x.npz", colours)
@@ -207,14 +207,14 @@ def test_random_starts_depend_on_the_seed_of_the_step_alone(tmp_path):
 
 
 def test_all_frames_of_a_clip_are_changed_alike():
-    picture = torch.rand(3, 12, 12) * 2 - 1
-    clip = picture[:, None].expand(3, 5, 12, 12)
+    image = torch.rand(3, 12, 12) * 2 - 1
+    clip = image[:, None].expand(3, 5, 12, 12)
     augmentation = Augmentation(flip=0.5, crop=0.3)
     for seed in range(4):
         changed = augmentation(clip, torch.Generator().manual_seed(seed))
-        alone = augmentation(picture, torch.Generator().manual_seed(seed))
+        alone = augmentation(image, torch.Generator().manual_seed(seed))
         assert torch.equal(changed, alone[:, None].expand(3, 5, 12, 12))
-    with pytest.raises(ValueError, match=r"views are of pictures \(c, h, w\), got \(3, 5, 12, 12\)"):
+    with pytest.raises(ValueError, match=r"views are of images \(c, h, w\), got \(3, 5, 12, 12\)"):
         Views().item(clip, torch.Generator())
 
 
@@ -265,9 +265,9 @@ def test_frames_stamped_as_they_are_coded_are_found_as_they_are_shown(tmp_path):
 
 def test_a_video_laid_down_by_a_telephone_stands_upright(tmp_path):
     """Its track's matrix takes right to down: shown turned clockwise by 90 degrees."""
-    picture = np.zeros((1, 32, 48, 3), np.uint8)
-    picture[:, :16, 24:] = 200  # upper right
-    path = write(tmp_path / "x.mp4", np.repeat(picture, 2, axis=0))
+    image = np.zeros((1, 32, 48, 3), np.uint8)
+    image[:, :16, 24:] = 200  # upper right
+    path = write(tmp_path / "x.mp4", np.repeat(image, 2, axis=0))
     data = path.read_bytes()
     at = data.index(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
     turned = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
@@ -394,7 +394,7 @@ def test_places_without_videos_say_what_is_there(tmp_path):
         Videos(str(tmp_path))
     folder_of_frames(tmp_path)
     (tmp_path / "x.mp4").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds both videos \(x.mp4\) and pictures \(in a/v1\)"):
+    with pytest.raises(ValueError, match=r"holds both videos \(x.mp4\) and images \(in a/v1\)"):
         Videos(str(tmp_path))
 
 
@@ -425,7 +425,7 @@ def test_actions_of_several_lengths_are_refused(tmp_path):
 
 def test_an_unreadable_frame_in_a_folder_is_told(tmp_path):
     folder_of_frames(tmp_path)
-    (tmp_path / "b/v2/frame_9.png").write_bytes(b"no picture")
+    (tmp_path / "b/v2/frame_9.png").write_bytes(b"no image")
     data = Videos(str(tmp_path), frames=6)
     assert data[1]["label"] == 0  # replaced by the other
     assert "frame_9.png" in data.unreadable["b/v2"]

@@ -30,7 +30,7 @@ TARGETS = {"pixels": {"type": "pixels", "patch": 8}, "hog": {"type": "hog", "pat
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One run a target, a generator's on pictures and one on a token cache; the working folder is theirs."""
+    """One run a target, a generator's on images and one on a token cache; the working folder is theirs."""
     patch = pytest.MonkeyPatch()
     patch.chdir(tmp_path_factory.mktemp("seeing"))
     patch.setenv("ACCELERATE_USE_CPU", "true")
@@ -68,7 +68,7 @@ def test_what_is_hidden_reaches_no_prediction(name, runs):
     pixels = torch.stack([saved.dataset[i]["pixels"] for i in range(4)])
     changed = torch.where(cover, -pixels, pixels)
     a, b = (visualise(saved.learner, saved.stage.inputs({"pixels": x})) for x in (pixels, changed))
-    assert torch.equal(a.rows["picture"], pixels)
+    assert torch.equal(a.rows["image"], pixels)
     assert torch.equal(a.rows["mask"], torch.where(cover, 0.0, pixels))
     for row in ("mask", "predicted", "pasted"):
         assert torch.equal(a.rows[row], b.rows[row])
@@ -103,7 +103,7 @@ def test_peeking_is_said_and_seen(runs):
     hidden = (blind.rows["mask"] == 0).all(1, keepdim=True)
     assert not torch.isclose(blind.rows["pasted"], peeked.rows["pasted"]).where(hidden, True).all()
     drawn = [np.asarray(sheet.draw()).astype(int) for sheet in (blind, peeked)]
-    below = 4 * 100 + 4  # the legend, under four rows of pictures
+    below = 4 * 100 + 4  # the legend, under four rows of images
     assert all(sheet[below:].min() < 128 for sheet in drawn)
     assert drawn[0][below:].shape != drawn[1][below:].shape or (drawn[0][below:] != drawn[1][below:]).any()
     for name in ("codes", "hog"):
@@ -136,7 +136,7 @@ def pixels():
 
 
 @pytest.mark.parametrize("normalise", ["none", "patch", "patch_channel"])
-def test_right_pixels_give_the_picture_where_their_statistics_are_known(normalise, pixels):
+def test_right_pixels_give_the_image_where_their_statistics_are_known(normalise, pixels):
     core = MaskedModeling("cosine", target={"type": "pixels", "patch": 8, "normalise": normalise}, objective="mse")
     learner, inputs = Learner(Oracle(core.target(pixels)), core), Inputs(patches().encode(pixels), patches(), pixels)
     blind = visualise(learner, inputs)
@@ -157,7 +157,7 @@ def test_right_codes_give_the_reconstruction(target, pixels):
     core = MaskedModeling(target=target, objective="cross_entropy" if target == "codes" else "binary_cross_entropy")
     answer = logits[target if isinstance(target, str) else target["type"]]
     sheet = visualise(Learner(Oracle(answer), core), Inputs(codes, tokenizer, pixels))
-    assert list(sheet.rows) == ["picture", "mask", "target", "predicted", "pasted"]
+    assert list(sheet.rows) == ["image", "mask", "target", "predicted", "pasted"]
     for row in ("target", "predicted", "pasted"):
         torch.testing.assert_close(sheet.rows[row], tokenizer.decode(codes))
 
@@ -178,7 +178,7 @@ def test_right_groups_of_bits_give_the_reconstruction(pixels):
 
 
 @pytest.mark.parametrize("objective", ["mse", {"type": "gaussian_mixture", "components": 2}])
-def test_right_latents_give_the_picture(objective, pixels):
+def test_right_latents_give_the_image(objective, pixels):
     tokenizer, core = patches(), MaskedModeling(target="latents", objective=objective)
     tokens = tokenizer.encode(pixels)
     answer = tokens.flatten(1, 2)
@@ -197,8 +197,8 @@ def test_tokens_without_a_place_have_no_mask(pixels):
     codes = tokenizer.encode(pixels)
     learner = Learner(Oracle(nn.functional.one_hot(codes, 16) * 20.0), MaskedModeling({"type": "fixed", "ratio": 0.5}))
     sheet = visualise(learner, Inputs(codes, tokenizer, pixels))
-    assert list(sheet.rows) == ["picture", "target", "predicted", "pasted"]
-    assert sheet.legend[0] == "Hidden: 50% of 6 tokens, which have no place of their own in the picture."
+    assert list(sheet.rows) == ["image", "target", "predicted", "pasted"]
+    assert sheet.legend[0] == "Hidden: 50% of 6 tokens, which have no place of their own in the image."
     torch.testing.assert_close(sheet.rows["pasted"], tokenizer.decode(codes))
 
 
@@ -211,7 +211,7 @@ def test_agreement_is_bright_where_right_and_grey_where_dropped(pixels):
         core = MaskedModeling({"type": "fixed", "ratio": 0.5}, dropping=dropping, target=target, objective="cosine")
         inputs = Inputs(patches().encode(pixels), patches(), pixels, {"features": features})
         sheet = visualise(Learner(Oracle(answer), core), inputs)
-        assert list(sheet.rows) == ["picture", "mask", "agreement"]
+        assert list(sheet.rows) == ["image", "mask", "agreement"]
         heat = sheet.rows["agreement"]
         bright, dark = torch.tensor([253, 231, 37]) / 127.5 - 1, torch.tensor([68, 1, 84]) / 127.5 - 1  # viridis' ends
         expected = torch.where(torch.arange(32) < 16, bright[:, None, None], dark[:, None, None]).expand(2, 3, 32, 32)
@@ -244,7 +244,7 @@ def test_a_run_is_read_back_as_its_pipeline(name, runs):
     assert not saved.learner.training
 
 
-def test_the_command_draws_any_pictures(runs, maskgen):
+def test_the_command_draws_any_images(runs, maskgen):
     for name, *arguments in (
         ("own.png", "runs/pixels", "--count", 3),
         ("files.png", "runs/pixels", "0.png", "1.png", "--peek"),

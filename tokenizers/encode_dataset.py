@@ -2,7 +2,7 @@
 
 python tokenizers/encode_dataset.py runs/emoji-tokenizer runs/emoji-tokens
 python tokenizers/encode_dataset.py runs/mine runs/mine-tokens --data "shards/train-{000..012}.tar" --size 64 --flips
-torchrun --nproc_per_node 8 tokenizers/encode_dataset.py runs/mine runs/mine-tokens --data my_pictures --size 256
+torchrun --nproc_per_node 8 tokenizers/encode_dataset.py runs/mine runs/mine-tokens --data my_images --size 256
 
 A stopped command goes on when given again. Then train with `data: {type: tokens, path: runs/mine-tokens}`.
 """
@@ -19,10 +19,10 @@ if __name__ == "__main__":
     parser.add_argument("tokenizer", help="run, pipeline or tokenizer folder")
     parser.add_argument("out", help="folder of the token cache")
     parser.add_argument("--data", help="emoji, a folder, shards, an .npz, a run, a YAML mapping; else the run's own")
-    parser.add_argument("--size", type=int, help="side of the pictures, where the data leaves it open")
-    parser.add_argument("--flips", action="store_true", help="the mirrored pictures too, as further rows")
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures at a time")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+    parser.add_argument("--size", type=int, help="side of the images, where the data leaves it open")
+    parser.add_argument("--flips", action="store_true", help="the mirrored images too, as further rows")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     arguments = parser.parse_args()
 

@@ -1,26 +1,26 @@
-"""Encode and decode pictures: originals above reconstructions, and a table of numbers.
+"""Encode and decode images: originals above reconstructions, and a table of numbers.
 
 python tokenizers/reconstruct.py runs/emoji-tokenizer
 python tokenizers/reconstruct.py runs/mine photo.jpg other.png --out mine.png
-python tokenizers/reconstruct.py runs/mine --data my_pictures/ --size 256 --lpips download --inception download
+python tokenizers/reconstruct.py runs/mine --data my_images/ --size 256 --lpips download --inception download
 """
 
 import argparse
 
 from maskgen.data.source import open_files_or_dataset
-from maskgen.evaluation.reconstruction_report import reconstruct
+from maskgen.evaluation.reconstruction.report import reconstruct
 from maskgen.pipelines.generate import pick_device
 from maskgen.pipelines.store import load_tokenizer
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", help="run, pipeline or tokenizer folder")
-    parser.add_argument("pictures", nargs="*", help="picture files, each at its own size")
+    parser.add_argument("images", nargs="*", help="image files, each at its own size")
     parser.add_argument("--data", help="emoji, a folder, shards, an .npz, a run, a YAML mapping; else the run's own")
-    parser.add_argument("--size", type=int, help="side of the pictures, where the data leaves it open")
-    parser.add_argument("--limit", type=int, default=2048, help="pictures to measure, evenly spread")
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures at a time")
-    parser.add_argument("--tile", type=int, default=0, help="code larger pictures in tiles of so many pixels")
+    parser.add_argument("--size", type=int, help="side of the images, where the data leaves it open")
+    parser.add_argument("--limit", type=int, default=2048, help="images to measure, evenly spread")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    parser.add_argument("--tile", type=int, default=0, help="code larger images in tiles of so many pixels")
     parser.add_argument("--lpips", help="file of VGG-16's weights, or `download`")
     parser.add_argument("--inception", help="for rFID: file of Inception's weights, or `download`")
     parser.add_argument("--classifier", help="folder of a small classifier, for its own distance")
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     tokenizer = load_tokenizer(given.tokenizer).to(pick_device(given.device))
     report = reconstruct(
         tokenizer,
-        open_files_or_dataset(given.pictures, given.data, given.tokenizer, given.size, tokenizer.channels),
+        open_files_or_dataset(given.images, given.data, given.tokenizer, given.size, tokenizer.channels),
         limit=given.limit,
         batch_size=given.batch_size,
         tile=given.tile,

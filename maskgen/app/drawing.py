@@ -1,4 +1,4 @@
-"""One drawing: settings -> the steps of the decode as they come -> the pictures' files. And a file -> its settings."""
+"""One drawing: settings -> the steps of the decode as they come -> the images' files. And a file -> its settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch import Tensor
 from maskgen.app.models import Models, defaults, scheduled
 from maskgen.app.painting import MAX_SIDE, check_side, opened
 from maskgen.decoding.orders import ORDERS
-from maskgen.parts import choose
-from maskgen.pictures import parameters_of, save, sources_of
+from maskgen.images import parameters_of, save, sources_of
 from maskgen.pipelines.generate import BUNDLED, class_label
 from maskgen.pipelines.jobs import make
 from maskgen.pipelines.trace import DecodeTrace
+from maskgen.registry import choose
 
 KEPT = 256  # drawings whose files are kept
-WATCHED = 4  # pictures of the batch whose decode is shown
+WATCHED = 4  # images of the batch whose decode is shown
 SIDES = ("left", "top", "right", "bottom")
 # Number -> its type, the least and the most that the page takes.
 LIMITS = {
@@ -62,8 +62,8 @@ class Job:
 
     model: a name of :class:`maskgen.app.models.Models`.
     task: of :data:`TASKS`.
-    settings: ``class``, ``steps``, ``guidance`` and those of the task; those of :data:`SOURCES` are PIL pictures.
-    seed: picture i is drawn with seed + i; all frames of an interpolation with the seed.
+    settings: ``class``, ``steps``, ``guidance`` and those of the task; those of :data:`SOURCES` are PIL images.
+    seed: image i is drawn with seed + i; all frames of an interpolation with the seed.
     temperature, order: the scheduler's.
 
     Numbers are as they were given: :func:`check` refuses wrong ones.
@@ -79,7 +79,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures' files, which hold what made them, the seed of each, and the decode as a GIF (None where it cannot
+    """The images' files, which hold what made them, the seed of each, and the decode as a GIF (None where it cannot
     be drawn)."""
 
     files: list[Path]
@@ -106,9 +106,9 @@ def check(job: Job, models: Models) -> None:
             what = "a whole number" if kind is int else "a number"
             raise ValueError(f"{name} is {value!r}; give {what} from {low} to {high}")
     if "image" in names and job.settings.get("image") is None:
-        raise ValueError("there is no picture yet: upload one, or take one that you generated")
+        raise ValueError("there is no image yet: upload one, or take one that you generated")
     if "image_2" in names and job.settings.get("image_2") is None:
-        raise ValueError("there is no second picture yet: upload one, or take one that you generated")
+        raise ValueError("there is no second image yet: upload one, or take one that you generated")
     if job.task == "edit" and job.settings.get("class") is None:
         raise ValueError("choose the class to change to, in the settings")
     if job.task == "outpaint":
@@ -119,7 +119,7 @@ def check(job: Job, models: Models) -> None:
 
 
 def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None, Drawn]:
-    """Yield a picture of each step of the decode as it is done (of tokens that have a place); return the result.
+    """Yield an image of each step of the decode as it is done (of tokens that have a place); return the result.
 
     Args:
         folder: where a new folder for the files is made; of many the oldest goes.
@@ -132,7 +132,7 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     model = None if job.model == BUNDLED else job.model
     film = DecodeTrace(WATCHED)
     side = 192 if job.settings.get("count", job.settings.get("frames", 1)) == 1 else 96
-    placed = len(pipeline.transformer.grid) == 2  # other tokens have no place in the picture
+    placed = len(pipeline.transformer.grid) == 2  # other tokens have no place in the image
 
     def work(tell: Callable[[Image.Image], None]) -> list[tuple[Image.Image, dict[str, Any]]]:
         def trace(*step: Tensor) -> None:
@@ -150,7 +150,7 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     seeds = [told["seed"] for _, told in made]
     each = "-{number}" if len(set(seeds)) < len(seeds) else ""
     name = f"{job.task}-{{seed}}{each}.png"
-    files = [save(picture, target / name.format(**told), {**told, **more}, sources) for picture, told in made]
+    files = [save(image, target / name.format(**told), {**told, **more}, sources) for image, told in made]
     gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, side) if placed else None
     return Drawn(files, seeds, gif)
 
@@ -180,11 +180,11 @@ def as_told(work: Callable[[Callable[[S], None]], T]) -> Generator[S, None, T]:
 
 
 def job_of(models: Models, file: str | Path) -> Job:
-    """What a picture of ours was made with, to make it again: one picture, with its own seed; of an interpolation, all
+    """What an image of ours was made with, to make it again: one image, with its own seed; of an interpolation, all
     its frames.
 
     Raises:
-        ValueError: the file is no picture of ours, its model is not open, or it lacks what made it.
+        ValueError: the file is no image of ours, its model is not open, or it lacks what made it.
     """
     name = Path(file).name
     try:

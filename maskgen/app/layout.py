@@ -12,7 +12,7 @@ from maskgen.app.models import Models, defaults, orders
 from maskgen.app.painting import EDITOR, PAINT
 
 ANY = "any (no class)"
-NO_PICTURE = "or take a result: *Edit this picture*"
+NO_IMAGE = "or take a result: *Edit this image*"
 Controls = dict[str, Any]
 FONTS = {
     "font": [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],  # the machine's own: nothing is fetched
@@ -34,26 +34,26 @@ Hide tokens and predict them from the rest: generate, paint over a part and comp
 
 @dataclass
 class Work:
-    """The picture that is worked on: itself, at its own size, and enlarged in the editor."""
+    """The image that is worked on: itself, at its own size, and enlarged in the editor."""
 
     upload: gr.UploadButton
-    picture: gr.State
+    image: gr.State
     editor: gr.ImageEditor
     caption: gr.Markdown
 
 
 @dataclass
 class Second:
-    """Another picture, for the tasks of two."""
+    """Another image, for the tasks of two."""
 
     upload: gr.UploadButton
-    picture: gr.State
+    image: gr.State
     shown: gr.Image
 
 
 @dataclass
 class Again:
-    """A picture that says what made it."""
+    """An image that says what made it."""
 
     upload: gr.UploadButton
     job: gr.State
@@ -92,7 +92,7 @@ def settings(models: Models) -> tuple[Controls, gr.Button, gr.Button]:
         controls: Controls = {
             "model": gr.Dropdown(models.names, value=name, label="Model"),
             "class": gr.Dropdown(names, value=first(names), label="Class", elem_id="class"),
-            "count": _slider("count", 4, "Pictures"),
+            "count": _slider("count", 4, "Images"),
             "steps": _slider("steps", own["steps"], "Steps", "Fewer are faster."),
             "guidance": _slider("guidance", own["guidance"], "Guidance", "How much to insist on the class; 1: not."),
         }
@@ -129,7 +129,7 @@ def order(models: Models, name: str, value: str | None = None) -> gr.Dropdown:
 
 
 def spaces(models: Models, name: str, gap: int = 0, keep: int = 0) -> dict[str, gr.Slider]:
-    """What is put between two pictures and kept of each: a half and a quarter of a model's width if 0."""
+    """What is put between two images and kept of each: a half and a quarter of a model's width if 0."""
     width = models[name].size[1]
     values = {"gap": gap or width // 2, "keep": keep or width // 4}
     labels = {"gap": "Gap", "keep": "Keep of each"}
@@ -140,15 +140,15 @@ def reopening() -> Again:
     """A file that says what made it."""
     with gr.Accordion("Make again", open=False):
         _help("A PNG that this page or `maskgen sample` wrote says what made it. Open one, and draw it once more.")
-        upload = gr.UploadButton("Open a picture", size="sm", file_types=[".png"], elem_id="reopen")
+        upload = gr.UploadButton("Open an image", size="sm", file_types=[".png"], elem_id="reopen")
         summary = gr.Markdown("", elem_classes="help", elem_id="summary")
         button = gr.Button("Make it again", size="sm", interactive=False, elem_id="remake")
     return Again(upload, gr.State(None), summary, button)
 
 
 def workplace() -> Work:
-    """The picture to work on."""
-    _heading("Your picture")
+    """The image to work on."""
+    _heading("Your image")
     editor = gr.ImageEditor(
         type="pil",
         format="png",
@@ -161,17 +161,17 @@ def workplace() -> Work:
         canvas_size=(EDITOR, EDITOR),
         height=EDITOR + 72,
         show_label=False,
-        placeholder="# Upload a picture\nor take a result",
+        placeholder="# Upload an image\nor take a result",
         elem_id="editor",
     )
     with gr.Row():
-        upload = gr.UploadButton("Upload a picture", size="sm", file_types=["image"], elem_id="upload")
-        caption = gr.Markdown(NO_PICTURE, elem_classes="help", elem_id="caption")
+        upload = gr.UploadButton("Upload an image", size="sm", file_types=["image"], elem_id="upload")
+        caption = gr.Markdown(NO_IMAGE, elem_classes="help", elem_id="caption")
     return Work(upload, gr.State(None), editor, caption)
 
 
 def tasks(models: Models) -> tuple[Controls, dict[str, gr.Button], Second]:
-    """What can be done with the picture: settings, the button of each task, and a second picture."""
+    """What can be done with the image: settings, the button of each task, and a second image."""
     controls: Controls = {}
     buttons = {}
     with gr.Tabs():
@@ -192,18 +192,18 @@ def tasks(models: Models) -> tuple[Controls, dict[str, gr.Button], Second]:
                         )
             buttons["outpaint"] = _button("Extend", "outpaint")
         with gr.Tab("Vary"):
-            _help("Pictures like this one: a random share of its tokens is drawn anew.")
+            _help("Images like this one: a random share of its tokens is drawn anew.")
             controls["strength"] = gr.Slider(0, 1, 0.5, step=0.05, label="Share drawn anew")
             buttons["vary"] = _button("Vary", "vary")
-        with gr.Tab("Two pictures"):
+        with gr.Tab("Two images"):
             second = _second()
             with gr.Tabs():
                 with gr.Tab("Interpolate"):
-                    _help("Frames from your picture to the second. *Vary* says the share drawn anew half-way.")
+                    _help("Frames from your image to the second. *Vary* says the share drawn anew half-way.")
                     controls["frames"] = gr.Slider(2, 16, 8, step=1, label="Frames", elem_id="frames")
                     buttons["interpolate"] = _button("Interpolate", "interpolate")
                 with gr.Tab("Join"):
-                    _help("Your picture on the left, the second on the right. In pixels at the model's height.")
+                    _help("Your image on the left, the second on the right. In pixels at the model's height.")
                     with gr.Row():
                         controls |= spaces(models, models.names[0])
                     buttons["join"] = _button("Join", "join")
@@ -223,7 +223,7 @@ def _second() -> Second:
             elem_id="second",
         )
         with gr.Column(scale=3, min_width=160):
-            _help("The second picture: a file, or a result by *Take as second*.")
+            _help("The second image: a file, or a result by *Take as second*.")
             upload = gr.UploadButton("Upload a second", size="sm", file_types=["image"], elem_id="upload-second")
     return Second(upload, gr.State(None), shown)
 
@@ -244,7 +244,7 @@ def results() -> Results:
     )
     with gr.Row():
         save = gr.DownloadButton("Save as PNG", size="sm", interactive=False, min_width=100, elem_id="save")
-        take = gr.Button("Edit this picture", size="sm", interactive=False, min_width=100, elem_id="take")
+        take = gr.Button("Edit this image", size="sm", interactive=False, min_width=100, elem_id="take")
         take_second = gr.Button("Take as second", size="sm", interactive=False, min_width=100, elem_id="take-second")
     with gr.Row():
         status = gr.Markdown("Nothing is drawn yet.", elem_classes="help", elem_id="status")

@@ -8,16 +8,16 @@ from typing import Any
 
 from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.parts import nearest
 from maskgen.pipelines.generate import BUNDLED
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.jobs import load
+from maskgen.registry import nearest
 
 logger = logging.getLogger(__name__)
 
 
 class Models:
-    """Pipelines by the name that their pictures keep: those that were given, then the bundled one.
+    """Pipelines by the name that their images keep: those that were given, then the bundled one.
 
     Args:
         paths: runs, pipeline folders or Hub names.

@@ -1,4 +1,4 @@
-// Pictures that are shown larger than they are keep their pixels (page.css).
+// Images that are shown larger than they are keep their pixels (page.css).
 () => document.addEventListener(
   "load",
   ({ target }) => {

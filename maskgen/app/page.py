@@ -80,22 +80,22 @@ class _Page:
     def wire(self, dice: gr.Button, buttons: Mapping[str, gr.Button]) -> None:
         """Connect the components."""
         controls, work, again, results = self.controls, self.work, self.again, self.results
-        on_picture = [work.picture, work.editor, work.caption, *(controls[side] for side in SIDES)]
-        on_second = [self.second.picture, self.second.shown]
-        form = {*controls.values(), work.picture, work.editor, self.second.picture}
+        on_image = [work.image, work.editor, work.caption, *(controls[side] for side in SIDES)]
+        on_second = [self.second.image, self.second.shown]
+        form = {*controls.values(), work.image, work.editor, self.second.image}
         drawing: dict[str, Any] = {"outputs": results.shown, "concurrency_id": "draw", **QUIET}
         draws = [b.click(self.drawer(task), form, **drawing) for task, b in buttons.items()]
         draws.append(again.button.click(self.make_again, {again.job}, **drawing))
         results.stop.click(lambda: "Stopped.", None, results.status, cancels=draws, queue=False, **QUIET)
         dice.click(lambda: random.randint(0, LIMITS["seed"][2]), None, controls["seed"], queue=False, **QUIET)
         controls["model"].input(self.model_chosen, controls["model"], list(controls.values()), **QUIET)
-        results.gallery.select(self.picture_chosen, results.files, [results.chosen, results.save], **QUIET)
-        results.take.click(self.taken, [results.files, results.chosen], on_picture, **QUIET)
+        results.gallery.select(self.image_chosen, results.files, [results.chosen, results.save], **QUIET)
+        results.take.click(self.taken, [results.files, results.chosen], on_image, **QUIET)
         results.take_second.click(self.second_taken, [results.files, results.chosen], on_second, **QUIET)
-        work.editor.clear(lambda: (None, layout.NO_PICTURE), None, [work.picture, work.caption], **QUIET)
-        work.upload.upload(self.uploaded, work.upload, on_picture, **QUIET)
+        work.editor.clear(lambda: (None, layout.NO_IMAGE), None, [work.image, work.caption], **QUIET)
+        work.upload.upload(self.uploaded, work.upload, on_image, **QUIET)
         self.second.upload.upload(self.second_uploaded, self.second.upload, on_second, **QUIET)
-        reopened = {*controls.values(), *on_picture, *on_second, again.job, again.summary, again.button}
+        reopened = {*controls.values(), *on_image, *on_second, again.job, again.summary, again.button}
         again.upload.upload(self.reopened, again.upload, reopened, **QUIET)
 
     def drawer(self, task: str) -> Callable[[dict[Any, Any]], Iterator[Updates]]:
@@ -105,22 +105,22 @@ class _Page:
             with friendly():
                 form = {name: values[control] for name, control in self.controls.items()}
                 form["class"] = None if form["class"] == layout.ANY else form["class"]
-                form["image"] = picture = values[self.work.picture]
-                form["image_2"] = values[self.second.picture]
+                form["image"] = image = values[self.work.image]
+                form["image_2"] = values[self.second.image]
                 layers = (values[self.work.editor] or {}).get("layers", [])
-                needs = picture is not None and "mask" in TASKS[task]
-                form["mask"] = mask_of(layers, picture.size) if needs else None
+                needs = image is not None and "mask" in TASKS[task]
+                form["mask"] = mask_of(layers, image.size) if needs else None
                 yield from self.drawn(job_from(task, form))
 
         return run
 
     def make_again(self, values: dict[Any, Any]) -> Iterator[Updates]:
-        """Draw the job of the picture that was opened."""
+        """Draw the job of the image that was opened."""
         with friendly():
             yield from self.drawn(values[self.again.job])
 
     def drawn(self, job: Job) -> Iterator[Updates]:
-        """The steps of the decode as they come, then the pictures."""
+        """The steps of the decode as they come, then the images."""
         shown, start = self.results, time.perf_counter()
         yield {shown.status: "Drawing ..."}
         steps = draw(self.models, job, self.folder)
@@ -154,13 +154,13 @@ class _Page:
             shown.take_second: gr.Button(interactive=True),
         }
 
-    def picture_chosen(self, files: list[str], event: gr.SelectData) -> Updates:
-        """One of the pictures was clicked."""
+    def image_chosen(self, files: list[str], event: gr.SelectData) -> Updates:
+        """One of the images was clicked."""
         label = f"Save number {event.index + 1}"
         return {self.results.chosen: event.index, self.results.save: gr.DownloadButton(label, value=files[event.index])}
 
     def taken(self, files: list[str], chosen: int) -> Updates:
-        """The chosen picture goes into the editor."""
+        """The chosen image goes into the editor."""
         with friendly():
             return self.shown(opened(files[chosen]))
 
@@ -170,29 +170,29 @@ class _Page:
             return self.shown(opened(file))
 
     def second_taken(self, files: list[str], chosen: int) -> Updates:
-        """The chosen picture becomes the second one."""
+        """The chosen image becomes the second one."""
         return self.second_uploaded(files[chosen])
 
     def second_uploaded(self, file: str | Image.Image) -> Updates:
-        """A picture becomes the second one."""
+        """An image becomes the second one."""
         with friendly():
-            picture = opened(file)
-            return {self.second.picture: picture, self.second.shown: picture}
+            image = opened(file)
+            return {self.second.image: image, self.second.shown: image}
 
     def shown(
-        self, picture: Image.Image, mask: Image.Image | None = None, added: Mapping[str, int] | None = None
+        self, image: Image.Image, mask: Image.Image | None = None, added: Mapping[str, int] | None = None
     ) -> Updates:
-        """A picture in the editor, with what is painted on it, and what is to be `added` to its sides."""
-        canvas = canvas_of(picture)
+        """An image in the editor, with what is painted on it, and what is to be `added` to its sides."""
+        canvas = canvas_of(image)
         layers = [] if mask is None else [layer_of(mask, canvas.size)]
-        times = f", shown {canvas.width // picture.width} times as large" if canvas.width > picture.width else ""
-        most = max(picture.size)
+        times = f", shown {canvas.width // image.width} times as large" if canvas.width > image.width else ""
+        most = max(image.size)
         added = added or {"right": most // 2}
         sides = {side: gr.Slider(maximum=most, value=added.get(side, 0)) for side in SIDES}
         return {
-            self.work.picture: picture,
+            self.work.image: image,
             self.work.editor: {"background": canvas, "layers": layers, "composite": None},
-            self.work.caption: f"{picture.width}x{picture.height} pixels{times}",
+            self.work.caption: f"{image.width}x{image.height} pixels{times}",
             **{self.controls[side]: slider for side, slider in sides.items()},
         }
 
@@ -204,7 +204,7 @@ class _Page:
         return {self.controls[key]: value for key, value in values.items()}
 
     def reopened(self, file: str) -> Updates:
-        """The settings of a picture of ours, and what it was made from."""
+        """The settings of an image of ours, and what it was made from."""
         with friendly():
             job = job_of(self.models, file)
             sources = {name: job.settings[name] for name in SOURCES if name in job.settings}

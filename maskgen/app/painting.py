@@ -1,6 +1,6 @@
-"""Pictures as the page's editor shows them, and what was painted on them as a mask.
+"""Images as the page's editor shows them, and what was painted on them as a mask.
 
-Small pictures are enlarged by whole numbers without smoothing, so that a pixel is a square that can be painted on. The
+Small images are enlarged by whole numbers without smoothing, so that a pixel is a square that can be painted on. The
 way back is the rule from pixels to tokens: a pixel is hidden if any part of it was painted.
 """
 
@@ -14,56 +14,56 @@ import torch
 from PIL import Image
 
 from maskgen.data.pixels import UnreadableImage
-from maskgen.pictures import to_pil
-from maskgen.pipelines.inputs import pictures_of
+from maskgen.images import to_pil
+from maskgen.pipelines.inputs import images_of
 from maskgen.tasks.masks import token_mask
 
-MAX_SIDE = 1024  # pixels of a picture that the page takes or makes
+MAX_SIDE = 1024  # pixels of an image that the page takes or makes
 EDITOR = 384  # pixels of the editor's canvas, about
 PAINT = (225, 29, 142)
 
 
 def opened(file: str | Path | Image.Image) -> Image.Image:
-    """A picture that was handed in, upright, in RGB, transparency on white.
+    """An image that was handed in, upright, in RGB, transparency on white.
 
     Raises:
         ValueError: it cannot be read, or has a side of more than MAX_SIDE pixels.
     """
     try:
-        (pixels,) = pictures_of(file, 3)
+        (pixels,) = images_of(file, 3)
     except UnreadableImage as error:
         name = Path(file).name if isinstance(file, (str, Path)) else "this"
-        raise ValueError(f"{name} cannot be read as a picture; give a PNG, JPEG, WebP or GIF file") from error
-    (picture,) = to_pil(pixels[None])
-    check_side(*picture.size)
-    return picture
+        raise ValueError(f"{name} cannot be read as an image; give a PNG, JPEG, WebP or GIF file") from error
+    (image,) = to_pil(pixels[None])
+    check_side(*image.size)
+    return image
 
 
 def check_side(width: int, height: int) -> None:
     """ValueError for more pixels than the page takes."""
     if max(width, height) > MAX_SIDE:
         raise ValueError(
-            f"a picture of {width}x{height} pixels; the page takes sides of at most {MAX_SIDE}: make it smaller, "
+            f"an image of {width}x{height} pixels; the page takes sides of at most {MAX_SIDE}: make it smaller, "
             "or use the commands, which take 4096x4096"
         )
 
 
-def canvas_of(picture: Image.Image) -> Image.Image:
-    """The picture for the editor: enlarged by a whole number without smoothing; a large one is reduced."""
-    longest = max(picture.size)
+def canvas_of(image: Image.Image) -> Image.Image:
+    """The image for the editor: enlarged by a whole number without smoothing; a large one is reduced."""
+    longest = max(image.size)
     if longest > EDITOR:
-        width, height = (max(1, round(side * EDITOR / longest)) for side in picture.size)
-        return picture.resize((width, height), Image.Resampling.LANCZOS)
+        width, height = (max(1, round(side * EDITOR / longest)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
     times = EDITOR // longest
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def mask_of(layers: Sequence[Image.Image | None], size: tuple[int, int]) -> Image.Image:
-    """White where a pixel of the picture was painted on, in any part of it.
+    """White where a pixel of the image was painted on, in any part of it.
 
     Args:
-        layers: what was painted, RGBA of one size, which may be the enlarged picture's.
-        size: (width, height) of the picture.
+        layers: what was painted, RGBA of one size, which may be the enlarged image's.
+        size: (width, height) of the image.
 
     Raises:
         ValueError: nothing was painted.

@@ -1,7 +1,7 @@
 """Files to pixels: map-style datasets by name (a token cache gives ``codes`` in place of ``pixels``).
 
 ``dataset[i]`` is ``{"pixels": float32 (c, h, w) in [-1, 1], "label": int}``; every dataset has ``labels`` (int64 (n,)),
-``class_names``, ``names`` (one a picture), ``channels`` and ``size`` (h, w). Of videos pixels are (c, t, h, w), with
+``class_names``, ``names`` (one an image), ``channels`` and ``size`` (h, w). Of videos pixels are (c, t, h, w), with
 ``actions`` (t, a) beside them where there are any.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures in array files: npz archives, IDX (the MNIST format), and Fashion-MNIST."""
+"""Images in array files: npz archives, IDX (the MNIST format), and Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from PIL import Image
 
 from maskgen.data.pixels import check_size, fit, to_tensor
 
-Pictures = UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]  # values in [0, 255]
+Images = UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]  # values in [0, 255]
 MAX_CLASSES = 100_000  # a label beyond this is a mistake, not a class
 
 
 class _Arrays:
-    """What the datasets of this module share: pictures (n, h, w, c) with values in [0, 255], labels, names.
+    """What the datasets of this module share: images (n, h, w, c) with values in [0, 255], labels, names.
 
     Where there are text features (n, t, e), items have them too, as ``text``: float (t, e).
     """
 
     def __init__(
         self,
-        images: Pictures,
+        images: Images,
         labels: Int64[np.ndarray, " n"],
         size: int | None,
         class_names: list[str] | None = None,
@@ -45,10 +45,10 @@ class _Arrays:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        picture = self._images[index]
-        if picture.shape[:2] != self.size:
-            picture = np.stack([_resize(channel, self.size) for channel in np.moveaxis(picture, 2, 0)], axis=2)
-        item: dict[str, Any] = {"pixels": to_tensor(picture), "label": int(self.labels[index])}
+        image = self._images[index]
+        if image.shape[:2] != self.size:
+            image = np.stack([_resize(channel, self.size) for channel in np.moveaxis(image, 2, 0)], axis=2)
+        item: dict[str, Any] = {"pixels": to_tensor(image), "label": int(self.labels[index])}
         return item if self._text is None else {**item, "text": torch.from_numpy(self._text[index].astype(np.float32))}
 
 
@@ -57,7 +57,7 @@ def _resize(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class NpzArrays(_Arrays):
-    """Pictures and labels in an .npz archive of arrays, such as ADM's sample files (arr_0, arr_1).
+    """Images and labels in an .npz archive of arrays, such as ADM's sample files (arr_0, arr_1).
 
     Layout: (n, h, w), or (n, h, w, c) or (n, c, h, w) with 1 or 3 channels; an array which reads both ways is refused.
     Values: uint8 as it is; uint16 scaled by 1/257; bool as 0 and 1; floats are taken as [-1, 1] where any is negative
@@ -65,13 +65,13 @@ class NpzArrays(_Arrays):
 
     Args:
         path: the file.
-        images: the pictures' key. None: "images", "arr_0" or "x", whichever there is, or the only array.
+        images: the images' key. None: "images", "arr_0" or "x", whichever there is, or the only array.
         labels: the labels' key; integers (n,) from 0. None: "labels", "arr_1" or "y"; where there is none, all are 0.
         size: side of the square to crop and resize to (see `pixels.fit`). None: as stored.
         text: the key of text features, float (n, t, e), for decoders that read text. None: "text", where there is one.
 
     Raises:
-        ValueError: no such file or key, pickled objects, or pictures, labels or text not as above.
+        ValueError: no such file or key, pickled objects, or images, labels or text not as above.
     """
 
     def __init__(
@@ -88,23 +88,23 @@ class NpzArrays(_Arrays):
             if image_key is None and len(data.files) == 1:
                 image_key = data.files[0]
             if image_key is None:
-                raise ValueError(f"no pictures found in {file}: it has {', '.join(data.files)}; name one as `images`")
+                raise ValueError(f"no images found in {file}: it has {', '.join(data.files)}; name one as `images`")
             label_key = find_key(data, labels, ("labels", "arr_1", "y"), "labels", file)
-            pictures = to_nhwc(read_array(data, image_key, file), f"{image_key!r} in {file}")
-            numbers = np.zeros(len(pictures), np.int64)
+            array = to_nhwc(read_array(data, image_key, file), f"{image_key!r} in {file}")
+            numbers = np.zeros(len(array), np.int64)
             if label_key is not None and label_key != image_key:
-                numbers = check_labels(read_array(data, label_key, file), len(pictures), f"{label_key!r} in {file}")
+                numbers = check_labels(read_array(data, label_key, file), len(array), f"{label_key!r} in {file}")
             text_key = find_key(data, text, ("text",), "text", file)
             features = None if text_key is None else read_array(data, text_key, file)
         if features is not None:
-            _check_text(features, len(pictures), f"{text_key!r} in {file}")
-        super().__init__(to_255(pictures, f"{image_key!r} in {file}"), numbers, size, text=features)
+            _check_text(features, len(array), f"{text_key!r} in {file}")
+        super().__init__(to_255(array, f"{image_key!r} in {file}"), numbers, size, text=features)
 
 
 def _check_text(array: np.ndarray, count: int, what: str) -> None:
     if array.dtype.kind != "f" or array.ndim != 3 or len(array) != count or not np.isfinite(array).all():
         raise ValueError(
-            f"{what} must be finite text features, float ({count}, tokens, features), one row a picture; got "
+            f"{what} must be finite text features, float ({count}, tokens, features), one row an image; got "
             f"{array.dtype} {array.shape}"
         )
 
@@ -140,7 +140,7 @@ def to_nhwc(array: np.ndarray, what: str) -> np.ndarray:
     """(n, h, w), (n, h, w, c) or (n, c, h, w), c of 1 or 3 -> (n, h, w, c); ValueError where unclear or empty."""
     shape = array.shape
     if array.size == 0 or array.ndim not in (3, 4):
-        raise ValueError(f"{what} has shape {shape}; pictures are (n, h, w), (n, h, w, c) or (n, c, h, w)")
+        raise ValueError(f"{what} has shape {shape}; images are (n, h, w), (n, h, w, c) or (n, c, h, w)")
     if array.ndim == 3:
         return array[..., None]
     last, first = shape[3] in (1, 3), shape[1] in (1, 3)
@@ -154,7 +154,7 @@ def to_nhwc(array: np.ndarray, what: str) -> np.ndarray:
     return array if last else np.moveaxis(array, 1, 3)
 
 
-def to_255(array: np.ndarray, what: str) -> Pictures:
+def to_255(array: np.ndarray, what: str) -> Images:
     """The value rule of `NpzArrays` -> uint8, or float32 in [0, 255]."""
     if array.dtype == np.uint8:
         return array
@@ -163,7 +163,7 @@ def to_255(array: np.ndarray, what: str) -> Pictures:
     if array.dtype == np.uint16:
         return array.astype(np.float32) / 257
     if array.dtype.kind != "f":
-        raise ValueError(f"{what} has dtype {array.dtype}; save pictures as uint8, uint16, bool or floats")
+        raise ValueError(f"{what} has dtype {array.dtype}; save images as uint8, uint16, bool or floats")
     low, high = float(array.min()), float(array.max())
     if not (low >= -1 and high <= 1):  # also catches NaN
         raise ValueError(f"{what} has floats from {low:g} to {high:g}; they must lie in [0, 1] or [-1, 1], or be uint8")
@@ -174,7 +174,7 @@ def to_255(array: np.ndarray, what: str) -> Pictures:
 def check_labels(array: np.ndarray, count: int, what: str) -> Int64[np.ndarray, " n"]:
     """Integers (n,) or (n, 1) from 0 -> int64 (n,); ValueError otherwise."""
     if array.shape not in ((count,), (count, 1)):
-        raise ValueError(f"labels {what} have shape {array.shape}; {count} pictures need ({count},)")
+        raise ValueError(f"labels {what} have shape {array.shape}; {count} images need ({count},)")
     if array.dtype.kind not in "iu":
         raise ValueError(f"labels {what} have dtype {array.dtype}; they must be integer class numbers")
     if int(array.min()) < 0 or int(array.max()) > MAX_CLASSES:
@@ -202,7 +202,7 @@ def read_idx(file: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
 
 
 class IdxFiles(_Arrays):
-    """Grey pictures and labels in two IDX files (MNIST, EMNIST, KMNIST ...), plain or .gz.
+    """Grey images and labels in two IDX files (MNIST, EMNIST, KMNIST ...), plain or .gz.
 
     Args:
         images: the idx3-ubyte file.
@@ -214,9 +214,9 @@ class IdxFiles(_Arrays):
     """
 
     def __init__(self, images: str, labels: str, size: int | None = None) -> None:
-        pictures = to_nhwc(read_idx(Path(images).expanduser(), 3), images)
-        numbers = check_labels(read_idx(Path(labels).expanduser(), 1), len(pictures), f"in {labels}")
-        super().__init__(pictures, numbers, size)
+        array = to_nhwc(read_idx(Path(images).expanduser(), 3), images)
+        numbers = check_labels(read_idx(Path(labels).expanduser(), 1), len(array), f"in {labels}")
+        super().__init__(array, numbers, size)
 
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -231,7 +231,7 @@ class FashionMNIST(_Arrays):
         root: the folder of the four .gz (or unpacked) files, or torchvision's root, which has them in FashionMNIST/raw.
             None, or where `root` has none: Debian's folder /usr/share/datasets/fashion-mnist.
         split: "train" or "test".
-        size: at least 28; the pictures are padded with black (-1) to it, not resized.
+        size: at least 28; the images are padded with black (-1) to it, not resized.
         download: fetch the files into `root` with torchvision where they are not found.
 
     Raises:
@@ -253,10 +253,10 @@ class FashionMNIST(_Arrays):
                 f"give the folder of its {prefix}-images-idx3-ubyte.gz and {prefix}-labels-idx1-ubyte.gz as root; "
                 "or on Debian and Ubuntu, apt-get install dataset-fashion-mnist; or give a root and download=True"
             )
-        pictures = read_idx(_idx_file(folder, f"{prefix}-images-idx3-ubyte"), 3)
+        images = read_idx(_idx_file(folder, f"{prefix}-images-idx3-ubyte"), 3)
         numbers = read_idx(_idx_file(folder, f"{prefix}-labels-idx1-ubyte"), 1)
         before, after = (size - 28) // 2, (size - 27) // 2
-        padded = np.pad(pictures, ((0, 0), (before, after), (before, after)))
+        padded = np.pad(images, ((0, 0), (before, after), (before, after)))
         super().__init__(to_nhwc(padded, str(folder)), check_labels(numbers, len(padded), str(folder)), None, CLOTHES)
 
 

@@ -1,4 +1,4 @@
-"""Random changes of training pictures and clips, each a function of the picture and a generator."""
+"""Random changes of training images and clips, each a function of the image and a generator."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Augmentation:
         self.flip, self.crop = flip, crop
 
     def item(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> dict[str, Tensor]:
-        """``pixels``: a changed copy of one picture or clip."""
+        """``pixels``: a changed copy of one image or clip."""
         return {"pixels": self(pixels, generator)}
 
     def __call__(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> Float[Tensor, "c *t h w"]:
-        """A changed copy of one picture, or of one clip with all its frames changed alike, of its own size."""
+        """A changed copy of one image, or of one clip with all its frames changed alike, of its own size."""
         flip, area, aspect, y, x = torch.rand(5, generator=generator).tolist()
         if self.crop < 1:
             pixels = _crop(pixels, self.crop + (1 - self.crop) * area, (4 / 3) ** (2 * aspect - 1), y, x)
@@ -36,11 +36,11 @@ class Augmentation:
 
 
 class Views:
-    """Several views of a picture: crops of two scales, with colours changed, blurred and solarised as DINO does
+    """Several views of an image: crops of two scales, with colours changed, blurred and solarised as DINO does
     (Caron et al. 2021, arXiv:2104.14294, section 3; iBOT, arXiv:2111.07832, appendix B).
 
     Args:
-        count: large views, of the picture's own size.
+        count: large views, of the image's own size.
         scale: least and greatest share of the area that a large view keeps.
         small: further, smaller views (iBOT 10; 0 in MAGE-C).
         small_size: their side in pixels (96 of 224 in iBOT).
@@ -74,11 +74,11 @@ class Views:
         self.small_scale, self.flip, self.colour = small_scale, flip, colour
 
     def item(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> dict[str, Tensor]:
-        """``views`` (count, c, h, w), which stand beside the picture itself, and where there are any ``small_pixels``
+        """``views`` (count, c, h, w), which stand beside the image itself, and where there are any ``small_pixels``
         (small, c, small_size, small_size)."""
         if pixels.ndim != 3:
             raise ValueError(
-                f"views are of pictures (c, h, w), got {tuple(pixels.shape)}; for clips set augment.type=standard"
+                f"views are of images (c, h, w), got {tuple(pixels.shape)}; for clips set augment.type=standard"
             )
         size = (pixels.shape[1], pixels.shape[2])
         blurs = [(1.0, 0.0)] + [(0.1, 0.2)] * (self.count - 1)
@@ -121,7 +121,7 @@ def _recoloured(pixels: Tensor, strength: float, blur: float, solarise: float, g
     if draws[5] < 0.2 and len(unit) == 3:
         unit = change.rgb_to_grayscale(unit, 3)
     if draws[6] < blur:
-        size = 2 * (max(unit.shape[1:]) // 20) + 3  # SimCLR's: a tenth of the picture
+        size = 2 * (max(unit.shape[1:]) // 20) + 3  # SimCLR's: a tenth of the image
         unit = change.gaussian_blur(unit, [size, size], [0.1 + 1.9 * draws[7]] * 2)
     if draws[8] < solarise:
         unit = change.solarize(unit, 0.5)

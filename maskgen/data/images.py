@@ -1,4 +1,4 @@
-"""Picture files: a folder, with classes from sub-folders or from a labels file, or a few named ones."""
+"""Image files: a folder, with classes from sub-folders or from a labels file, or a few named ones."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from maskgen.data.unreadable import Unreadable
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class Pictures:
-    """What data sets of encoded pictures share: reading them at one size, and passing over the unreadable.
+class Images:
+    """What data sets of encoded images share: reading them at one size, and passing over the unreadable.
 
-    When the dataset is made, each header is opened (no pixels are decoded), and those that are not pictures, or have
-    too many pixels, are left out of it. A picture whose pixels fail to decode later is replaced by the next readable
+    When the dataset is made, each header is opened (no pixels are decoded), and those that are not images, or have
+    too many pixels, are left out of it. An image whose pixels fail to decode later is replaced by the next readable
     one in the list (its label with it), at every reading, so lengths and results stay the same. Each is logged once by
     name and counted, over the whole run and all DataLoader workers; more than `max_unreadable` altogether is an error
     that lists them.
 
-    A subclass may say in `_open` where the bytes of a picture are, and in `_place` how to tell a user; here they are in
+    A subclass may say in `_open` where the bytes of an image are, and in `_place` how to tell a user; here they are in
     the file `where`/name.
     """
 
@@ -45,13 +45,13 @@ class Pictures:
         self.where, self.class_names = Path(where), class_names
         self.size, self.channels = check_size(size), check_channels(channels)
         self.names = list(names)
-        self._tally = Unreadable(self.where, "picture", max_unreadable)
+        self._tally = Unreadable(self.where, "image", max_unreadable)
         self.unreadable = self._tally.reasons  # name -> reason: those met in this process
         if check_headers:
             self._check_headers()
         kept = [i for i, name in enumerate(names) if name not in self.unreadable]
         if not kept:
-            raise ValueError(f"none of the {len(names)} pictures in {self.where} can be read")
+            raise ValueError(f"none of the {len(names)} images in {self.where} can be read")
         self.names = [names[i] for i in kept]
         self.labels = np.array([numbers[i] for i in kept], np.int64)
         self._tally.watch(self.names, [self._place(name) for name in self.names])
@@ -74,21 +74,21 @@ class Pictures:
     def _check_headers(self) -> None:
         for name in self.names:
             try:
-                with Image.open(self._open(name)) as picture:
-                    check_header(picture)
+                with Image.open(self._open(name)) as image:
+                    check_header(image)
             except Exception as error:  # decoders meet damaged files with errors of every kind
                 self._tally.leave_out(name, f"{self._place(name)}: {error}")
 
 
-class ImageFolder(Pictures):
-    """Pictures below a folder, cropped and resized as `pixels.load_image` says; the unreadable as `Pictures` says.
+class ImageFolder(Images):
+    """Images below a folder, cropped and resized as `pixels.load_image` says; the unreadable as `Images` says.
 
     Classes come from, in this order:
       - `labels`, a file: CSV with the header ``filename,label``; JSON ``{filename: label}``; or ADM's and EDM's
-        ``{"labels": [[filename, label], ...]}``. File names are relative to `path`. Every picture must have one label
+        ``{"labels": [[filename, label], ...]}``. File names are relative to `path`. Every image must have one label
         and every name must exist. Integer labels are kept (0 .. the largest); text labels are numbered in sorted order.
-      - sub-folders: each is a class, in sorted order, with every picture below it, however deep.
-      - otherwise all the pictures lie in `path` itself and are one class, "all".
+      - sub-folders: each is a class, in sorted order, with every image below it, however deep.
+      - otherwise all the images lie in `path` itself and are one class, "all".
 
     Map-style: ``dataset[i]`` is ``{"pixels": float32 (channels, h, w) in [-1, 1], "label": int}``.
 
@@ -97,12 +97,12 @@ class ImageFolder(Pictures):
         size: the side of a square, or [height, width].
         channels: 1 (grey) or 3 (RGB).
         labels: the labels file, looked for as given and then in `path`.
-        max_unreadable: how many unreadable pictures to pass over; 0 stops at the first.
+        max_unreadable: how many unreadable images to pass over; 0 stops at the first.
         check_headers: False skips the check at the start (minutes for millions of files); reading still checks.
 
     Raises:
-        ValueError: no such folder, no pictures, unclear classes, labels that do not match the pictures, or too many
-            unreadable pictures.
+        ValueError: no such folder, no images, unclear classes, labels that do not match the images, or too many
+            unreadable images.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ImageFolder(Pictures):
         check_headers: bool = True,
     ) -> None:
         root = Path(path).expanduser()
-        names = find_pictures(root)
+        names = find_images(root)
         if labels is None:
             numbers, class_names = classes_of_folders(root, names)
         else:
@@ -125,24 +125,24 @@ class ImageFolder(Pictures):
 
 
 class ImageFiles:
-    """Picture files named one by one, all of one class: ``{"pixels": float32 (c, h, w) in [-1, 1], "label": 0}``.
+    """Image files named one by one, all of one class: ``{"pixels": float32 (c, h, w) in [-1, 1], "label": 0}``.
 
     Args:
         files: their paths.
-        size: as `ImageFolder`'s; None leaves every picture at its own size.
+        size: as `ImageFolder`'s; None leaves every image at its own size.
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
-        ValueError: no files, or one that is not there; when read, a picture that cannot be (`pixels.UnreadableImage`).
+        ValueError: no files, or one that is not there; when read, an image that cannot be (`pixels.UnreadableImage`).
     """
 
     class_names = ("all",)
 
     def __init__(self, files: Sequence[str | Path], size: int | Sequence[int] | None = None, channels: int = 3) -> None:
         if not files:
-            raise ValueError("no picture files given; name at least one")
+            raise ValueError("no image files given; name at least one")
         if wrong := [str(file) for file in files if not Path(file).expanduser().is_file()]:
-            raise ValueError(f"{wrong[0]} is no file; a folder of pictures is given as --data FOLDER --size SIDE")
+            raise ValueError(f"{wrong[0]} is no file; a folder of images is given as --data FOLDER --size SIDE")
         self.names = [str(file) for file in files]
         self.size, self.channels = None if size is None else check_size(size), check_channels(channels)
         self.labels = np.zeros(len(files), np.int64)
@@ -154,16 +154,16 @@ class ImageFiles:
         return {"pixels": load_image(Path(self.names[index]).expanduser(), self.size, self.channels), "label": 0}
 
 
-def find_pictures(root: Path) -> list[str]:
-    """The pictures below `root` as sorted relative names ("class/name.png")."""
+def find_images(root: Path) -> list[str]:
+    """The images below `root` as sorted relative names ("class/name.png")."""
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"picture folder {root} {what}; give the folder that holds the pictures or the class folders")
+        raise ValueError(f"image folder {root} {what}; give the folder that holds the images or the class folders")
     names = []
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
-        pictures = [name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
-        names += [(Path(folder) / name).relative_to(root).as_posix() for name in pictures]
+        images = [name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        names += [(Path(folder) / name).relative_to(root).as_posix() for name in images]
     if not names:
-        raise ValueError(f"no pictures in {root} or below it; looked for {', '.join(EXTENSIONS)}")
+        raise ValueError(f"no images in {root} or below it; looked for {', '.join(EXTENSIONS)}")
     return sorted(names)

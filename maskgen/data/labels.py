@@ -1,4 +1,4 @@
-"""Which class each picture file is of: from its folder, or from a labels file."""
+"""Which class each image file is of: from its folder, or from a labels file."""
 
 from __future__ import annotations
 
@@ -11,45 +11,43 @@ from typing import Any
 MAX_LABEL = 100_000  # an integer label beyond this is a mistake, not a class
 FORMATS = 'CSV with the header "filename,label", JSON {filename: label}, or JSON {"labels": [[filename, label], ...]}'
 
-Classes = tuple[list[int], list[str]]  # a class number for each picture; the classes' names
+Classes = tuple[list[int], list[str]]  # a class number for each image; the classes' names
 
 
 def classes_of_folders(root: Path, names: Sequence[str]) -> Classes:
     """The first folder of each name ("class/name.png") is its class; without folders all are one class, "all".
 
     Raises:
-        ValueError: pictures beside the class folders, or a class folder without pictures.
+        ValueError: images beside the class folders, or a class folder without images.
     """
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
         return [0] * len(names), ["all"]
     if loose:
         raise ValueError(
-            f"{root} holds both pictures ({_some(loose)}) and folders of pictures; "
-            "move every picture into a class folder, or give a labels file"
+            f"{root} holds both images ({_some(loose)}) and folders of images; "
+            "move every image into a class folder, or give a labels file"
         )
     classes = sorted({name.split("/")[0] for name in names})
     folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
     if empty := [name for name in folders if name not in classes]:
-        raise ValueError(f"class folder without pictures in {root}: {_some(empty)}; fill or remove it")
+        raise ValueError(f"class folder without images in {root}: {_some(empty)}; fill or remove it")
     number = {name: i for i, name in enumerate(classes)}
     return [number[name.split("/")[0]] for name in names], classes
 
 
 def classes_of_file(file: Path, names: Sequence[str]) -> Classes:
-    """The labels file's class of each picture; integers are kept, text is numbered in sorted order.
+    """The labels file's class of each image; integers are kept, text is numbered in sorted order.
 
     Raises:
-        ValueError: no such file, not one of the three formats, a name twice, labels for pictures that do not exist,
-            pictures without a label, integers mixed with text or out of range.
+        ValueError: no such file, not one of the three formats, a name twice, labels for images that do not exist,
+            images without a label, integers mixed with text or out of range.
     """
     labels = read_labels(file)
     if missing := sorted(set(labels) - set(names)):
-        raise ValueError(
-            f"{file} labels {len(missing)} pictures that do not exist (or are no pictures): {_some(missing)}"
-        )
+        raise ValueError(f"{file} labels {len(missing)} images that do not exist (or are no images): {_some(missing)}")
     if unlabelled := [name for name in names if name not in labels]:
-        raise ValueError(f"{len(unlabelled)} pictures have no label in {file}: {_some(unlabelled)}; add or move them")
+        raise ValueError(f"{len(unlabelled)} images have no label in {file}: {_some(unlabelled)}; add or move them")
     values = [labels[name] for name in names]
     numbers = [value for value in values if isinstance(value, int)]
     if len(numbers) == len(values):

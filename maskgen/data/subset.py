@@ -1,4 +1,4 @@
-"""Some pictures of a data set, and one as training takes it."""
+"""Some images of a data set, and one as training takes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Generator
 
 
 class Subset:
-    """Some pictures of a data set."""
+    """Some images of a data set."""
 
     def __init__(self, dataset: Any, indices: list[int]):
         self.dataset, self.indices = dataset, indices

@@ -27,7 +27,7 @@ class Unreadable:
 
     Args:
         where: the data set's place, for the message.
-        what: its files: "picture" or "video".
+        what: its files: "image" or "video".
         limit: how many may be passed over; a data set's ``max_unreadable``.
     """
 

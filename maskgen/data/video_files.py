@@ -109,7 +109,7 @@ def _first_frames(file: Path) -> tuple[list[int], list[int]]:
 
 
 def _stream(container: Any) -> Any:
-    """The first stream of moving pictures: an audio file's cover is none."""
+    """The first stream of moving images: an audio file's cover is none."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -173,8 +173,8 @@ def _shown(frame: Any) -> int | None:
 
 def _upright(frame: Any) -> UInt8[np.ndarray, "_ _ c"]:
     """RGB, turned as the file asks (telephones lay their videos down)."""
-    picture, turns = frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)  # degrees, counterclockwise
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    image, turns = frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)  # degrees, counterclockwise
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 class IndexCache:

@@ -100,7 +100,7 @@ class VideoFiles:
 
 @dataclass
 class FrameFolders:
-    """Folders of which each holds the frames of one video as pictures, in the order of their names (2 before 10)."""
+    """Folders of which each holds the frames of one video as images, in the order of their names (2 before 10)."""
 
     root: Path
     folders: dict[str, list[str]]  # the frames' names by the folder's
@@ -113,8 +113,8 @@ class FrameFolders:
         self.names, self.labels, sizes = [], [], set()
         for (name, frames), number in zip(self.folders.items(), numbers):
             try:
-                with _picture(self.root / name / frames[0]) as picture:
-                    sizes.add((picture.height, picture.width))
+                with _image(self.root / name / frames[0]) as image:
+                    sizes.add((image.height, image.width))
             except UnreadableVideo as error:
                 self.tally.leave_out(name, str(error))
                 continue
@@ -132,19 +132,19 @@ class FrameFolders:
         return self._actions.get(i)
 
 
-def _picture(file: Path) -> Image.Image:
+def _image(file: Path) -> Image.Image:
     try:
-        picture = Image.open(file)
-        check_header(picture)
-        return picture
+        image = Image.open(file)
+        check_header(image)
+        return image
     except Exception as error:  # decoders meet damaged files with errors of every kind
         raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
 
 
 def _rgb(file: Path) -> Frame:
-    with _picture(file) as picture:
+    with _image(file) as image:
         try:
-            flat = flatten(ImageOps.exif_transpose(picture), 3)
+            flat = flatten(ImageOps.exif_transpose(image), 3)
         except Exception as error:
             raise UnreadableVideo(f"{file}: {error or type(error).__name__}") from error
     return np.asarray(flat.convert("L").convert("RGB") if flat.mode == "F" else flat)

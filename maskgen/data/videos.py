@@ -32,7 +32,7 @@ class Videos:
 
     What `path` may be:
       - a folder of .mp4, .avi, .gif, .webm, .mov, .mkv or .m4v files, read with PyAV; actions in NAME.actions.npy;
-      - a folder of folders of pictures, each the frames of a video in the order of their names; actions in actions.npy;
+      - a folder of folders of images, each the frames of a video in the order of their names; actions in actions.npy;
       - an .npz or .npy, see :class:`maskgen.data.video_sources.ArrayVideos`.
     Sub-folders are classes, or a labels file says them, as in :class:`maskgen.data.images.ImageFolder`.
 
@@ -180,8 +180,8 @@ def to_clip(frames: Iterable[Frame], size: tuple[int, int], channels: int) -> Fl
 def _fitted(frame: Frame, size: tuple[int, int], channels: int) -> Frame:
     if frame.shape == (*size, channels):
         return frame
-    picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
-    return np.asarray(fit(flatten(picture, channels), size)).reshape(*size, channels)
+    image = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
+    return np.asarray(fit(flatten(image, channels), size)).reshape(*size, channels)
 
 
 def open_videos(
@@ -207,7 +207,7 @@ def open_videos(
     videos, folders = find_videos(root)
     if videos and folders:
         raise ValueError(
-            f"{root} holds both videos ({videos[0]}) and pictures (in {next(iter(folders))}); give one kind a folder"
+            f"{root} holds both videos ({videos[0]}) and images (in {next(iter(folders))}); give one kind a folder"
         )
     if videos:
         kept = None if cache is None else Path(cache).expanduser()

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from maskgen.decoding.draws import Draw, categorical
 from maskgen.decoding.guidance import guidance_scales
 from maskgen.decoding.noise import Generators, Noise
 from maskgen.decoding.schedules import Temperature, annealed
+from maskgen.decoding.token_samplers import Draw, categorical
 
 PredictNext = Callable[[Tensor | None, float], Tensor]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 # Share of the full guidance at step i of T (0 <= i < T), given the power p.
 GUIDANCE_SCHEDULES: dict[str, Callable[[int, int, float], float]] = {

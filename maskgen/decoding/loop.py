@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from maskgen.decoding.draws import Draw, categorical
 from maskgen.decoding.guidance import guidance_scales
 from maskgen.decoding.noise import Generators, Noise
 from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.remasking import REMASKS, remasked
 from maskgen.decoding.schedules import Temperature, annealed, hidden_after
-from maskgen.parts import choose
+from maskgen.decoding.token_samplers import Draw, categorical
+from maskgen.registry import choose
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def decode(
         roll: start ``halton`` at a random point of its sequence, each row its own.
         critic: ``(tokens, drawn bool (b, n)) -> scores (b, n)``, higher is better; for order ``critic``.
         temperature, anneal: of the order's noise, see :func:`maskgen.decoding.schedules.annealed`.
-        draw: predictions to tokens and confidence, see :mod:`maskgen.decoding.draws`.
+        draw: predictions to tokens and confidence, see :mod:`maskgen.decoding.token_samplers`.
         draw_temperature, draw_anneal: what `draw` is given.
         remask, remask_eta: hide decided tokens again, see :mod:`maskgen.decoding.remasking`; never those of the canvas.
         guidance_scale, guidance_schedule, guidance_power: see :func:`maskgen.decoding.guidance.guidance_scales`; handed

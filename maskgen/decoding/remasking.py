@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 # Expected number hidden again, of eta, sigma_max and the number decided so far.
 REMASKS: dict[str, Callable[[float, float, int], float]] = {

@@ -11,7 +11,6 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from maskgen.decoding.draws import Draw, categorical, check_categorical
 from maskgen.decoding.guidance import guidance_scales
 from maskgen.decoding.loop import Callback, Critic, Predict, Trace, decode
 from maskgen.decoding.noise import Generators, Noise
@@ -19,7 +18,8 @@ from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.presets import PRESETS
 from maskgen.decoding.remasking import remasked
 from maskgen.decoding.schedules import Temperature, annealed, hidden_after
-from maskgen.parts import choose
+from maskgen.decoding.token_samplers import Draw, categorical, check_categorical
+from maskgen.registry import choose
 
 Schedule = Literal["cosine", "arccos", "linear", "square", "cubic", "sqrt", "exponential", "logarithmic"]
 Anneal = Literal["constant", "linear", "linspace", "reciprocal"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from maskgen.mim.ratios import gamma
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 
 def _maskgit(schedule: str, n: int, i: int, steps: int) -> int:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from maskgen.data.source import open_dataset
-from maskgen.evaluation.classifier import classifier_extractor, load_classifier
-from maskgen.evaluation.evaluate import METRICS, evaluate, is_pipeline
-from maskgen.evaluation.inception import NAMES, RESIZES, STANDARD, load_extractor, sha256_of, weights_file
-from maskgen.evaluation.reconstruction_report import reconstruct
-from maskgen.evaluation.report import Report
-from maskgen.evaluation.sampling import Sampling
-from maskgen.evaluation.sources import Reading, digest_of
-from maskgen.evaluation.sweep import parse_sweep, sweep
-from maskgen.parts import choose
+from maskgen.evaluation.classifier.model import classifier_extractor, load_classifier
+from maskgen.evaluation.fid.evaluate import METRICS, evaluate, is_pipeline
+from maskgen.evaluation.fid.inception import NAMES, RESIZES, STANDARD, load_extractor, sha256_of, weights_file
+from maskgen.evaluation.fid.report import Report
+from maskgen.evaluation.fid.sampling import Sampling
+from maskgen.evaluation.fid.sources import Reading, digest_of
+from maskgen.evaluation.fid.sweep import parse_sweep, sweep
+from maskgen.evaluation.reconstruction.report import reconstruct
 from maskgen.pipelines.encode import describe
 from maskgen.pipelines.generate import pick_device
 from maskgen.pipelines.store import load_tokenizer
+from maskgen.registry import choose
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfid")
 
@@ -66,7 +66,7 @@ def run(
                 "ask for one kind at a time"
             )
         if reference is None:
-            raise ValueError(f"{', '.join(rebuilt)} need the pictures to reconstruct: maskgen evaluate TOKENIZER DATA")
+            raise ValueError(f"{', '.join(rebuilt)} need the images to reconstruct: maskgen evaluate TOKENIZER DATA")
         report: Report | None = reconstructed(samples, reference, rebuilt, reading, weights, lpips, batch_size, where)
         return _told(report, out)
     one = partial(
@@ -98,7 +98,7 @@ def run(
 
 
 def _network(extractor: str, weights: str | None, device: Any, resize: str, classifier: str | None) -> Any:
-    """What gives the network; Inception's weights are looked for only when there are pictures to look at."""
+    """What gives the network; Inception's weights are looked for only when there are images to look at."""
     choose(RESIZES, resize, "resize")
     if classifier is None:
         return partial(load_extractor, extractor, weights, device, resize)

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients as pictures: a star of lines in each cell, along the edges."""
+"""Histograms of oriented gradients as images: a star of lines in each cell, along the edges."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def glyphs(
     """White lines on black, in [-1, 1], as bright as the histogram is high; mean over the channels.
 
     A gradient across an edge is drawn as a line along it, as an eye sees edges, at the middle of its bin's directions
-    (an upright edge in 9 bins 10 degrees aslant). A side is a multiple of the picture's.
+    (an upright edge in 9 bins 10 degrees aslant). A side is a multiple of the image's.
 
     Args:
         values: of `target`, or predictions of them; below 0 is 0.
-        channels: of the picture.
+        channels: of the image.
         grid: (h, w) of the tokens.
     """
     cells = target.patch // target.cell

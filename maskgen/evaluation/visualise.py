@@ -1,4 +1,4 @@
-"""What a masked model predicts, to look at: picture, mask, prediction, and the prediction pasted into the visible."""
+"""What a masked model predicts, to look at: image, mask, prediction, and the prediction pasted into the visible."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from maskgen.evaluation.hog_glyphs import glyphs
+from maskgen.images import grid as image_grid
 from maskgen.mim.core import Learner, MaskedModeling, grid_of
 from maskgen.mim.hog import HOG
 from maskgen.mim.objective import GaussianMixture
 from maskgen.mim.plan import MaskPlan
 from maskgen.mim.targets import Bits, CentredSoftmax, Codes, Latents, Pixels
-from maskgen.pictures import grid as picture_grid
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.groups import group_size, join_codes
 
 Rows = dict[str, Tensor]
-SIDE = 96  # least side of a drawn picture, in pixels
+SIDE = 96  # least side of a drawn image, in pixels
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Inputs:
 
 @dataclass
 class Sheet:
-    """Rows of pictures by name, float (b, c, H, W) in [-1, 1], and what they mean; each row may have its own size."""
+    """Rows of images by name, float (b, c, H, W) in [-1, 1], and what they mean; each row may have its own size."""
 
     rows: Rows
     legend: list[str]
@@ -58,15 +58,15 @@ class Sheet:
         size = [max(row.shape[axis] for row in self.rows.values()) for axis in (2, 3)]
         same = [enlarged(row.float().cpu(), size).expand(-1, 3, -1, -1) for row in self.rows.values()]
         scale = -(-SIDE // max(size))
-        return picture_grid(torch.cat(same), len(same[0]), scale, list(self.rows), self.legend)
+        return image_grid(torch.cat(same), len(same[0]), scale, list(self.rows), self.legend)
 
 
 @torch.no_grad()
 def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = False) -> Sheet:
-    """One step of masked modeling as pictures.
+    """One step of masked modeling as images.
 
-    Rows are the picture, the mask, and what the target allows: pixels are painted, codes and latents decoded, HOG drawn
-    as glyphs; of anything else the agreement of prediction and target is a heat map. But for picture, target and
+    Rows are the image, the mask, and what the target allows: pixels are painted, codes and latents decoded, HOG drawn
+    as glyphs; of anything else the agreement of prediction and target is a heat map. But for image, target and
     agreement, which are the truth or compare with it, no row depends on what is hidden from the network (the content
     of replaced tokens is not): normalised pixels take mean and contrast from the visible patches.
 
@@ -114,14 +114,14 @@ class _View:
         self.hidden = plan.hidden.to(predictions.device)
         places = self.hidden.float().flatten(1).unflatten(1, (-1, inputs.groups)).mean(-1)
         grid = grid_of(inputs.tokens)[: -1 if inputs.groups > 1 else None]
-        self.flat = len(grid) == 1  # 1-D tokens have no place in the picture
+        self.flat = len(grid) == 1  # 1-D tokens have no place in the image
         self.grid = (1, *grid) if self.flat else grid
         self.share = places.unflatten(1, self.grid)[:, None]  # of each place's codes that is hidden
         self.own = (
             core.target.source != "codes" or "codes" not in inputs.sources
         )  # the target's tokens are the network's
         self.tokenizer = inputs.tokenizer if self.own else inputs.target_tokenizer
-        self.picture = self._pixels(inputs.tokens) if inputs.pixels is None else inputs.pixels
+        self.image = self._pixels(inputs.tokens) if inputs.pixels is None else inputs.pixels
 
     @property
     def decodes(self) -> bool:
@@ -138,22 +138,22 @@ class _View:
 
     @property
     def seen(self) -> Float[Tensor, "b c H W"]:
-        """The picture, grey (0) where hidden."""
-        return self.picture * (1 - enlarged(self.share, self.picture.shape[2:]))
+        """The image, grey (0) where hidden."""
+        return self.image * (1 - enlarged(self.share, self.image.shape[2:]))
 
     def given(self) -> tuple[Rows, list[str]]:
-        """The picture, and what is hidden of it."""
-        rows, hidden = {"picture": self.picture}, f"{self.hidden.float().mean():.0%} of {self.hidden[0].numel()} tokens"
+        """The image, and what is hidden of it."""
+        rows, hidden = {"image": self.image}, f"{self.hidden.float().mean():.0%} of {self.hidden[0].numel()} tokens"
         if self.inputs.pixels is None:
-            rows = {"codes, decoded": self.picture}
+            rows = {"codes, decoded": self.image}
         given = ["The class is given."] if self.inputs.condition is not None else []
         if self.flat:
-            return rows, [f"Hidden: {hidden}, which have no place of their own in the picture.", *given]
+            return rows, [f"Hidden: {hidden}, which have no place of their own in the image.", *given]
         return {**rows, "mask": self.seen}, [f"Grey: {hidden}, hidden.", *given]
 
     def painted(self, target: Pixels, peek: bool) -> tuple[Rows, list[str]]:
-        arguments = (self.predictions, self.picture, self.hidden.flatten(1), peek)
-        rows = {"predicted": target.picture(*arguments, everywhere=True), "pasted": target.picture(*arguments)}
+        arguments = (self.predictions, self.image, self.hidden.flatten(1), peek)
+        rows = {"predicted": target.image(*arguments, everywhere=True), "pasted": target.image(*arguments)}
         said = [f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}"]
         if target.normalise != "none" and peek:
             said.append("PEEKED: with the hidden patches' own mean and contrast.")
@@ -163,11 +163,10 @@ class _View:
 
     def drawn(self, target: HOG) -> tuple[Rows, list[str]]:
         wanted, made = (
-            glyphs(values, target, self.picture.shape[1], self.grid)
-            for values in (target(self.picture), self.predictions)
+            glyphs(values, target, self.image.shape[1], self.grid) for values in (target(self.image), self.predictions)
         )
         size = made.shape[2:]
-        pasted = torch.where(enlarged(self.share, size) > 0, made, enlarged(self.picture, size))
+        pasted = torch.where(enlarged(self.share, size) > 0, made, enlarged(self.image, size))
         rows = {"target": wanted, "predicted": made, "pasted": pasted}
         return rows, [
             "A line is an edge: the brighter, the more of the gradients are across it (HOG, mean over channels).",
@@ -200,7 +199,7 @@ class _View:
         values = values.unflatten(1, (-1, self.inputs.groups)).mean(-1).unflatten(1, self.grid)
         grey = "." if keep is None else ", grey: dropped, not predicted."
         said = f"Agreement: {meaning}; yellow 1, violet 0 or less{grey}"
-        return {"agreement": enlarged(heat(values), self.picture.shape[2:])}, [said]
+        return {"agreement": enlarged(heat(values), self.image.shape[2:])}, [said]
 
     def _codes_of_the_visible(self) -> Tensor:
         """By the target's tokenizer, which sees grey where the network sees nothing."""

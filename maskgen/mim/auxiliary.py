@@ -23,10 +23,10 @@ def added(terms: dict[str, Tensor], name: str, weight: float, auxiliary: dict[st
 
 
 class InfoNCE:
-    """Which picture of the batch is the other view of mine? (MAGE-C, Li et al. 2023, arXiv:2211.09117, eq. 2; weight
+    """Which image of the batch is the other view of mine? (MAGE-C, Li et al. 2023, arXiv:2211.09117, eq. 2; weight
     0.1.)
 
-    Cross-entropy of cosine similarities / temperature against the other view of all pictures, of all processes; the
+    Cross-entropy of cosine similarities / temperature against the other view of all images, of all processes; the
     mean of both directions.
 
     Args:
@@ -40,7 +40,7 @@ class InfoNCE:
         """``loss``, and ``accuracy`` (a fraction).
 
         Args:
-            first, second: projections of two views, row i of both from the same picture; as many in all processes.
+            first, second: projections of two views, row i of both from the same image; as many in all processes.
         """
         a, b = F.normalize(first.float(), dim=-1), F.normalize(second.float(), dim=-1)
         every_a, every_b = gathered(a), gathered(b)
@@ -97,10 +97,10 @@ class LossPrediction:
     2023, arXiv:2304.05919, section 3.2).
 
     Args:
-        kind: ``relative`` - of two masked tokens of a picture, which has the larger loss? Binary cross-entropy over all
+        kind: ``relative`` - of two masked tokens of an image, which has the larger loss? Binary cross-entropy over all
             pairs, the sigmoid of the difference of predictions. ``absolute`` - squared error against the losses,
-            normalised in each picture.
-        reduction: mean over all pairs (tokens) of the batch, or of each picture first.
+            normalised in each image.
+        reduction: mean over all pairs (tokens) of the batch, or of each image first.
     """
 
     def __init__(self, kind: Literal["relative", "absolute"] = "relative", reduction: Reduction = "token"):

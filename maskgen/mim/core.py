@@ -19,8 +19,8 @@ from maskgen.mim.plan import MaskPlan
 from maskgen.mim.ratios import RATIOS
 from maskgen.mim.samplers import SAMPLERS
 from maskgen.mim.targets import TARGETS
-from maskgen.mim.terms import TERM, Outcome
-from maskgen.parts import Part, build, split
+from maskgen.mim.terms import TERM, StepOutput
+from maskgen.registry import Part, build, split
 
 
 class MaskedModeling(nn.Module):
@@ -81,7 +81,7 @@ class MaskedModeling(nn.Module):
         groups: int = 1,
         **sources: Any,
     ) -> MaskPlan:
-        """A fresh plan for `batch` pictures; drawn on the CPU, so its counts are known without a synchronisation.
+        """A fresh plan for `batch` images; drawn on the CPU, so its counts are known without a synchronisation.
 
         Raises:
             ValueError: the sampler looks at a source that is not given.
@@ -116,7 +116,7 @@ class MaskedModeling(nn.Module):
             condition: what the network takes, int64 (b,) class labels for instance.
             generator: CPU generator of all random choices; None uses torch's default.
             progress: of the training, 0 to 1, for samplers that follow it.
-            views: rows are so many blocks, one view of the same pictures each.
+            views: rows are so many blocks, one view of the same images each.
             small: tokens of further, smaller views, which the network sees whole; for terms.
             groups: codes a place, the last axis of the grid; only whole places are dropped.
             sources: what the target may be made of, by name: ``pixels`` (b, c, H, W), ``codes`` where they are not the
@@ -156,7 +156,7 @@ class MaskedModeling(nn.Module):
         progress: float,
         groups: int,
         sources: dict[str, Any],
-    ) -> tuple[Outcome, dict[str, Tensor]]:
+    ) -> tuple[StepOutput, dict[str, Tensor]]:
         plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress, groups, **sources)
         target, predict = self.wanted(tokens, **sources), plan.predict.flatten(1).to(tokens.device)
         output, keep, there = self.outputs(network, tokens, plan, condition, generator, groups, **sources)
@@ -167,7 +167,7 @@ class MaskedModeling(nn.Module):
         if keep is not None:
             target = target[torch.arange(len(keep), device=keep.device)[:, None], keep]
             predict = predict.gather(1, keep)
-        outcome = Outcome(output, target, predict, self.target, self.objective, sources, plan, groups)
+        outcome = StepOutput(output, target, predict, self.target, self.objective, sources, plan, groups)
         shares = {"mask_ratio": plan.hidden.float().mean(), "drop_ratio": plan.dropped.float().mean()}
         return outcome, {**self.objective(output.predictions, target, predict, there), **shares}
 
@@ -218,7 +218,7 @@ class MaskedModeling(nn.Module):
         n = math.prod(grid_of(tokens))
         if target.shape[1] != n:
             raise ValueError(
-                f"the target has {target.shape[1]} values a picture for {n} tokens; make its patch, cell or tokenizer "
+                f"the target has {target.shape[1]} values an image for {n} tokens; make its patch, cell or tokenizer "
                 "fit the tokens'"
             )
         return target

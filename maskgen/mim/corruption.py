@@ -9,7 +9,7 @@ from jaxtyping import Bool, Shaped
 from torch import Generator, Tensor
 
 from maskgen.mim.plan import REPLACE, VISIBLE, MaskPlan
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 Mode = Literal["cond_input", "input_input", "cond_cond"]
 
@@ -78,7 +78,7 @@ class Noise(Corruption):
 
 
 class Foreign(Corruption):
-    """The same place of another picture of the batch (GMML, SiT, arXiv:2104.03602, "alien" patches)."""
+    """The same place of another image of the batch (GMML, SiT, arXiv:2104.03602, "alien" patches)."""
 
     def content(self, tokens: Tensor, generator: Generator | None, other: Tensor | None) -> Tensor:
         return tokens.roll(1, 0)

@@ -61,7 +61,7 @@ class DropShare(Dropping):
 
 
 def _hidden_places(mask: Bool[Tensor, "b *grid"], groups: int) -> Bool[Tensor, "b n"]:
-    """Places of which every code is hidden."""
+    """TokenLayout of which every code is hidden."""
     return mask.flatten(1).unflatten(1, (-1, groups)).all(-1)
 
 

@@ -22,7 +22,7 @@ def hog(pixels: Float[Tensor, "b c H W"], bins: int = 9, cell: int = 8, window: 
         pixels: float, any range; sides are multiples of `cell`, and of `window` where there is one.
         bins: directions.
         cell: side in pixels.
-        window: side of the Gaussian windows (standard deviation half of it) that tile the picture and weigh its
+        window: side of the Gaussian windows (standard deviation half of it) that tile the image and weigh its
             gradients; 0 for none, as in MaskFeat's configurations.
 
     Raises:
@@ -32,7 +32,7 @@ def hog(pixels: Float[Tensor, "b c H W"], bins: int = 9, cell: int = 8, window: 
     for name, side in (("cell", cell), ("window", window)):
         if side and (height % side or width % side):
             raise ValueError(
-                f"pictures of {height} x {width} pixels are not whole {name}s of {side}; resize or crop them"
+                f"images of {height} x {width} pixels are not whole {name}s of {side}; resize or crop them"
             )
     down, right = _gradients(pixels.float())
     magnitude = torch.hypot(right, down)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 # Of progress r and the number of tokens n, which only the last two use.
 SCHEDULES: dict[str, Callable[[float, int], float]] = {
@@ -63,9 +63,9 @@ class Uniform:
 
 
 class Mixture:
-    """Uniform on [low, high) with `probability`, else 0: pictures that hide nothing among pictures that hide much.
+    """Uniform on [low, high) with `probability`, else 0: images that hide nothing among images that hide much.
 
-    iBOT (arXiv:2111.07832, section 4.1) and AttMask: half of the pictures 0, half 0.3 +- 0.2. Give the sampler
+    iBOT (arXiv:2111.07832, section 4.1) and AttMask: half of the images 0, half 0.3 +- 0.2. Give the sampler
     ``least: 0``, or ratio 0 hides one token.
     """
 

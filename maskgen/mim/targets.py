@@ -1,4 +1,4 @@
-"""What is to be predicted: a target maps a picture's codes, tokens, pixels or teacher features to (b, n, ...).
+"""What is to be predicted: a target maps an image's codes, tokens, pixels or teacher features to (b, n, ...).
 
 `source` says which of them it is called with.
 """
@@ -77,7 +77,7 @@ def patchify(pixels: Float[Tensor, "b c *size"], patch: int, frames: int = 1) ->
 def unpatchify(
     patches: Float[Tensor, "b n d"], grid: tuple[int, ...], patch: int, frames: int = 1
 ) -> Float[Tensor, "b c *size"]:
-    """The inverse of :func:`patchify`; `grid` is (h, w) of a picture, (t, h, w) of a video."""
+    """The inverse of :func:`patchify`; `grid` is (h, w) of an image, (t, h, w) of a video."""
     t, h, w = grid if len(grid) == 3 else (1, *grid)
     sizes = {"t": t, "h": h, "w": w, "r": frames, "p": patch, "q": patch}
     video = rearrange(patches, "b (t h w) (r p q c) -> b c (t r) (h p) (w q)", **sizes)
@@ -119,7 +119,7 @@ def denormalised(patches: Float[Tensor, "b n d"], by: Statistics) -> Float[Tenso
 def guessed(by: Statistics, hidden: Bool[Tensor, "b n"], grid: tuple[int, ...]) -> Statistics:
     """Statistics of the hidden patches from those of the visible ones alone, which are kept.
 
-    Means over the picture's visible patches, weighed by 1 / distance^2 on the grid; 0 and 1 where nothing is visible.
+    Means over the image's visible patches, weighed by 1 / distance^2 on the grid; 0 and 1 where nothing is visible.
     """
     axes = [torch.arange(n, dtype=torch.float32, device=hidden.device) for n in grid]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
@@ -168,7 +168,7 @@ class Pixels:
         """Of all values of a token, whose frames stand one after another."""
         return patches[..., : patches.shape[-1] // self.frames] if self.first_frame else patches
 
-    def picture(
+    def image(
         self,
         predictions: Float[Tensor, "b n d"],
         pixels: Float[Tensor, "b c *size"],
@@ -179,7 +179,7 @@ class Pixels:
         """The visible patches as they are and the predictions at the hidden ones, or `everywhere`, for looking at.
 
         A normalised prediction says nothing of its patch's mean and contrast. They come from the visible patches, so
-        that no hidden pixel reaches the picture; `peek` takes the true ones (MAE's demo). A frame that is not predicted
+        that no hidden pixel reaches the image; `peek` takes the true ones (MAE's demo). A frame that is not predicted
         shows its token's first.
         """
         patches = patchify(pixels, self.patch, self.frames).float()
@@ -202,7 +202,7 @@ class Features:
 
     Args:
         normalise: of each layer, without learned parameters: ``none``; ``layer_norm`` of each token (MaskDistill;
-            MaskAlign's whitening); ``instance_norm`` of each channel over the picture's tokens (data2vec); ``l2``
+            MaskAlign's whitening); ``instance_norm`` of each channel over the image's tokens (data2vec); ``l2``
             norm 1 of each token.
         layers: how many of the last layers there are (5 in MaskAlign, arXiv:2211.15492).
         join: ``mean`` of them, or ``concatenate`` for a prediction of each (MaskAlign).

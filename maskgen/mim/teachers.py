@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskgen.frozen import Frozen, imagenet_input, imagenet_network
-from maskgen.parts import Part
+from maskgen.registry import Part
 
 Pixels = Float[Tensor, "b c H W"]
 
@@ -47,7 +47,7 @@ class TorchvisionTeacher(Teacher):
     Args:
         model: torchvision's name, e.g. ``vit_b_16`` (768 features), ``resnet50`` (2048), ``convnext_small`` (768).
         weights: a local copy of torchvision's default weights; None downloads them.
-        size: pictures are resized to this side.
+        size: images are resized to this side.
         layers: of a ViT how many of the last blocks' features are given (5 for MaskAlign).
 
     Raises:

@@ -15,11 +15,11 @@ from maskgen.mim.dropping import kept_tokens, no_padding
 from maskgen.mim.objective import OBJECTIVES, Objective, Reduction
 from maskgen.mim.plan import MaskPlan
 from maskgen.mim.targets import TARGETS, CentredSoftmax
-from maskgen.parts import Part, build
+from maskgen.registry import Part, build
 
 
 @dataclass
-class Outcome:
+class StepOutput:
     """What a step made.
 
     output: of the network, with ``predictions`` (b, n, ...), ``features``, ``prefix`` and what it has beside these.
@@ -27,7 +27,7 @@ class Outcome:
     part, objective: what made the target, and what measures it.
     sources: what targets are made of, by name.
     plan, groups: what was hidden (on the CPU), and codes a place.
-    views: rows are `views` blocks, one view of the same pictures each.
+    views: rows are `views` blocks, one view of the same images each.
     small: the network's output for further, smaller views, a block each.
     """
 
@@ -83,7 +83,7 @@ class Term(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
         raise NotImplementedError
 
 
@@ -112,7 +112,7 @@ class ClassTokens(Term):
         self.softmax = CentredSoftmax(prototypes, teacher_temperature, first_temperature, warmup, momentum)
         self.distillation = ClassDistillation(temperature)
 
-    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
         how = "set model.class_predictions: true"
         student = outcome.made("class_predictions", how).unflatten(0, (outcome.views, -1))
         teacher = outcome.given("class_features", "set teacher: ema, and model.class_predictions: true")
@@ -139,7 +139,7 @@ class PredictedLoss(Term):
         super().__init__(weight)
         self.prediction = LossPrediction(kind, reduction)
 
-    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
         how = "set model.branch_type: decoder and branch_predictions: 1"
         predicted = outcome.made("branch", how).mean(-1)
         each = outcome.objective.per_token(outcome.output.predictions, outcome.target)
@@ -165,7 +165,7 @@ class Branch(Term):
         self.target = None if target is None else build(Part(TARGETS), target)
         self.objective = None if objective is None else build(Part(OBJECTIVES), objective)
 
-    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
         predictions = outcome.made("branch", "set model.branch_type: class_bottleneck")
         target = outcome.target
         if self.target is not None:
@@ -175,7 +175,7 @@ class Branch(Term):
 
 
 class Contrast(Term):
-    """Two views of a picture are found by each other's pooled features (MAGE-C, arXiv:2211.09117, section 3.3).
+    """Two views of an image are found by each other's pooled features (MAGE-C, arXiv:2211.09117, section 3.3).
 
     Args:
         hidden, out: of the two-layer MLP on the mean of the encoder's tokens.
@@ -191,7 +191,7 @@ class Contrast(Term):
         self.projection = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
         self.contrast = InfoNCE(temperature)
 
-    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
         if outcome.views != 2:
             raise ValueError(f"info_nce needs two views, there is {outcome.views}; set augment: {{type: views}}")
         first, second = self.projection(outcome.pooled()).chunk(2)
@@ -207,7 +207,7 @@ class ClassFeature(Term):
     def __init__(self, weight: float = 1.0, width: int = 0):
         super().__init__(weight)
 
-    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
         made = outcome.made("class_predictions", "set model.class_predictions: true")
         wanted = outcome.given("class_features", "take a teacher with a class token: torchvision's ViT, or run")
         return {"loss": outcome.objective.per_token(made[:, None], outcome.part(wanted)).mean()}

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from maskgen.parts import choose
 from maskgen.pipelines.store import load_tokenizer, replace_folder
+from maskgen.registry import choose
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.hiera import NETWORKS, Hiera
 from maskgen.transformer.model import MaskTransformer
 
 
 class Backbone(nn.Module):
-    """Features of unmasked pictures, by layer; of generators too.
+    """Features of unmasked images, by layer; of generators too.
 
     Args:
         tokenizer: makes the transformer's tokens.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Generator, Tensor
 
-from maskgen.parts import build
+from maskgen.registry import build
 from maskgen.tasks.conditions import TASK, Prompts, Task, condition_video
 from maskgen.tasks.videos import video_token_mask
 from maskgen.tokenizer.model import Tokenizer
@@ -48,7 +48,7 @@ class Conditions:
         """The rows' conditions in pixels, and on the CPU what they hide.
 
         Raises:
-            ValueError: pictures instead of videos; a task that does not fit their size.
+            ValueError: images instead of videos; a task that does not fit their size.
         """
         if pixels.ndim != 5:
             raise ValueError(f"stage.tasks are tasks on videos (b, c, t, H, W), the data gives {tuple(pixels.shape)}")

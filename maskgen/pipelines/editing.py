@@ -1,16 +1,16 @@
-"""The tasks on pictures. Each builds a canvas of tokens and a mask; `MaskedImagePipeline.complete` completes it.
+"""The tasks on images. Each builds a canvas of tokens and a mask; `MaskedImagePipeline.complete` completes it.
 
 They are functions of a pipeline, and its methods too: ``pipeline.inpaint(image, mask_image, "heart")``. Every one takes
 these keywords, named as in diffusers:
 
-    class_labels: number or name of a class, one for all pictures or one each; None draws without a class.
-    num_images_per_prompt: results of each picture.
+    class_labels: number or name of a class, one for all images or one each; None draws without a class.
+    num_images_per_prompt: results of each image.
     num_inference_steps, guidance_scale: the scheduler's defaults where None.
     generator: one, or a list of one a result.
     output_type: ``pil``, ``np``, ``pt`` or ``codes``; return_dict: give a `MaskedImageOutput`, or a tuple.
     trace: told of every step, see :class:`maskgen.pipelines.trace.DecodeTrace`.
 
-Pictures may be files, PIL pictures, arrays or tensors, one or many: :func:`maskgen.pipelines.inputs.pictures_of`. A
+Images may be files, PIL images, arrays or tensors, one or many: :func:`maskgen.pipelines.inputs.images_of`. A
 mask is True or white where tokens are hidden: :func:`maskgen.pipelines.inputs.masks_of`. docs/editing.md shows them.
 """
 
@@ -28,9 +28,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskgen.decoding.loop import Generators
-from maskgen.pipelines.inputs import masks_of, pictures_of
+from maskgen.pipelines.inputs import images_of, masks_of
+from maskgen.tasks.images import Fill, filled, pasted, resized
 from maskgen.tasks.masks import box_mask, check_share, ranks, receptive_radius, share_mask, token_mask
-from maskgen.tasks.pictures import Fill, filled, pasted, resized
 
 logger = logging.getLogger(__name__)
 MOST_WINDOWS = 256  # trained grids that a canvas may be large
@@ -39,7 +39,7 @@ Dilation = int | Literal["auto"]
 
 @dataclass
 class Scene:
-    """A picture with a hole, and the tokens that stand for a part of it.
+    """An image with a hole, and the tokens that stand for a part of it.
 
     pixels: float (1, c, H, W) in [-1, 1]; hidden: bool (1, H, W).
     canvas, mask: the tokens of the pixels at `view`, int64 (1, h, w) or what else a place holds, and bool (1, h, w).
@@ -68,9 +68,9 @@ def inpaint(
     feather: int | None = None,
     **options: Any,
 ) -> Any:
-    """Draw anew what the mask hides. The result has the picture's own size, and its known pixels are unchanged.
+    """Draw anew what the mask hides. The result has the image's own size, and its known pixels are unchanged.
 
-    A picture of another size than the model's is seen through the largest box of the model's shape that fits into it,
+    An image of another size than the model's is seen through the largest box of the model's shape that fits into it,
     placed around the hole, and resized; through a stretched whole where the hole does not fit into that box.
 
     Args:
@@ -78,17 +78,17 @@ def inpaint(
         padding_mask_crop: see the hole and so many pixels around it instead, enlarged or reduced.
         dilation: tokens around the hole that are hidden too; ``auto`` is the encoder's measured
             :func:`~maskgen.tasks.masks.receptive_radius`. Their pixels are still pasted back.
-        fill: what the tokenizer sees in the hole: :func:`maskgen.tasks.pictures.filled`.
+        fill: what the tokenizer sees in the hole: :func:`maskgen.tasks.images.filled`.
         paste_back: put the known pixels back; False gives what the decoder made everywhere in the box.
         feather: pixels over which the paste fades, inside the hole; a token's side where None, 0 is a hard edge.
         options: the keywords of every task.
 
     Raises:
-        ValueError: pictures that cannot be read or are too large, masks that do not fit them or hide nothing.
+        ValueError: images that cannot be read or are too large, masks that do not fit them or hide nothing.
     """
-    pictures = pictures_of(image, pipeline.tokenizer.channels)
-    masks = masks_of(mask_image, [(p.shape[1], p.shape[2]) for p in pictures])
-    scenes = [_hole(pipeline, p, m, padding_mask_crop, dilation, fill) for p, m in zip(pictures, masks)]
+    images = images_of(image, pipeline.tokenizer.channels)
+    masks = masks_of(mask_image, [(p.shape[1], p.shape[2]) for p in images])
+    scenes = [_hole(pipeline, p, m, padding_mask_crop, dilation, fill) for p, m in zip(images, masks)]
     return _drawn(pipeline, scenes, class_labels, paste_back, feather, **options)
 
 
@@ -109,7 +109,7 @@ def edit(
         options: as :func:`inpaint` takes them.
 
     Raises:
-        ValueError: no class, neither or both of mask and box, a box outside the picture; what :func:`inpaint` raises.
+        ValueError: no class, neither or both of mask and box, a box outside the image; what :func:`inpaint` raises.
     """
     if class_labels is None:
         raise ValueError("editing draws another class: give class_labels (inpaint draws without one)")
@@ -117,15 +117,15 @@ def edit(
         raise ValueError("give either mask_image or box, to say where")
     if grow < 0:
         raise ValueError(f"grow is {grow}; give the tokens by which the region grows, from 0")
-    pictures = pictures_of(image, pipeline.tokenizer.channels)
-    sizes = [(p.shape[1], p.shape[2]) for p in pictures]
+    images = images_of(image, pipeline.tokenizer.channels)
+    sizes = [(p.shape[1], p.shape[2]) for p in images]
     masks = masks_of(mask_image, sizes) if box is None else [box_mask(size, box) for size in sizes]
     grown = []
     for mask in masks:
         side = grow * math.ceil(min(n / g for n, g in zip(mask.shape, _grid(pipeline))))
         wide = F.max_pool2d(mask[None, None].float(), (2 * side + 1, 1), stride=1, padding=(side, 0))
         grown.append(F.max_pool2d(wide, (1, 2 * side + 1), stride=1, padding=(0, side))[0, 0] > 0)
-    tensors = [(p + 1) / 2 for p in pictures]
+    tensors = [(p + 1) / 2 for p in images]
     return inpaint(pipeline, tensors, grown, class_labels, **options)
 
 
@@ -143,40 +143,40 @@ def outpaint(
     feather: int | None = None,
     **options: Any,
 ) -> Any:
-    """Extend pictures by so many pixels on each side; beyond the trained size by sliding windows.
+    """Extend images by so many pixels on each side; beyond the trained size by sliding windows.
 
-    The model sees the picture with its shorter side at the trained size. The tokenizer is shown the picture alone.
+    The model sees the image with its shorter side at the trained size. The tokenizer is shown the image alone.
 
     Args:
         image: one, or several of one size.
-        left, top, right, bottom: pixels, at the picture's own scale.
+        left, top, right, bottom: pixels, at the image's own scale.
         dilation, paste_back, feather, options: as :func:`inpaint` takes them; ``overlap`` too, the tokens that
             neighbouring windows share, half a window where None.
 
     Raises:
-        ValueError: a negative side, or all of them 0; pictures of several sizes; too large a result.
+        ValueError: a negative side, or all of them 0; images of several sizes; too large a result.
     """
     sides = {"left": left, "top": top, "right": right, "bottom": bottom}
     if wrong := [f"{name} {n}" for name, n in sides.items() if n < 0]:
         raise ValueError(f"outpainting by {', '.join(wrong)} pixels; a side is extended by 0 or more")
     if not any(sides.values()):
         raise ValueError("outpainting by 0 pixels on every side: say how many of left, top, right, bottom")
-    pictures = pictures_of(image, pipeline.tokenizer.channels)
-    if len({p.shape for p in pictures}) > 1:
-        raise ValueError("pictures of several sizes are outpainted one by one")
-    scenes = [_border(pipeline, p, left, top, right, bottom, dilation) for p in pictures]
+    images = images_of(image, pipeline.tokenizer.channels)
+    if len({p.shape for p in images}) > 1:
+        raise ValueError("images of several sizes are outpainted one by one")
+    scenes = [_border(pipeline, p, left, top, right, bottom, dilation) for p in images]
     return _drawn(pipeline, scenes, class_labels, paste_back, feather, **options)
 
 
 @torch.no_grad()
 def vary(pipeline: Any, image: Any, strength: float = 0.5, class_labels: Any = None, **options: Any) -> Any:
-    """Pictures like this one: a random share `strength` of its tokens is drawn anew, by the whole schedule.
+    """Images like this one: a random share `strength` of its tokens is drawn anew, by the whole schedule.
 
-    With the same seed a greater strength hides the same tokens and more. The result has the model's size: the picture's
+    With the same seed a greater strength hides the same tokens and more. The result has the model's size: the image's
     middle is fitted to it. 0 is the tokenizer's reconstruction, 1 is generation.
 
     Raises:
-        ValueError: a strength outside [0, 1]; what :func:`pictures_of` raises.
+        ValueError: a strength outside [0, 1]; what :func:`images_of` raises.
     """
     check_share(strength)
     canvas = pipeline.tokenizer.eval().encode(_fitted(pipeline, image))
@@ -196,14 +196,14 @@ def interpolate(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Any:
-    """Frames from one picture to another through tokens of both.
+    """Frames from one image to another through tokens of both.
 
-    At t from 0 to 1 a token comes from the second picture if its place in a random order is below t, so that none ever
+    At t from 0 to 1 a token comes from the second image if its place in a random order is below t, so that none ever
     changes back. Of the places where the two differ a share ``strength * 4 t (1 - t)`` is hidden and drawn anew, with
-    the same random numbers in every frame. The first and the last frame are the pictures as the tokenizer has them.
+    the same random numbers in every frame. The first and the last frame are the images as the tokenizer has them.
 
     Raises:
-        ValueError: fewer than 2 frames, a strength outside [0, 1], more than one picture at an end.
+        ValueError: fewer than 2 frames, a strength outside [0, 1], more than one image at an end.
     """
     if num_frames < 2:
         raise ValueError(f"num_frames is {num_frames}; an interpolation has at least its 2 ends")
@@ -212,7 +212,7 @@ def interpolate(
         raise ValueError("an interpolation is one row of frames: one generator, num_images_per_prompt 1")
     ends = [pipeline.tokenizer.eval().encode(_fitted(pipeline, end)) for end in (image, image_2)]
     if len(ends[0]) != 1 or len(ends[1]) != 1:
-        raise ValueError("give one picture at either end")
+        raise ValueError("give one image at either end")
     grid = tuple(pipeline.transformer.grid)
     places = math.prod(grid)
     a, b = (end.reshape(1, places, -1) for end in ends)
@@ -239,14 +239,14 @@ def join(
     feather: int | None = None,
     **options: Any,
 ) -> Any:
-    """The left part of one picture, the right part of another, and what the model puts into the gap between them.
+    """The left part of one image, the right part of another, and what the model puts into the gap between them.
 
     Both are resized to the model's height first; widths are rounded up to whole tokens. Beyond the trained width
     windows slide.
 
     Args:
         gap: pixels to be drawn.
-        keep: pixels of each picture; all where None. ``gap`` and twice ``keep`` of the model's width make a picture of
+        keep: pixels of each image; all where None. ``gap`` and twice ``keep`` of the model's width make an image of
             that width.
 
     Raises:
@@ -257,12 +257,12 @@ def join(
     tokenizer, (rows, columns), (factor, _) = pipeline.tokenizer.eval(), _grid(pipeline), _factor(pipeline)
     parts = []
     for given, last in ((image, False), (image_2, True)):
-        pictures = pictures_of(given, tokenizer.channels)
-        if len(pictures) != 1:
-            raise ValueError("give one picture on either side")
-        (picture,) = pictures
-        width = max(1, round(picture.shape[2] * rows / picture.shape[1]))
-        pixels = resized(picture[None], (rows * factor, width * factor))
+        images = images_of(given, tokenizer.channels)
+        if len(images) != 1:
+            raise ValueError("give one image on either side")
+        (image,) = images
+        width = max(1, round(image.shape[2] * rows / image.shape[1]))
+        pixels = resized(image[None], (rows * factor, width * factor))
         count = width if keep is None else min(width, math.ceil(keep / factor))
         parts.append(pixels[..., -count * factor :] if last else pixels[..., : count * factor])
     between = math.ceil(gap / factor)
@@ -283,15 +283,13 @@ def join(
     return _drawn(pipeline, [scene], class_labels, paste_back, feather, **options)
 
 
-# ------------------------------------------------------------------------------------------------------ from pictures
+# ------------------------------------------------------------------------------------------------------ from images
 
 
 def _grid(pipeline: Any) -> tuple[int, int]:
     grid = tuple(pipeline.transformer.grid)
     if len(grid) != 2:
-        raise ValueError(
-            "this model's tokens are a 1-D sequence, with no place in the picture: it can generate and vary"
-        )
+        raise ValueError("this model's tokens are a 1-D sequence, with no place in the image: it can generate and vary")
     return grid
 
 
@@ -304,7 +302,7 @@ def _factor(pipeline: Any) -> tuple[int, int]:
 
 def _hole(
     pipeline: Any,
-    picture: Float[Tensor, "c H W"],
+    image: Float[Tensor, "c H W"],
     hidden: Bool[Tensor, "H W"],
     margin: int | None,
     dilation: Dilation,
@@ -312,18 +310,18 @@ def _hole(
 ) -> Scene:
     grid, size = _grid(pipeline), pipeline.size
     view = view_of(hidden, size, margin)
-    seen, hole = picture[None, :, view[0], view[1]], hidden[None, view[0], view[1]]
-    _say(tuple(picture.shape[1:]), view, size)
+    seen, hole = image[None, :, view[0], view[1]], hidden[None, view[0], view[1]]
+    _say(tuple(image.shape[1:]), view, size)
     canvas = pipeline.tokenizer.eval().encode(filled(seen, hole, size, fill).to(pipeline.device))
     mask = token_mask(hole, grid, _tokens(pipeline, dilation))
     if mask.all():
-        logger.warning("no token is known: the picture is drawn from the class alone")
-    return Scene(picture[None], hidden[None], canvas, mask.to(pipeline.device), view)
+        logger.warning("no token is known: the image is drawn from the class alone")
+    return Scene(image[None], hidden[None], canvas, mask.to(pipeline.device), view)
 
 
 def view_of(hidden: Bool[Tensor, "H W"], size: tuple[int, int], margin: int | None = None) -> tuple[slice, slice]:
     """Where the model looks: the largest box of its shape that fits, or one with `margin` around the hole, placed with
-    the hole in its middle as far as the picture allows; the whole picture where the hole does not fit into the box.
+    the hole in its middle as far as the image allows; the whole image where the hole does not fit into the box.
 
     Raises:
         ValueError: a negative margin.
@@ -347,10 +345,10 @@ def view_of(hidden: Bool[Tensor, "H W"], size: tuple[int, int], margin: int | No
 
 
 def _border(
-    pipeline: Any, picture: Float[Tensor, "c H W"], left: int, top: int, right: int, bottom: int, dilation: Dilation
+    pipeline: Any, image: Float[Tensor, "c H W"], left: int, top: int, right: int, bottom: int, dilation: Dilation
 ) -> Scene:
-    """The picture's own tokens in the middle of a larger canvas; sides are rounded up to whole tokens, then cropped."""
-    (height, width), trained, factor = picture.shape[1:], _grid(pipeline), _factor(pipeline)
+    """The image's own tokens in the middle of a larger canvas; sides are rounded up to whole tokens, then cropped."""
+    (height, width), trained, factor = image.shape[1:], _grid(pipeline), _factor(pipeline)
     density = max(trained[0] / height, trained[1] / width)  # tokens a pixel
     rows, columns = max(trained[0], round(height * density)), max(trained[1], round(width * density))
     high, wide = height / rows, width / columns  # pixels a token
@@ -359,16 +357,16 @@ def _border(
     if count > MOST_WINDOWS * trained[0] * trained[1]:
         raise ValueError(
             f"a canvas of {count} tokens; at most {MOST_WINDOWS} times the trained {trained[0]}x{trained[1]}: "
-            "extend by less, or a less narrow picture"
+            "extend by less, or a less narrow image"
         )
     _say((height, width), (slice(0, height), slice(0, width)), (rows * factor[0], columns * factor[1]))
     pad = [round(n * side) for n, side in zip(tokens, (wide, wide, high, high))]
     codes = pipeline.tokenizer.eval().encode(
-        resized(picture[None], (rows * factor[0], columns * factor[1])).to(pipeline.device)
+        resized(image[None], (rows * factor[0], columns * factor[1])).to(pipeline.device)
     )
     mask = F.pad(torch.zeros(codes.shape[:3], dtype=torch.bool, device=codes.device), tokens, value=True)
     mask = token_mask(mask, (mask.shape[1], mask.shape[2]), _tokens(pipeline, dilation))
-    pixels = F.pad(picture[None], pad)
+    pixels = F.pad(image[None], pad)
     hidden = F.pad(torch.zeros(1, height, width, dtype=torch.bool), pad, value=True)
     crop = (slice(pad[2] - top, pad[2] + height + bottom), slice(pad[0] - left, pad[0] + width + right))
     view = (slice(0, pixels.shape[2]), slice(0, pixels.shape[3]))
@@ -381,25 +379,25 @@ def _tokens(pipeline: Any, dilation: Dilation) -> int:
 
 
 def _fitted(pipeline: Any, image: Any) -> Float[Tensor, "b c h w"]:
-    """The middle of each picture at the model's size."""
+    """The middle of each image at the model's size."""
     made = []
-    for picture in pictures_of(image, pipeline.tokenizer.channels):
-        view = view_of(torch.zeros(picture.shape[1:], dtype=torch.bool), pipeline.size)
-        _say(tuple(picture.shape[1:]), view, pipeline.size)
-        made.append(resized(picture[None, :, view[0], view[1]], pipeline.size))
+    for pixels in images_of(image, pipeline.tokenizer.channels):
+        view = view_of(torch.zeros(pixels.shape[1:], dtype=torch.bool), pipeline.size)
+        _say(tuple(pixels.shape[1:]), view, pipeline.size)
+        made.append(resized(pixels[None, :, view[0], view[1]], pipeline.size))
     return torch.cat(made).to(pipeline.device)
 
 
-def _say(picture: tuple[int, ...], view: tuple[slice, slice], size: tuple[int, int]) -> None:
-    if tuple(picture) != tuple(size):
+def _say(image: tuple[int, ...], view: tuple[slice, slice], size: tuple[int, int]) -> None:
+    if tuple(image) != tuple(size):
         (y, x), (h, w) = view, size
         logger.info(
-            "of a %dx%d picture (w x h) the model sees %d..%d x %d..%d, resized to %dx%d",
-            *(picture[1], picture[0], x.start, x.stop, y.start, y.stop, w, h),
+            "of a %dx%d image (w x h) the model sees %d..%d x %d..%d, resized to %dx%d",
+            *(image[1], image[0], x.start, x.stop, y.start, y.stop, w, h),
         )  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------------- to pictures
+# --------------------------------------------------------------------------------------------------------- to images
 
 
 def _completed(
@@ -414,7 +412,7 @@ def _completed(
     trace: Any = None,
     overlap: int | None = None,
 ) -> Tensor:
-    """Tokens (n * copies, h, w, ...); a mask may have a row a picture or a row a copy."""
+    """Tokens (n * copies, h, w, ...); a mask may have a row an image or a row a copy."""
     if num_images_per_prompt < 1:
         raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
     n, copies = len(canvas), num_images_per_prompt
@@ -425,10 +423,10 @@ def _completed(
     else:
         each = [class_labels] * n if isinstance(class_labels, (int, str)) else list(class_labels)
         if len(each) != n:
-            raise ValueError(f"{len(each)} class_labels for {n} pictures; give one, or one a picture")
+            raise ValueError(f"{len(each)} class_labels for {n} images; give one, or one an image")
         labels, _ = pipeline.labels_of(each, copies)
     if isinstance(generator, list) and len(generator) != n * copies:
-        raise ValueError(f"{len(generator)} generators for {n * copies} pictures; give one, or one a picture")
+        raise ValueError(f"{len(generator)} generators for {n * copies} images; give one, or one an image")
     canvas = canvas.repeat_interleave(copies, 0)
     mask = mask if len(mask) == len(canvas) else mask.repeat_interleave(copies, 0)
     return pipeline.complete(
@@ -445,7 +443,7 @@ def _tokens_drawn(
     return_dict: bool = True,
     **options: Any,
 ) -> Any:
-    """Completed tokens as pictures, nothing pasted."""
+    """Completed tokens as images, nothing pasted."""
     pipeline.check_output_type(output_type)
     return pipeline.output(_completed(pipeline, canvas, mask, class_labels, **options), output_type, return_dict)
 
@@ -460,7 +458,7 @@ def _drawn(
     return_dict: bool = True,
     **options: Any,
 ) -> Any:
-    """Complete the scenes in one batch, and put what was made into their pictures."""
+    """Complete the scenes in one batch, and put what was made into their images."""
     pipeline.check_output_type(output_type)
     canvas, mask = (torch.cat([getattr(scene, name) for scene in scenes]) for name in ("canvas", "mask"))
     codes = _completed(pipeline, canvas, mask, class_labels, **options)
@@ -468,8 +466,8 @@ def _drawn(
         return pipeline.output(codes, output_type, return_dict)
     made = pipeline.tokenizer.decode(codes).float().cpu()
     copies = len(codes) // len(scenes)
-    pictures = [_placed(scenes[i // copies], made[i : i + 1], paste_back, feather) for i in range(len(made))]
-    return pipeline.output(pictures, output_type, return_dict)
+    images = [_placed(scenes[i // copies], made[i : i + 1], paste_back, feather) for i in range(len(made))]
+    return pipeline.output(images, output_type, return_dict)
 
 
 def _placed(

@@ -1,4 +1,4 @@
-"""A data set of pictures -> a token cache."""
+"""A data set of images -> a token cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encode_dataset(
     workers: int = 0,
     flips: bool = False,
 ) -> Path:
-    """Encode every picture of a map-style data set once and write the codes and labels to the folder `path`.
+    """Encode every image of a map-style data set once and write the codes and labels to the folder `path`.
 
     The same call goes on where a killed one was, and gives a finished cache back as it is. The processes of one launch
     (``torchrun``, ``accelerate launch``) share the work; each returns when the cache is whole. Codes and labels are the
@@ -39,14 +39,14 @@ def encode_dataset(
     Args:
         tokenizer: in evaluation mode, on the device to encode on.
         dataset: items ``{"pixels": (c, h, w) in [-1, 1], "label": int}``; ``class_names`` and ``labels``.
-        path: see :mod:`maskgen.data.tokens`. Row i is picture i.
-        batch_size: pictures at a time; part of the plan, for another may round differently.
-        workers: processes that read pictures, for each process that encodes.
-        flips: encode the mirrored pictures too: row n + i is the mirrored picture i of n. Pictures held out of training
+        path: see :mod:`maskgen.data.tokens`. Row i is image i.
+        batch_size: images at a time; part of the plan, for another may round differently.
+        workers: processes that read images, for each process that encodes.
+        flips: encode the mirrored images too: row n + i is the mirrored image i of n. Images held out of training
             on such a cache may have their mirrored twins in it.
 
     Raises:
-        ValueError: the tokenizer cannot take these pictures, or the folder holds a cache of another making.
+        ValueError: the tokenizer cannot take these images, or the folder holds a cache of another making.
     """
     device = next((p.device for p in tokenizer.parameters()), torch.device("cpu"))  # patches have no weights
     item = tokenizer.encode(dataset[0]["pixels"][None].to(device))[0]
@@ -73,7 +73,7 @@ def encode_dataset(
     loader: DataLoader = DataLoader(dataset, batch_sampler=batches, num_workers=workers)
     shown = tqdm(loader, desc="encode", unit="batch", disable=rank > 0)
     for indices, batch in zip(batches, shown):
-        pixels, labels = batch["pixels"], batch["label"].numpy()  # of an unreadable picture, its stand-in's
+        pixels, labels = batch["pixels"], batch["label"].numpy()  # of an unreadable image, its stand-in's
         for start, codes in _encode(tokenizer, pixels.to(device), indices, n, flips, dataset):
             writer.write(start, codes, labels)
         if (indices[-1] + 1) % step == 0 or indices[-1] + 1 == n:
@@ -89,7 +89,7 @@ def _encode(
     if not finite.all():
         bad = indices[int(finite.logical_not().nonzero()[0])]
         name = dataset.names[bad] if hasattr(dataset, "names") else bad
-        raise ValueError(f"picture {name} holds NaN or infinity; remove it or write it anew, with values in [-1, 1]")
+        raise ValueError(f"image {name} holds NaN or infinity; remove it or write it anew, with values in [-1, 1]")
     yield indices[0], tokenizer.encode(pixels)
     if flips:
         yield n + indices[0], tokenizer.encode(pixels.flip(-1))
@@ -101,12 +101,12 @@ def launched() -> tuple[int, int]:
 
 
 def describe(dataset: Any, samples: int = 8) -> dict[str, Any]:
-    """What tells a data set from another: how many pictures, and digests of labels, names and a few pictures."""
+    """What tells a data set from another: how many images, and digests of labels, names and a few images."""
     n = len(dataset)
     few = [dataset[i * n // min(n, samples)]["pixels"] for i in range(min(n, samples))]
     return {
-        "pictures": n,
-        "picture_size": list(few[0].shape[1:]),
+        "images": n,
+        "image_size": list(few[0].shape[1:]),
         "labels_digest": _digest(np.asarray(dataset.labels, np.int64).tobytes()),
         "names_digest": _digest("\n".join(map(str, getattr(dataset, "names", ()))).encode()),
         "samples_digest": _digest(*(pixels.contiguous().numpy().tobytes() for pixels in few)),

@@ -1,4 +1,4 @@
-"""Generated pictures on disk."""
+"""Generated images on disk."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maskgen import __version__
-from maskgen.pictures import grid, save, to_pil
+from maskgen.images import grid, save, to_pil
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.trace import Tracer, film_for
 
-BUNDLED = "bundled emoji"  # the bundled pipeline, in what pictures keep
+BUNDLED = "bundled emoji"  # the bundled pipeline, in what images keep
 
 
 def pick_device(name: str) -> torch.device:
@@ -57,9 +57,9 @@ def draw(
     batch_size: int = 128,
     trace: Tracer | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Pixels in [-1, 1] on the CPU, one picture a label (number, name, or None throughout for no class).
+    """Pixels in [-1, 1] on the CPU, one image a label (number, name, or None throughout for no class).
 
-    Picture i has seed + i, whatever the batch; `steps` and `guidance` are the pipeline's own where None.
+    Image i has seed + i, whatever the batch; `steps` and `guidance` are the pipeline's own where None.
     """
     pixels = []
     for start in range(0, len(labels), batch_size):
@@ -90,17 +90,17 @@ def generate(
     batch_size: int = 64,
     trace: str | Path | None = None,
 ) -> Path:
-    """Write ``CLASS_NUMBER.png`` for each picture and ``grid.png`` with a row a class; give the grid's path.
+    """Write ``CLASS_NUMBER.png`` for each image and ``grid.png`` with a row a class; give the grid's path.
 
     Args:
         model: run, pipeline folder or Hub name; None is the bundled emoji pipeline.
         classes: names or numbers; at most 16, evenly spread, where None.
-        count: pictures of each class.
+        count: images of each class.
         steps, guidance: decode settings; the pipeline's own where None.
-        seed: picture i is drawn with seed + i, whatever the batch.
+        seed: image i is drawn with seed + i, whatever the batch.
         out: folder.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        trace: a ``.gif`` of the first pictures' decode to write.
+        trace: a ``.gif`` of the first images' decode to write.
     """
     pipeline = MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
     names = pipeline.class_names
@@ -110,15 +110,15 @@ def generate(
     everything = draw(pipeline, labels, seed, steps, guidance, batch_size, film)
     if film is not None and trace is not None:
         film.save(trace, pipeline.tokenizer)
-    for i, picture in enumerate(to_pil(everything)):
+    for i, image in enumerate(to_pil(everything)):
         made = parameters(pipeline, model, {"class": labels[i], "seed": seed + i, "steps": steps, "guidance": guidance})
         path = Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-")
-        save(picture, path, {"task": "sample", **made})
+        save(image, path, {"task": "sample", **made})
     return save(grid(everything, count, row_names=[r for r in rows if r] or None), Path(out) / "grid.png")
 
 
 def parameters(pipeline: Any, model: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a picture says of its making: the settings, and the scheduler's where they leave it the choice."""
+    """What an image says of its making: the settings, and the scheduler's where they leave it the choice."""
     kept = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items() if v is not None}
     config = pipeline.scheduler.config
     defaults = {"steps": config.num_inference_steps, "guidance": config.guidance_scale}

@@ -1,4 +1,4 @@
-"""MaskedImagePipeline: pictures from a tokenizer, a masked transformer and a scheduler."""
+"""MaskedImagePipeline: images from a tokenizer, a masked transformer and a scheduler."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from maskgen.decoding.loop import Trace
 from maskgen.decoding.noise import Generators
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.parts import nearest
-from maskgen.pictures import to_pil
+from maskgen.images import to_pil
 from maskgen.pipelines import editing
 from maskgen.pipelines.predictor import CriticScores, Predictor
 from maskgen.pipelines.store import pipeline_folder
-from maskgen.pipelines.tokens import Places
+from maskgen.pipelines.tokens import TokenLayout
 from maskgen.pipelines.trace import Tracer, Watch
+from maskgen.registry import nearest
 from maskgen.tasks.windows import Place, complete_by_windows
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.model import MaskTransformer
@@ -31,7 +31,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "codes")
 
 @dataclass
 class MaskedImageOutput(BaseOutput):
-    """images: list of PIL pictures, float array (n, h, w, c) in [0, 1], float tensor (n, c, h, w) in [0, 1], or
+    """images: list of PIL images, float array (n, h, w, c) in [0, 1], float tensor (n, c, h, w) in [0, 1], or
     int64 codes (n, h, w), by `output_type`."""
 
     images: Any
@@ -71,7 +71,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         critic: MaskTransformer | None = None,
     ):
         super().__init__()
-        Places(tokenizer, transformer)  # refuses what was not trained together
+        TokenLayout(tokenizer, transformer)  # refuses what was not trained together
         if len(transformer.grid) > 2:
             raise ValueError(
                 f"this transformer is of videos, with a grid {tuple(transformer.grid)} (t, h, w): take "
@@ -101,7 +101,7 @@ class MaskedImagePipeline(DiffusionPipeline):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pictures that the transformer was trained on, in pixels."""
+        """Height and width of the images that the transformer was trained on, in pixels."""
         return self.tokenizer.size(tuple(self.transformer.grid))
 
     @torch.no_grad()
@@ -118,14 +118,14 @@ class MaskedImagePipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
         trace: Tracer | None = None,
     ) -> MaskedImageOutput | tuple[Any]:
-        """Generate pictures.
+        """Generate images.
 
         Args:
-            class_labels: numbers or names of classes, one a picture; None draws without a class.
-            num_images_per_prompt: pictures of each label.
+            class_labels: numbers or names of classes, one an image; None draws without a class.
+            num_images_per_prompt: images of each label.
             num_inference_steps: decode steps; the scheduler's default where None.
             guidance_scale: ``u + s (c - u)``, 1 is none; the scheduler's default where None.
-            generator: one, or a list of one a picture.
+            generator: one, or a list of one an image.
             output_type: ``pil``, ``np``, ``pt`` or ``codes``.
             return_dict: give :class:`MaskedImageOutput`, or a tuple.
             callback_on_step_end: ``(pipeline, step, timestep, tensors) -> None`` after each step; `timestep` is
@@ -143,7 +143,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs takes codes and hidden, not {sorted(unknown)}")
         labels, count = self.labels_of(class_labels, num_images_per_prompt)
-        canvas = Places(self.tokenizer, self.transformer).blank(count, self.device)
+        canvas = TokenLayout(self.tokenizer, self.transformer).blank(count, self.device)
         codes = self.complete(
             canvas,
             torch.ones(count, *self.transformer.grid, dtype=torch.bool, device=self.device),
@@ -183,7 +183,7 @@ class MaskedImagePipeline(DiffusionPipeline):
             ValueError: guidance of continuous tokens: the predictions are no logits that it could mix; order ``critic``
                 without a critic.
         """
-        places = Places(self.tokenizer, self.transformer)
+        places = TokenLayout(self.tokenizer, self.transformer)
         steps = num_inference_steps or self.scheduler.config.num_inference_steps
         scale = self.scheduler.config.guidance_scale if guidance_scale is None else guidance_scale
         if places.draw is not None and labels is not None and scale > 1:
@@ -226,7 +226,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         share = min(places.grid) // 2 if overlap is None else overlap
         return complete_by_windows(window, canvas, mask, places.grid, share)
 
-    def _critic(self, labels: list[int] | None, places: Places) -> CriticScores | None:
+    def _critic(self, labels: list[int] | None, places: TokenLayout) -> CriticScores | None:
         """The scores of order ``critic``, for rows of `labels`."""
         if self.scheduler.config.order != "critic":
             return None
@@ -243,15 +243,15 @@ class MaskedImagePipeline(DiffusionPipeline):
             raise ValueError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
 
     def output(self, made: Tensor | list[Tensor], output_type: str, return_dict: bool) -> Any:
-        """Codes, or pixels (1, c, h, w) a picture in [-1, 1], as the output that was asked for."""
+        """Codes, or pixels (1, c, h, w) an image in [-1, 1], as the output that was asked for."""
         images: Any = made
         if isinstance(made, Tensor) and output_type != "codes":
             made = list(self.tokenizer.eval().decode(made).float().split(1))
         if output_type == "pil":
-            images = [picture for pixels in made for picture in to_pil(pixels)]
+            images = [image for pixels in made for image in to_pil(pixels)]
         elif output_type != "codes":
             if len({pixels.shape for pixels in made}) > 1:
-                raise ValueError(f"pictures of several sizes are no one array: output_type='pil', not {output_type!r}")
+                raise ValueError(f"images of several sizes are no one array: output_type='pil', not {output_type!r}")
             unit = ((torch.cat(list(made)) + 1) / 2).clamp(0, 1)
             images = unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
         return MaskedImageOutput(images) if return_dict else (images,)
@@ -270,7 +270,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         return call
 
     def labels_of(self, given: Any, copies: int) -> tuple[list[int] | None, int]:
-        """A label a picture, and how many pictures."""
+        """A label an image, and how many images."""
         if given is None:
             null = self.transformer.num_classes
             return (None if null is None else [null] * copies), copies

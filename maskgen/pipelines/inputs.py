@@ -1,4 +1,4 @@
-"""What users give as pictures and masks -> tensors: files, PIL pictures, arrays, tensors, and lists of them."""
+"""What users give as images and masks -> tensors: files, PIL images, arrays, tensors, and lists of them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from maskgen.data.pixels import UnreadableImage, flatten, from_picture
+from maskgen.data.pixels import UnreadableImage, flatten, from_image
 
-MAX_PIXELS = 4096 * 4096  # pixels of a picture to edit: 200 MB of floats
+MAX_PIXELS = 4096 * 4096  # pixels of an image to edit: 200 MB of floats
 
 
-def pictures_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
-    """Pictures as float32 in [-1, 1], upright; of 8-bit pictures every value can be had back exactly.
+def images_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
+    """Images as float32 in [-1, 1], upright; of 8-bit images every value can be had back exactly.
 
     Args:
-        image: one or a list of: a file's path, a PIL picture (its EXIF orientation is applied, transparency lies on
+        image: one or a list of: a file's path, a PIL image (its EXIF orientation is applied, transparency lies on
             white, 16 bits are scaled, see :func:`maskgen.data.pixels.flatten`), an array (h, w, c) or (h, w) of uint8
             or of floats in [0, 1], a tensor (c, h, w) of the same; or an array or tensor of a batch of them.
         channels: 1 or 3.
@@ -29,29 +29,29 @@ def pictures_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
     Raises:
         ValueError: unreadable, too large, of another range or number of channels.
     """
-    return [_picture(one, channels) for one in _listed(image, 3)]
+    return [_image(one, channels) for one in _listed(image, 3)]
 
 
 def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "H W"]]:
-    """A mask a picture, True = hidden: white, or at least half way to it; transparent is known.
+    """A mask an image, True = hidden: white, or at least half way to it; transparent is known.
 
     Args:
-        mask: one for all pictures or a list of one each: as :func:`pictures_of` takes them, without a channel axis;
+        mask: one for all images or a list of one each: as :func:`images_of` takes them, without a channel axis;
             booleans too.
-        sizes: (H, W) of each picture.
+        sizes: (H, W) of each image.
 
     Raises:
-        ValueError: unreadable; of another size than its picture; it hides nothing.
+        ValueError: unreadable; of another size than its image; it hides nothing.
     """
     masks = [_mask(one) for one in _listed(mask, 2)]
     if len(masks) == 1:
         masks *= len(sizes)
     if len(masks) != len(sizes):
-        raise ValueError(f"{len(masks)} masks for {len(sizes)} pictures; give one, or one a picture")
+        raise ValueError(f"{len(masks)} masks for {len(sizes)} images; give one, or one an image")
     for hidden, (height, width) in zip(masks, sizes):
         if tuple(hidden.shape) != (height, width):
             raise ValueError(
-                f"the mask is {hidden.shape[1]}x{hidden.shape[0]} pixels (w x h) and its picture {width}x{height}; "
+                f"the mask is {hidden.shape[1]}x{hidden.shape[0]} pixels (w x h) and its image {width}x{height}; "
                 "both must have one size"
             )
         if not hidden.any():
@@ -65,41 +65,41 @@ def _listed(given: Any, ndim: int) -> list[Any]:
     """A list of single things; arrays of more than `ndim` axes are a batch."""
     if isinstance(given, (list, tuple)):
         if not given:
-            raise ValueError("an empty list of pictures; give at least one")
+            raise ValueError("an empty list of images; give at least one")
         return list(given)
     return list(given) if isinstance(given, (np.ndarray, Tensor)) and given.ndim > ndim else [given]
 
 
 def _opened(given: str | Path) -> Image.Image:
     try:
-        with Image.open(given) as picture:
-            _check_size(picture.width, picture.height, str(given))
-            picture.load()
-            return picture
+        with Image.open(given) as image:
+            _check_size(image.width, image.height, str(given))
+            image.load()
+            return image
     except ValueError:
         raise
     except Exception as error:  # decoders meet damaged files with errors of every kind
         raise UnreadableImage(f"{given}: {error or type(error).__name__}") from error
 
 
-def _check_size(width: int, height: int, name: str = "the picture") -> None:
+def _check_size(width: int, height: int, name: str = "the image") -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} (4096x4096) can be edited: make it smaller"
         )
 
 
-def _picture(given: Any, channels: int) -> Float[Tensor, "c H W"]:
+def _image(given: Any, channels: int) -> Float[Tensor, "c H W"]:
     if isinstance(given, (str, Path)):
         given = _opened(given)
     if isinstance(given, Image.Image):
         _check_size(*given.size)
-        return from_picture(given, None, channels)
-    values = _numbers(given, "picture")
+        return from_image(given, None, channels)
+    values = _numbers(given, "image")
     if isinstance(given, np.ndarray):
         values = values[None] if values.ndim == 2 else values.movedim(-1, 0)
     if values.ndim != 3 or values.shape[0] not in (1, 3):
-        raise ValueError(f"a picture of shape {tuple(given.shape)}; give an array (h, w, 1 or 3) or a tensor (c, h, w)")
+        raise ValueError(f"an image of shape {tuple(given.shape)}; give an array (h, w, 1 or 3) or a tensor (c, h, w)")
     _check_size(values.shape[2], values.shape[1])
     if values.shape[0] == 3 and channels == 1:
         values = (values * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
@@ -127,7 +127,9 @@ def _mask(given: Any) -> Bool[Tensor, "H W"]:
 def _numbers(given: Any, what: str) -> Float[Tensor, "*shape"]:
     """In [0, 1], float32."""
     if not isinstance(given, (np.ndarray, Tensor)):
-        raise ValueError(f"a {what} of type {type(given).__name__}; give a file, a PIL picture, an array or a tensor")
+        raise ValueError(
+            f"the {what} is of type {type(given).__name__}; give a file, a PIL image, an array or a tensor"
+        )
     values = torch.tensor(given) if isinstance(given, np.ndarray) else given.detach().cpu()
     if values.dtype == torch.uint8:
         return values.float() / 255

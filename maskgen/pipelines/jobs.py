@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maskgen.parts import choose, nearest
-from maskgen.pictures import save
+from maskgen.images import save
 from maskgen.pipelines import editing
 from maskgen.pipelines.generate import class_label, parameters, pick_device
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.trace import Tracer, film_for
+from maskgen.registry import choose, nearest
 
 
 def _sample(pipeline: Any, class_labels: Any = None, **options: Any) -> Any:
@@ -84,14 +84,14 @@ def make(
     trace: Tracer | None = None,
     model: str | Path | None = None,
 ) -> list[tuple[Image.Image, dict[str, Any]]]:
-    """Run one task; give its pictures, each with what made it.
+    """Run one task; give its images, each with what made it.
 
     Args:
         task: of :data:`TASKS`.
         settings: of :data:`SETTINGS`, as values or as text; None leaves a task's own default.
-        seed: picture i is drawn with seed + i.
+        seed: image i is drawn with seed + i.
         trace: told of every step.
-        model: as the pictures shall name it.
+        model: as the images shall name it.
 
     Raises:
         ValueError: an unknown task or setting, one that is missing or that the task does not have; what the task
@@ -105,11 +105,11 @@ def make(
     one = task == "interpolate"  # one random order for all frames
     seeds = [seed] if one else [seed + i for i in range(arguments.get("num_images_per_prompt", 1))]
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    pictures = function(pipeline, **arguments, generator=generators[0] if one else generators, trace=trace).images
+    images = function(pipeline, **arguments, generator=generators[0] if one else generators, trace=trace).images
     told = {k: v for k, v in settings.items() if not isinstance(v, Image.Image)}
     made = {"task": task, **parameters(pipeline, model, told)}
-    each = seeds * len(pictures) if one else seeds
-    return [(picture, {**made, "seed": s, "number": i}) for i, (picture, s) in enumerate(zip(pictures, each))]
+    each = seeds * len(images) if one else seeds
+    return [(image, {**made, "seed": s, "number": i}) for i, (image, s) in enumerate(zip(images, each))]
 
 
 def perform(
@@ -121,7 +121,7 @@ def perform(
     trace: str | Path | None = None,
     model: str | Path | None = None,
 ) -> list[Path]:
-    """Run one task, write its pictures with what made them, and give their paths.
+    """Run one task, write its images with what made them, and give their paths.
 
     Args:
         task, settings, seed, model: as :func:`make` takes them.
@@ -139,8 +139,8 @@ def perform(
     made = make(pipeline, task, settings, seed, film, model)
     numbered = len(made) > 1
     paths = [
-        save(picture, out.with_stem(f"{out.stem}_{i:03d}") if numbered else out, told)
-        for i, (picture, told) in enumerate(made)
+        save(image, out.with_stem(f"{out.stem}_{i:03d}") if numbered else out, told)
+        for i, (image, told) in enumerate(made)
     ]
     if film is not None and trace is not None:
         paths.append(film.save(trace, pipeline.tokenizer))
@@ -178,11 +178,11 @@ def batch(
 
     Columns are ``task`` (else `task`), ``seed`` (else 0), ``out`` (a name in the folder `out`; else row_LINE.png) and
     the settings of :data:`SETTINGS`; an empty cell leaves the default. Paths are relative to the CSV's folder. `trace`
-    is a folder for a GIF of each row's decode, named as the row's picture.
+    is a folder for a GIF of each row's decode, named as the row's image.
 
     Raises:
         ValueError: unknown columns, no rows; and after the last row, if some failed: their lines, why, and how many
-            pictures were written.
+            images were written.
     """
     table, out = Path(table), Path(out)
     rows = _rows(table)
@@ -205,13 +205,13 @@ def batch(
             failed.append(f"line {line}: {error}")
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(rows)} rows of {table} failed; {pictures_in(paths)} pictures are in {out}\n  - "
+            f"{len(failed)} of {len(rows)} rows of {table} failed; {images_in(paths)} images are in {out}\n  - "
             + "\n  - ".join(failed)
         )
     return paths
 
 
-def pictures_in(paths: list[Path]) -> int:
+def images_in(paths: list[Path]) -> int:
     """How many of the files that a task wrote are no traces."""
     return sum(path.suffix != ".gif" for path in paths)
 

@@ -118,7 +118,7 @@ class CriticScores:
     """A transformer of one prediction a token as the `critic` of the decode loop: how real each token looks, a logit.
 
     Args:
-        network: trained by :class:`maskgen.training.critic_stage.CriticStage`.
+        network: trained by :class:`maskgen.training.stages.critic.CriticStage`.
         labels: a class a row, or None for an unconditional one.
         grid: of the tokens.
     """

@@ -1,4 +1,4 @@
-"""Pictures from the autoregressive baseline: one token after the other."""
+"""Images from the autoregressive baseline: one token after the other."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def draw_raster(
     draw_temperature: float = 1.0,
     count: int = 1,
 ) -> Float[Tensor, "n c *size"]:
-    """Pixels in [-1, 1], a picture or clip a label, or `count` of an unconditional model.
+    """Pixels in [-1, 1], an image or clip a label, or `count` of an unconditional model.
 
     Args:
-        generator: one, or a list of one a picture.
+        generator: one, or a list of one an image.
         guidance_scale, guidance_schedule, draw_temperature: as in :func:`decode_raster`.
     """
     rows = count if labels is None else len(labels)

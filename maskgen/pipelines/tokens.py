@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from maskgen.decoding.draws import Draw, gaussian_mixture
+from maskgen.decoding.token_samplers import Draw, gaussian_mixture
 from maskgen.mim.objective import GaussianMixture
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.groups import group_size, join_codes, split_codes
 from maskgen.transformer.model import MaskTransformer
 
 
-class Places:
+class TokenLayout:
     """One code a place, a code as several groups of bits, several codes, or a vector: what a place holds.
 
     A canvas is as the tokenizer has it: codes (b, *grid) or (b, *grid, levels), or vectors (b, *grid, d). A mask is
@@ -75,7 +75,7 @@ class Places:
         return tokens.view(like.shape)
 
     def mask(self, hidden: Bool[Tensor, "b n"]) -> Bool[Tensor, "b p"]:
-        """Places of which anything is hidden."""
+        """TokenLayout of which anything is hidden."""
         return hidden.unflatten(1, (-1, self.groups)).any(-1)
 
     def confidence(self, values: Float[Tensor, "b n"]) -> Float[Tensor, "b p"]:

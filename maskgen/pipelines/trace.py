@@ -1,4 +1,4 @@
-"""Watching a decode: each step's tokens and the confidence in them, and a moving picture of it."""
+"""Watching a decode: each step's tokens and the confidence in them, and a moving image of it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from maskgen.decoding.loop import Trace
-from maskgen.pictures import grid
-from maskgen.pipelines.tokens import Places
+from maskgen.images import grid
+from maskgen.pipelines.tokens import TokenLayout
 from maskgen.tokenizer.model import Tokenizer
 
 Tracer = Callable[[Tensor, Tensor, Tensor], None]
@@ -35,7 +35,7 @@ class Watch:
     """
 
     def __init__(
-        self, trace: Tracer, canvas: Shaped[Tensor, "b *tokens"], mask: Bool[Tensor, "b *grid"], places: Places
+        self, trace: Tracer, canvas: Shaped[Tensor, "b *tokens"], mask: Bool[Tensor, "b *grid"], places: TokenLayout
     ):
         self.trace, self.tokens, self.hidden, self.places = trace, canvas.clone(), mask.clone(), places
         self.confidence = torch.full(mask.shape, torch.nan, device=canvas.device)
@@ -58,7 +58,7 @@ class DecodeTrace:
     """A tracer that keeps every step and draws them.
 
     Args:
-        limit: so many pictures of the batch at most.
+        limit: so many images of the batch at most.
     """
 
     def __init__(self, limit: int = 8):
@@ -72,14 +72,14 @@ class DecodeTrace:
             self.steps.append((tokens[: self.limit], hidden[: self.limit], confidence[: self.limit]))
 
     def frames(self, tokenizer: Tokenizer, side: int = 192) -> list[Image.Image]:
-        """A picture a step: what is decided so far with the hidden tokens grey, and beside it the confidence in each
+        """An image a step: what is decided so far with the hidden tokens grey, and beside it the confidence in each
         token from blue (0) to yellow (1), light grey where the token was given.
 
         Args:
-            side: about so many pixels high is each picture.
+            side: about so many pixels high is each image.
 
         Raises:
-            ValueError: no step was seen, or tokens that have no place in the picture.
+            ValueError: no step was seen, or tokens that have no place in the image.
         """
         if not self.steps:
             raise ValueError("no decode was traced; hand this object to a pipeline's call as trace=")
@@ -100,7 +100,7 @@ class DecodeTrace:
         """One of :meth:`frames`: step `number` (0: before the first) of `last`, where that is known."""
         tokens, hidden, confidence = self.steps[number]
         if hidden.ndim != 3:
-            raise ValueError("1-D tokens have no place in the picture: their decode cannot be drawn")
+            raise ValueError("1-D tokens have no place in the image: their decode cannot be drawn")
         made = tokenizer.decode(tokens).float().cpu().clamp(-1, 1).expand(-1, 3, -1, -1)
         size = (made.shape[2], made.shape[3])
         hole = F.interpolate(hidden[:, None].float().cpu(), size, mode="nearest") > 0

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.pictures import to_pil
+from maskgen.images import to_pil
 from maskgen.pipelines.conditions import opened
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import pipeline_folder
-from maskgen.pipelines.tokens import Places, actions_of_tokens
+from maskgen.pipelines.tokens import TokenLayout, actions_of_tokens
 from maskgen.tasks.conditions import Prompts
 from maskgen.tasks.videos import held, video_token_mask
 from maskgen.tokenizer.model import Tokenizer
@@ -28,7 +28,7 @@ from maskgen.transformer.model import MaskTransformer
 
 @dataclass
 class MaskedVideoOutput(BaseOutput):
-    """frames: a list of PIL pictures a video, float array (n, t, h, w, c) in [0, 1], float tensor (n, t, c, h, w) in
+    """frames: a list of PIL images a video, float array (n, t, h, w, c) in [0, 1], float tensor (n, t, c, h, w) in
     [0, 1], or int64 codes (n, t, h, w), by `output_type`."""
 
     frames: Any
@@ -61,7 +61,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
         condition_mode: how, see :class:`maskgen.mim.corruption.Condition`.
 
     Raises:
-        ValueError: parts that were not trained together, or a transformer of pictures.
+        ValueError: parts that were not trained together, or a transformer of images.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
         condition_mode: str = "cond_input",
     ):
         super().__init__()
-        Places(tokenizer, transformer)  # refuses what was not trained together
+        TokenLayout(tokenizer, transformer)  # refuses what was not trained together
         if len(transformer.grid) != 3:
             raise ValueError(f"a transformer of videos has a grid (t, h, w), this one {tuple(transformer.grid)}")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
@@ -85,7 +85,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
                 f"{transformer.num_classes}: they were not trained together"
             )
 
-    # What is the same for pictures.
+    # What is the same for images.
     complete, labels_of, _number = (
         MaskedImagePipeline.complete,
         MaskedImagePipeline.labels_of,

@@ -1,4 +1,4 @@
-"""One video from what a user names: a file, a folder of frames, a picture, or one video of an array."""
+"""One video from what a user names: a file, a folder of frames, an image, or one video of an array."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from maskgen.data.unreadable import Unreadable
 from maskgen.data.video_files import Frame, index_video, read_frames
 from maskgen.data.video_sources import FRAME_EXTENSIONS
 from maskgen.data.videos import open_videos, to_clip
-from maskgen.pipelines.inputs import masks_of, pictures_of
+from maskgen.pipelines.inputs import images_of, masks_of
 
 log = logging.getLogger(__name__)
 ARRAY = re.compile(r"(.+\.np[yz])(?::(\d+))?")
 
 
 @dataclass
-class Footage:
+class VideoReader:
     """A video of which nothing but its length need be read yet.
 
     Args:
@@ -55,8 +55,8 @@ class Footage:
         return torch.from_numpy(np.asarray(fitted) >= 128)
 
 
-def open_footage(path: str | Path) -> Footage:
-    """The video at `path`: its file, a folder of its frames, a picture, or FILE.npz and FILE.npz:3 (.npy too), of an
+def open_footage(path: str | Path) -> VideoReader:
+    """The video at `path`: its file, a folder of its frames, an image, or FILE.npz and FILE.npz:3 (.npy too), of an
     array of videos the only one, or number 3.
 
     Raises:
@@ -65,21 +65,21 @@ def open_footage(path: str | Path) -> Footage:
     found = ARRAY.fullmatch(str(path))
     file = Path(found[1] if found else path).expanduser()
     if not file.exists():
-        raise ValueError(f"{file} does not exist; give a video's file, a folder of its frames, or a picture")
+        raise ValueError(f"{file} does not exist; give a video's file, a folder of its frames, or an image")
     if found or file.is_dir():
         source = open_videos(file, Unreadable(file, "video", 0))
         number = 0 if found is None or found[2] is None else int(found[2])
         if number >= len(source.names) or (len(source.names) > 1 and (found is None or found[2] is None)):
             example = f"{file}:3 for its video 3" if found else str(file / source.names[0])
             raise ValueError(f"{path} holds {len(source.names)} videos; name one of them, as {example}")
-        return Footage(str(path), source.lengths[number], lambda rows: source.frames_of(number, rows))
+        return VideoReader(str(path), source.lengths[number], lambda rows: source.frames_of(number, rows))
     if file.suffix.lower() in FRAME_EXTENSIONS:
-        (picture,) = pictures_of(str(file), 3)
-        frame = ((picture + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        return Footage(str(path), 1, lambda rows: [frame for _ in rows])
+        (image,) = images_of(str(file), 3)
+        frame = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return VideoReader(str(path), 1, lambda rows: [frame for _ in rows])
     index = index_video(file)
     if index.variable:
         log.warning("the frame rate of %s varies: its frames are taken as stored", file)
     seconds = float(index.seconds[-1])
     rate = (len(index.stamps) - 1) / seconds if seconds > 0 else None
-    return Footage(str(path), len(index.stamps), lambda rows: read_frames(file, index, rows), rate)
+    return VideoReader(str(path), len(index.stamps), lambda rows: read_frames(file, index, rows), rate)

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from maskgen.parts import choose
 from maskgen.pipelines.generate import class_label, pick_device
 from maskgen.pipelines.video import MaskedVideoPipeline
-from maskgen.pipelines.video_inputs import Footage, open_footage
+from maskgen.pipelines.video_inputs import VideoReader, open_footage
+from maskgen.registry import choose
 from maskgen.tasks.masks import box_mask
 from maskgen.videos import check_output, save
 
 EDITS = {"interpolate": ("video_2",), "inpaint": ("mask", "box"), "outpaint": ("sides", "before", "after")}
-FPS = 10.0  # of what is made from pictures and arrays
+FPS = 10.0  # of what is made from images and arrays
 
 
 def predict_video(
@@ -104,7 +104,7 @@ def edit_video(
         video: as of :func:`predict_video`. The frames of a model of several tasks are outpainted to its size, so they
             are made as much smaller.
         video_2: of ``interpolate``, what comes behind.
-        mask, box: of ``inpaint``, one of both: a picture of the video's size, white is drawn anew; or left, top, right,
+        mask, box: of ``inpaint``, one of both: an image of the video's size, white is drawn anew; or left, top, right,
             bottom in the model's pixels.
         sides: of ``outpaint``: pixels to add left, top, right and below; before, after: frames.
         frames: of ``interpolate`` how many lie between, as many as fill the trained length where None; of the others
@@ -113,7 +113,7 @@ def edit_video(
         stride: every which frame is taken.
 
     Raises:
-        ValueError: an unknown task, what it needs is not given, or what is of another is; no video or picture that can
+        ValueError: an unknown task, what it needs is not given, or what is of another is; no video or image that can
             be read; what the pipeline raises.
     """
     own = choose(EDITS, task, "task")
@@ -121,7 +121,7 @@ def edit_video(
     if foreign := [name for name, value in given.items() if name not in own and value]:
         raise ValueError(f"{task} does not take {', '.join(foreign)}; it takes {', '.join(own)}")
     if task == "interpolate" and video_2 is None:
-        raise ValueError("interpolate needs a second video, or picture, to end with; give video_2")
+        raise ValueError("interpolate needs a second video, or image, to end with; give video_2")
     if task == "inpaint" and (mask is None) == (box is None):
         raise ValueError("inpaint needs a mask, or a box: what is to be drawn anew; give one of both")
     footage = open_footage(video)
@@ -146,13 +146,13 @@ def edit_video(
     return _saved(pipeline.inpaint(clip, hole.expand(clip.shape[2], -1, -1), **settings), out, rate)
 
 
-def _rows(footage: Footage, stride: int) -> range:
+def _rows(footage: VideoReader, stride: int) -> range:
     if stride < 1:
         raise ValueError(f"stride is {stride}; give 1 or more")
     return range(0, footage.length, stride)
 
 
-def _rate(footage: Footage, stride: int, fps: float | int | None) -> float | int:
+def _rate(footage: VideoReader, stride: int, fps: float | int | None) -> float | int:
     """Frames a second of what is made."""
     if fps is not None:
         return fps

@@ -1,1 +1,1 @@
-"""A task -> a canvas of tokens and a mask; and back from what was made to the picture it belongs to."""
+"""A task -> a canvas of tokens and a mask; and back from what was made to the image it belongs to."""

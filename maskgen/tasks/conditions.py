@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskgen.parts import Part, choose
+from maskgen.registry import Part, choose
 
 BLACK = -1.0
 Size = tuple[int, int, int]

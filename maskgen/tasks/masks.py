@@ -1,4 +1,4 @@
-"""Which tokens are hidden: from a picture's mask, from a box, or a share of them at random. True = hidden."""
+"""Which tokens are hidden: from an image's mask, from a box, or a share of them at random. True = hidden."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def receptive_radius(tokenizer: Tokenizer, size: tuple[int, int], share: float =
     response to them lies.
 
     It is measured: the gradient of the middle token's latent by random pixels, its magnitude summed token by token. All
-    of it would be the whole picture wherever there is a global norm or attention.
+    of it would be the whole image wherever there is a global norm or attention.
 
     Args:
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
         share: in (0, 1].
     """
     grid = tokenizer.grid(size)
     if len(grid) != 2:
-        raise ValueError("1-D tokens have no place in the picture, and no receptive field around it")
+        raise ValueError("1-D tokens have no place in the image, and no receptive field around it")
     noise = torch.Generator().manual_seed(0)
     like = next(tokenizer.encoder.parameters(), torch.zeros(()))
     pixels = torch.randn(4, tokenizer.channels, *size, generator=noise).clamp(-1, 1).to(like).requires_grad_()
@@ -66,7 +66,7 @@ def box_mask(size: tuple[int, int], box: Sequence[int]) -> Bool[Tensor, "H W"]:
     """True inside `box` (left, top, right, bottom; right and bottom outside, as PIL's).
 
     Raises:
-        ValueError: not four numbers, an empty box, or one that is not inside the picture.
+        ValueError: not four numbers, an empty box, or one that is not inside the image.
     """
     height, width = size
     if len(box) != 4:
@@ -74,7 +74,7 @@ def box_mask(size: tuple[int, int], box: Sequence[int]) -> Bool[Tensor, "H W"]:
     left, top, right, bottom = box
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(
-            f"box {tuple(box)} (left, top, right, bottom) must lie in the picture, 0 <= left < right <= {width} and "
+            f"box {tuple(box)} (left, top, right, bottom) must lie in the image, 0 <= left < right <= {width} and "
             f"0 <= top < bottom <= {height}"
         )
     mask = torch.zeros(size, dtype=torch.bool)
@@ -100,7 +100,7 @@ def ranks(count: int, tokens: int, generator: Generator | list[Generator] | None
     """A random order of the tokens, int64 (count, tokens), each row from its own generator where a list is given."""
     if isinstance(generator, list):
         if len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} pictures; give one, or one a picture")
+            raise ValueError(f"{len(generator)} generators for {count} images; give one, or one an image")
         noise = [torch.rand(tokens, generator=g, device=g.device).cpu() for g in generator]
         return torch.stack(noise).argsort(1).argsort(1)
     where = "cpu" if generator is None else generator.device

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 Cost = Callable[[Tensor], Tensor]
-SCALES = (1, 2, 4, 8)  # pixels averaged over squares of these sides, of pictures as large
+SCALES = (1, 2, 4, 8)  # pixels averaged over squares of these sides, of images as large
 
 
 def goal_distance(frames: Float[Tensor, "n c H W"], goal: Float[Tensor, "d H2 W2"]) -> Float[Tensor, "n"]:
     """Mean squared difference from the goal, summed over :data:`SCALES`: where thin things do not overlap, only the
-    coarse pictures tell near from far.
+    coarse images tell near from far.
 
     Raises:
         ValueError: a goal of another size.

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskgen.tasks.pictures import filled
+from maskgen.tasks.images import filled
 
 
 def video_token_mask(
     hidden: Bool[Tensor, "b T H W"], grid: tuple[int, int, int], factor: int = 1
 ) -> Bool[Tensor, "b t h w"]:
-    """A token is hidden if any of its pixels is, as :func:`maskgen.tasks.masks.token_mask` has it for pictures.
+    """A token is hidden if any of its pixels is, as :func:`maskgen.tasks.masks.token_mask` has it for images.
 
     Args:
         hidden: True = to be drawn anew.
@@ -27,7 +27,7 @@ def video_token_mask(
 def held(pixels: Float[Tensor, "b c T H W"], hidden: Bool[Tensor, "b T H W"]) -> Float[Tensor, "b c T H W"]:
     """The video as the tokenizer may see it: nothing of the hidden pixels is left in it.
 
-    A hole in a frame takes the colours around it (:func:`maskgen.tasks.pictures.filled`); a frame that is hidden whole
+    A hole in a frame takes the colours around it (:func:`maskgen.tasks.images.filled`); a frame that is hidden whole
     is the nearest one that is not, the earlier of two (MAGVIT, arXiv:2212.05199, repeats the edge's frame); it is grey
     where there is none.
     """

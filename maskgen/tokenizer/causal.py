@@ -1,6 +1,6 @@
 """Videos whose time goes one way: the causal 3-D VQGAN (MAGVIT-v2, Yu et al. 2023, arXiv:2310.05737, section 3.2).
 
-A latent frame sees the frames up to its own last one and none after. The first frame stands alone, so that a picture is
+A latent frame sees the frames up to its own last one and none after. The first frame stands alone, so that an image is
 a video of one frame: with time shortened f times, 1 + f m frames are 1 + m latent frames.
 """
 
@@ -120,7 +120,7 @@ class CausalEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Token grid (h, w) of a picture (H, W), (t, h, w) of a video (T, H, W).
+        """Token grid (h, w) of an image (H, W), (t, h, w) of a video (T, H, W).
 
         Raises:
             ValueError: a side is not a positive multiple of the downsampling factor, or T is not 1 + f m.

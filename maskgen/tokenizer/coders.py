@@ -28,7 +28,7 @@ class ConvEncoder(nn.Module):
     """The VQGAN encoder: residual levels, each but the last followed by a halving; a middle; a head.
 
     Args:
-        channels: of the picture.
+        channels: of the image.
         width: channels after the first convolution.
         multipliers: one a level; level i has ``width * multipliers[i]`` channels.
         blocks: residual blocks a level.
@@ -36,12 +36,12 @@ class ConvEncoder(nn.Module):
             MaskGIT's VQGAN nowhere.
         middle_blocks: residual blocks of the middle.
         middle_attention: self-attention after the first of them.
-        patch: pixels are first folded ``patch x patch`` into channels; 2 makes small pictures 4 times cheaper.
+        patch: pixels are first folded ``patch x patch`` into channels; 2 makes small images 4 times cheaper.
         residual: ``taming`` or ``maskgit``, see :class:`~maskgen.tokenizer.layers.ResidualBlock`.
         downsample: ``conv``, 3x3 of stride 2; ``conv4``, 4x4 (MaskGIT's ``conv_downsample``); or ``pool``, mean of 2x2,
             which MaskGIT's published VQGAN has.
         hidden_dim: the head goes through so many channels (3x3, then 1x1), as taming's ``z_channels``; 0 is one 1x1.
-        groups: of the norms, whose statistics are of the whole picture; with 0 each place is normed by itself, and a
+        groups: of the norms, whose statistics are of the whole image; with 0 each place is normed by itself, and a
             code depends on the pixels around it alone.
         kernel: odd side of the convolutions (but those that halve); 1 with one level and `groups` 0 codes each patch by
             itself: where nothing changes the code stays, whatever happens beside it.
@@ -85,7 +85,7 @@ class ConvEncoder(nn.Module):
         self.layers = Stack(*layers)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Token grid (h, w) of a picture (H, W).
+        """Token grid (h, w) of an image (H, W).
 
         Raises:
             ValueError: a side is not a positive multiple of the downsampling factor.
@@ -196,7 +196,7 @@ class PatchEncoder(nn.Module):
         self.takes_videos = frames > 1
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Token grid (h, w) of a picture (H, W); of cubes (t, h, w) of a video (T, H, W).
+        """Token grid (h, w) of an image (H, W); of cubes (t, h, w) of a video (T, H, W).
 
         Raises:
             ValueError: a side is not a positive multiple of the patch, or the frames are none of `frames`.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017, arXiv:1611.07004): a map of real-or-fake logits, one a receptive field.
 
-    GroupNorm in place of BatchNorm: batch statistics of real and fake pictures may not mix. The anchors of LeCAM are
+    GroupNorm in place of BatchNorm: batch statistics of real and fake images may not mix. The anchors of LeCAM are
     buffers, so that checkpoints have them.
 
     Args:
-        channels: of the pictures.
+        channels: of the images.
         width: of the first layer; a multiple of 4.
         layers: halvings; each place of the map sees 16, 34, 70 pixels for 1, 2, 3 of them.
 
@@ -50,7 +50,7 @@ class PatchDiscriminator(nn.Module):
         return self.layers(pixels)
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """Pictures of `size` (H, W) have a map of logits.
+        """Images of `size` (H, W) have a map of logits.
 
         Raises:
             ValueError: they are too small; with the number of layers that they allow.
@@ -58,15 +58,15 @@ class PatchDiscriminator(nn.Module):
         least = 3 * 2**self.depth  # halved `depth` times, then twice one less
         if min(size) < least:
             fits = [n for n in range(1, self.depth) if min(size) >= 3 * 2**n]
-            mend = f"give layers={fits[-1]}" if fits else "such small pictures have no discriminator here"
+            mend = f"give layers={fits[-1]}" if fits else "such small images have no discriminator here"
             raise ValueError(
-                f"a discriminator of layers={self.depth} needs pictures of at least {least}x{least}, "
+                f"a discriminator of layers={self.depth} needs images of at least {least}x{least}, "
                 f"got {size[0]}x{size[1]}; {mend}"
             )
 
     @torch.no_grad()
     def follow(self, real: Tensor, fake: Tensor, decay: float) -> None:
-        """Move the anchors towards the mean logits on real and on reconstructed pictures, over all processes."""
+        """Move the anchors towards the mean logits on real and on reconstructed images, over all processes."""
         means = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(means)

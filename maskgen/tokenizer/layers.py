@@ -16,16 +16,14 @@ Residual = Literal["taming", "maskgit"]
 
 
 def token_grid(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """The grid (h, w) of tokens of ``factor x factor`` pixels in a picture of `size` (H, W).
+    """The grid (h, w) of tokens of ``factor x factor`` pixels in an image of `size` (H, W).
 
     Raises:
         ValueError: a side is not a positive multiple of `factor`.
     """
     if any(s <= 0 or s % factor for s in size):
         near = tuple(max(factor, round(s / factor) * factor) for s in size)
-        raise ValueError(
-            f"picture size {tuple(size)} (h, w): each side must be a multiple of {factor}; resize to {near}"
-        )
+        raise ValueError(f"image size {tuple(size)} (h, w): each side must be a multiple of {factor}; resize to {near}")
     return size[0] // factor, size[1] // factor
 
 

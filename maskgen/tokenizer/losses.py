@@ -13,7 +13,7 @@ Kind = Literal["hinge", "non_saturating"]
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: Kind) -> Float[Tensor, ""]:
-    """Loss of the discriminator from its logits on real and on reconstructed pictures."""
+    """Loss of the discriminator from its logits on real and on reconstructed images."""
     if kind == "hinge":
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
@@ -28,15 +28,15 @@ def lecam_loss(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Ten
     """LeCAM's regularisation of the discriminator (Tseng et al. 2021, arXiv:2104.03310, section 3).
 
     E |D(x) - a_F|^2 + E |D(G(z)) - a_R|^2, with a_R, a_F moving averages of the mean logits on real and on made
-    pictures. As in the authors' code a difference counts only while the two stand on their right sides.
+    images. As in the authors' code a difference counts only while the two stand on their right sides.
     """
     return F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
 
 
 def r1_penalty(logits: Float[Tensor, "b 1 p q"], pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """E |dD(x)/dx|^2 at real pictures (Mescheder et al. 2018, arXiv:1801.04406, eq. 9, without gamma / 2).
+    """E |dD(x)/dx|^2 at real images (Mescheder et al. 2018, arXiv:1801.04406, eq. 9, without gamma / 2).
 
-    D(x) is the mean of a picture's map of logits. `pixels` require a gradient; the graph is kept for a second one.
+    D(x) is the mean of an image's map of logits. `pixels` require a gradient; the graph is kept for a second one.
     """
     means = logits.float().mean(dim=(1, 2, 3))
     (slope,) = torch.autograd.grad(means.sum(), pixels, create_graph=True)
@@ -69,5 +69,5 @@ def feature_loss(made: Float[Tensor, "b d h w"], wanted: Float[Tensor, "b d h w"
 
 
 def frames_of(pixels: Float[Tensor, "b c *t H W"]) -> Float[Tensor, "n c H W"]:
-    """The frames of videos (b, c, t, H, W), video by video; pictures as they are."""
+    """The frames of videos (b, c, t, H, W), video by video; images as they are."""
     return pixels.transpose(1, 2).flatten(0, 1) if pixels.ndim == 5 else pixels

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from maskgen.parts import Part, build
+from maskgen.registry import Part, build
 from maskgen.tokenizer.coders import DECODERS, ENCODERS
 from maskgen.tokenizer.quantizers import QUANTIZERS, Quantized
 
@@ -41,11 +41,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
     Codes are int64 (b, *grid), where the grid is (h, w), or (n,) for 1-D tokens. A quantizer with several codes a place
     gives (b, *grid, levels); without a quantizer tokens are float (b, *grid, d) and `codebook_size` is 0.
 
-    Videos are pixels (b, c, t, H, W) with a grid (t, ...). A tokenizer of pictures codes them frame by frame; one of
-    videos (``causal``) shortens time and takes a picture, of grid (h, w), as a video of one frame.
+    Videos are pixels (b, c, t, H, W) with a grid (t, ...). A tokenizer of images codes them frame by frame; one of
+    videos (``causal``) shortens time and takes an image, of grid (h, w), as a video of one frame.
 
     Args:
-        encoder, quantizer, decoder: parts as mappings (see :mod:`maskgen.parts`); stored in ``config.json``.
+        encoder, quantizer, decoder: parts as mappings (see :mod:`maskgen.registry`); stored in ``config.json``.
         target: what the decoder makes: ``pixels``, or a teacher's ``features`` (VQ-KD).
     """
 
@@ -98,7 +98,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         return weights[0].dtype if weights else torch.float32
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """The token grid of a picture of `size` (H, W), or of a video of (T, H, W).
+        """The token grid of an image of `size` (H, W), or of a video of (T, H, W).
 
         Raises:
             ValueError: a size that the encoder cannot take.
@@ -108,7 +108,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         return self.encoder.grid(size)
 
     def size(self, grid: tuple[int, ...]) -> tuple[int, ...]:
-        """The size (H, W) of the picture, or (T, H, W) of the video, that a token grid stands for."""
+        """The size (H, W) of the image, or (T, H, W) of the video, that a token grid stands for."""
         if not self.by_frame:
             return self.encoder.size(grid)
         frames, place = grid[: -self.axes], grid[-self.axes :]
@@ -123,7 +123,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     @property
     def axes(self) -> int:
-        """Axes of a picture's token grid: 2, or 1 where tokens have no place."""
+        """Axes of an image's token grid: 2, or 1 where tokens have no place."""
         return 1 if getattr(self.encoder, "tokens", 0) else 2
 
     def encode(self, pixels: Float[Tensor, "b c *t H W"]) -> Shaped[Tensor, "b *grid"]:

@@ -1,6 +1,6 @@
-"""Perceptual losses: how far two pictures are apart for a network that is not trained.
+"""Perceptual losses: how far two images are apart for a network that is not trained.
 
-All take reconstructions and pictures in [-1, 1], float32 (b, c, h, w), and give a scalar.
+All take reconstructions and images in [-1, 1], float32 (b, c, h, w), and give a scalar.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskgen.frozen import Frozen, imagenet_input, imagenet_network, read_weights, rgb
-from maskgen.parts import Part, build
+from maskgen.registry import Part, build
 
 Pixels = Float[Tensor, "b c h w"]
 Scalar = Float[Tensor, ""]
@@ -40,7 +40,7 @@ class Lpips(Frozen):
         self.freeze()
 
     def each(self, made: Pixels, pixels: Pixels) -> Float[Tensor, "b"]:
-        """The distance of each picture."""
+        """The distance of each image."""
         return self.lpips(rgb(made), rgb(pixels)).flatten()
 
     def forward(self, made: Pixels, pixels: Pixels) -> Scalar:
@@ -64,7 +64,7 @@ class Logits(Frozen):
     Args:
         model: the classifier, with torchvision's weights IMAGENET1K_V1.
         weights: a local copy of them; None downloads them.
-        size: pictures are resized to this side.
+        size: images are resized to this side.
 
     Raises:
         ValueError: the weights are not to be had.

@@ -1,8 +1,8 @@
-"""Pictures too large for memory, a tile at a time.
+"""Images too large for memory, a tile at a time.
 
 Tiles overlap. Decoded tiles are blended linearly over the overlap; of encoded tiles each keeps the codes nearest to its
 middle. A GroupNorm takes its statistics from what it sees, so tiles on their own would differ in brightness and colour:
-first a sample of crops goes through the network together, as one picture to the norms, and then all tiles share its
+first a sample of crops goes through the network together, as one image to the norms, and then all tiles share its
 statistics. Attention still sees a tile only. docs/tokenizers.md says what is left.
 """
 
@@ -26,7 +26,7 @@ SAMPLE = 4  # crops along either side that tell the norms' statistics, each of h
 def tiled_encode(
     tokenizer: Tokenizer, pixels: Float[Tensor, "b c H W"], tile: int = 512, overlap: int = 128
 ) -> Shaped[Tensor, "b *grid"]:
-    """Codes of large pictures, one after the other.
+    """Codes of large images, one after the other.
 
     Args:
         pixels: in [-1, 1].
@@ -41,16 +41,16 @@ def tiled_encode(
     tile, overlap = -(-tile // factor), -(-overlap // factor)  # now in tokens
     rows, columns = _kept(_spans(grid[0], tile, overlap)), _kept(_spans(grid[1], tile, overlap))
 
-    def crop(picture: Tensor, y: range, x: range) -> Tensor:
-        return picture[:, :, y.start * factor : y.stop * factor, x.start * factor : x.stop * factor]
+    def crop(image: Tensor, y: range, x: range) -> Tensor:
+        return image[:, :, y.start * factor : y.stop * factor, x.start * factor : x.stop * factor]
 
     made = []
-    for picture in pixels.split(1):
+    for image in pixels.split(1):
         with shared_norms(tokenizer.encoder) as measure:
             if len(rows) * len(columns) > 1:
-                sample = [crop(picture, y, x) for y, x in _sample(grid, tile // 2)]
+                sample = [crop(image, y, x) for y, x in _sample(grid, tile // 2)]
                 measure(tokenizer.encode, torch.cat(sample))
-            parts = [[tokenizer.encode(crop(picture, y, x))[:, i, j] for x, j in columns] for y, i in rows]
+            parts = [[tokenizer.encode(crop(image, y, x))[:, i, j] for x, j in columns] for y, i in rows]
         made.append(torch.cat([torch.cat(row, 2) for row in parts], 1))
     return torch.cat(made)
 
@@ -59,7 +59,7 @@ def tiled_encode(
 def tiled_decode(
     tokenizer: Tokenizer, codes: Shaped[Tensor, "b *grid"], tile: int = 64, overlap: int = 16
 ) -> Float[Tensor, "b c H W"]:
-    """Pixels of large grids of codes, one picture after the other, on the codes' device, in float32.
+    """Pixels of large grids of codes, one image after the other, on the codes' device, in float32.
 
     Args:
         codes: (b, h, w), or (b, h, w, d) with several codes a place or continuous tokens.
@@ -69,18 +69,18 @@ def tiled_decode(
         ValueError: what :meth:`Tokenizer.decode` raises; 1-D tokens; an overlap of half a tile or more.
     """
     if codes.ndim < 3:
-        raise ValueError("1-D tokens have no place in the picture; decode them without tiles")
+        raise ValueError("1-D tokens have no place in the image; decode them without tiles")
     height, width = codes.shape[1:3]
     tiles = [(y, x) for y in _spans(height, tile, overlap) for x in _spans(width, tile, overlap)]
     made = []
-    for picture in codes.split(1):
+    for image in codes.split(1):
         canvas = weights = torch.empty(0)
         with shared_norms(tokenizer.decoder) as measure:
             if len(tiles) > 1:
-                sample = [_crop(picture, y, x) for y, x in _sample((height, width), tile // 2)]
+                sample = [_crop(image, y, x) for y, x in _sample((height, width), tile // 2)]
                 measure(tokenizer.decode, torch.cat(sample))
             for y, x in tiles:
-                part = tokenizer.decode(_crop(picture, y, x)).float()
+                part = tokenizer.decode(_crop(image, y, x)).float()
                 factor = part.shape[2] // len(y)
                 if canvas.numel() == 0:
                     canvas = part.new_zeros(*part.shape[:2], height * factor, width * factor)
@@ -134,7 +134,7 @@ def _crop(codes: Tensor, y: range, x: range) -> Tensor:
 
 
 def _sample(grid: tuple[int, int], side: int) -> list[tuple[range, range]]:
-    """Crops of one size, evenly spread; they overlap where the picture is small."""
+    """Crops of one size, evenly spread; they overlap where the image is small."""
 
     def along(length: int) -> list[range]:
         near = min(side, length)
@@ -147,7 +147,7 @@ def _sample(grid: tuple[int, int], side: int) -> list[tuple[range, range]]:
 def _grid(tokenizer: Tokenizer, size: tuple[int, int]) -> tuple[int, int]:
     grid = tokenizer.grid(size)
     if len(grid) != 2:
-        raise ValueError("1-D tokens have no place in the picture; encode it whole, at the trained size")
+        raise ValueError("1-D tokens have no place in the image; encode it whole, at the trained size")
     return grid[0], grid[1]
 
 

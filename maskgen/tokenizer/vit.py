@@ -89,7 +89,7 @@ class ViTEncoder(nn.Module):
     """Patches through a transformer to latents: at the patches' places, or in learned tokens without a place.
 
     Args:
-        size: side, or (h, w), of the training pictures; learned positions are stretched to others.
+        size: side, or (h, w), of the training images; learned positions are stretched to others.
         patch: side of a patch in pixels.
         tokens: 0 reads the latents at the patches (ViT-VQGAN, arXiv:2110.04627; VQ-KD, arXiv:2208.06366); n reads them
             from n learned latent tokens (TiTok, arXiv:2406.07550), and then only `size` can be encoded.
@@ -126,13 +126,13 @@ class ViTEncoder(nn.Module):
         self.head = _head(width, latent_dim, head)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """Token grid (h, w), or (n,), of a picture (H, W).
+        """Token grid (h, w), or (n,), of an image (H, W).
 
         Raises:
             ValueError: a size that this encoder cannot take.
         """
         if self.tokens and tuple(size) != self.size:
-            raise ValueError(f"picture size {tuple(size)} (h, w): 1-D tokens are made for {self.size} alone; resize")
+            raise ValueError(f"image size {tuple(size)} (h, w): 1-D tokens are made for {self.size} alone; resize")
         grid = token_grid(size, self.patch)
         return (self.tokens,) if self.tokens else grid
 

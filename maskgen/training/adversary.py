@@ -14,7 +14,7 @@ class Adversary:
     """A PatchGAN and the settings of the adversarial term. docs/tokenizers.md says what each guard is worth.
 
     Args:
-        channels, size: of the pictures (given by the stage).
+        channels, size: of the images (given by the stage).
         weight: of the adversarial term.
         start: step from which the discriminator is trained.
         warmup: steps over which the weight rises from 0, counted from `start`.
@@ -28,7 +28,7 @@ class Adversary:
         width, layers: of the discriminator.
 
     Raises:
-        ValueError: settings out of range, or a discriminator too deep for the pictures.
+        ValueError: settings out of range, or a discriminator too deep for the images.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which pictures make the batch of which step: a pure function, so that a resumed run sees what it would have seen."""
+"""Which images make the batch of which step: a pure function, so that a resumed run sees what it would have seen."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Stage(Protocol):
 
     A stage may have four more things: ``state``, modules that are not trained but are in the checkpoints (an EMA
     teacher); ``stepped()``, called after each optimizer step; ``progress``, which the loop sets before each step to the
-    share of the training that is then done; and ``takes_views``, true where it learns from several views of a picture.
+    share of the training that is then done; and ``takes_views``, true where it learns from several views of an image.
     """
 
     modules: dict[str, nn.Module]
@@ -47,7 +47,7 @@ class Stage(Protocol):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics of the averaged model."""
 
-    def picture(self, model: nn.Module) -> Image.Image:
+    def image(self, model: nn.Module) -> Image.Image:
         """What the averaged model makes, to look at."""
 
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -60,7 +60,7 @@ class Training:
 
     batch_size is global: over all processes and accumulated micro-batches. precision ``auto`` is bf16 where the
     hardware computes in it, else fp32. ema is the decay of the averaged weights, approached as (1 + n) / (10 + n).
-    Every `log_every` steps go to ``metrics.jsonl``; `sample_every` draws pictures and evaluates, 0 only at the end.
+    Every `log_every` steps go to ``metrics.jsonl``; `sample_every` draws images and evaluates, 0 only at the end.
     """
 
     steps: int
@@ -135,7 +135,7 @@ def train(
     """
     if isinstance(augmentation, Views) and not getattr(stage, "takes_views", False):
         raise ValueError(
-            "augment.type=views makes further pictures of each, which only stages generator and representation learn "
+            "augment.type=views makes further images of each, which only stages generator and representation learn "
             "from; this stage would not look at them: set augment.type=standard"
         )
     s = settings
@@ -305,7 +305,7 @@ def _look(stage: Stage, model: nn.Module, folder: Path, step: int) -> dict[str, 
     """Evaluate and draw, without touching the random numbers of training."""
     with torch.random.fork_rng(), torch.no_grad():
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        stage.picture(model).save(folder / "samples" / f"step_{step:08d}.png")
+        stage.image(model).save(folder / "samples" / f"step_{step:08d}.png")
         return stage.evaluate(model)
 
 

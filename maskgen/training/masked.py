@@ -10,13 +10,13 @@ from torch import Tensor
 
 from maskgen.mim.core import Learner, MaskedModeling
 from maskgen.mim.targets import CentredSoftmax
-from maskgen.parts import Part, build, choose, split
+from maskgen.registry import Part, build, choose, split
 from maskgen.transformer.hiera import NETWORKS
 from maskgen.transformer.model import TRANSFORMERS
 
 GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions", "action_dim", "code_dim")
 MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
-NETWORK = Part(NETWORKS, given=GIVEN, default="mask_transformer")  # those that make no pictures too
+NETWORK = Part(NETWORKS, given=GIVEN, default="mask_transformer")  # those that make no images too
 MASKING = Part({"masked_modeling": MaskedModeling}, given=("width",), default="masked_modeling")
 
 Model = Annotated[Any, MODEL]
@@ -62,7 +62,7 @@ def learner(
 
 
 def by_view(batch: dict[str, Any]) -> tuple[Tensor, int, Tensor | None]:
-    """Pictures (views * b, c, h, w), view by view, or videos (b, c, t, h, w); how many views; and small views' pixels,
+    """Images (views * b, c, h, w), view by view, or videos (b, c, t, h, w); how many views; and small views' pixels,
     or None."""
     if "views" not in batch:
         return batch["pixels"], 1, None

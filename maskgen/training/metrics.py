@@ -1,4 +1,4 @@
-"""The run's metrics: one JSON object a line, and their curves as a picture."""
+"""The run's metrics: one JSON object a line, and their curves as an image."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def plot_curves(metrics: Path, picture: Path) -> None:
+def plot_curves(metrics: Path, image: Path) -> None:
     """One panel a metric, against the step."""
     import matplotlib
 
@@ -87,7 +87,7 @@ def plot_curves(metrics: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
     figure.supxlabel("step", fontsize=10)
     figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+    figure.savefig(image, dpi=110)
     plt.close(figure)
 
 

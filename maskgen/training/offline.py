@@ -1,4 +1,4 @@
-"""Looking at pictures without a download: the small classifier of maskgen.evaluation as a perceptual loss and teacher.
+"""Looking at images without a download: the small classifier of maskgen.evaluation as a perceptual loss and teacher.
 
 ``save_classifier(train_classifier(dataset)[0], folder)`` makes one in seconds (docs/tokenizers.md).
 """
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from maskgen.evaluation.classifier import SmallClassifier, load_classifier
+from maskgen.evaluation.classifier.model import SmallClassifier, load_classifier
 from maskgen.frozen import Frozen
 from maskgen.mim.teachers import TEACHERS, Teacher
-from maskgen.parts import Part
+from maskgen.registry import Part
 from maskgen.tokenizer.perceptual import PERCEPTUAL as NETWORKS
 
 

@@ -15,16 +15,16 @@ from maskgen.config import ConfigError, check, load
 from maskgen.data import DATASETS
 from maskgen.data.augment import AUGMENTATIONS
 from maskgen.data.subset import Subset
-from maskgen.parts import Part, build
-from maskgen.training.autoregressive_stage import AutoregressiveStage
+from maskgen.registry import Part, build
 from maskgen.training.batches import MapDataset, mix
-from maskgen.training.centroid_stage import CentroidStage
-from maskgen.training.critic_stage import CriticStage
-from maskgen.training.generator_stage import GeneratorStage
 from maskgen.training.loop import Training, train
-from maskgen.training.representation_stage import RepresentationStage
-from maskgen.training.tokenizer_stage import TokenizerStage
-from maskgen.training.vqkd_stage import VqkdStage
+from maskgen.training.stages.autoregressive import AutoregressiveStage
+from maskgen.training.stages.centroids import CentroidStage
+from maskgen.training.stages.critic import CriticStage
+from maskgen.training.stages.generator import GeneratorStage
+from maskgen.training.stages.representation import RepresentationStage
+from maskgen.training.stages.tokenizer import TokenizerStage
+from maskgen.training.stages.vqkd import VqkdStage
 
 STAGES = {
     "tokenizer": TokenizerStage,
@@ -57,8 +57,8 @@ def run(
         stage: name in :data:`STAGES`, with its parts.
         data: the data set.
         training: settings of the loop.
-        augment: of training pictures.
-        holdout: this many pictures, drawn once, are kept out of training for the metrics.
+        augment: of training images.
+        holdout: this many images, drawn once, are kept out of training for the metrics.
         folder: where runs lie.
     """
     config = {**locals(), "training": asdict(training)}
@@ -93,7 +93,7 @@ def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | N
     Of videos cut into several clips, all clips of a video are in one part (``groups``), so more may be held out.
     """
     if not 0 <= holdout < len(dataset):
-        raise ValueError(f"holdout {holdout} must be at least 0 and below the data's {len(dataset)} pictures")
+        raise ValueError(f"holdout {holdout} must be at least 0 and below the data's {len(dataset)} images")
     if holdout == 0:
         return dataset, None
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()

@@ -15,12 +15,12 @@ from maskgen.data.source import open_files_or_dataset
 from maskgen.evaluation.visualise import Sheet, visualise
 from maskgen.mim.core import Learner
 from maskgen.mim.ratios import Fixed
-from maskgen.parts import build
+from maskgen.registry import build
 from maskgen.training.batches import MapDataset
 from maskgen.training.checkpoint import checkpoints
-from maskgen.training.generator_stage import GeneratorStage
-from maskgen.training.representation_stage import RepresentationStage
 from maskgen.training.run import DATA, STAGE, run, split
+from maskgen.training.stages.generator import GeneratorStage
+from maskgen.training.stages.representation import RepresentationStage
 
 
 @dataclass
@@ -28,7 +28,7 @@ class SavedRun:
     """A run of a generator or of a representation.
 
     path: its folder. stage: as it was trained. learner: the averaged network and its masked modeling, in evaluation
-    mode. dataset: what was held out of training; where nothing was, the training pictures or codes.
+    mode. dataset: what was held out of training; where nothing was, the training images or codes.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class SavedRun:
     dataset: MapDataset
 
     def open(self, files: Sequence[str] | None = None, data: str | None = None, size: int | None = None) -> Any:
-        """Picture files, or the set `data`, at the run's own size where `size` is None; else `dataset`.
+        """Image files, or the set `data`, at the run's own size where `size` is None; else `dataset`.
 
         Raises:
             ValueError: see :func:`maskgen.data.source.open_files_or_dataset`.
@@ -52,7 +52,7 @@ class SavedRun:
     def visualise(
         self, dataset: Any, count: int = 8, seed: int = 0, ratio: float | None = None, peek: bool = False
     ) -> Sheet:
-        """:func:`maskgen.evaluation.visualise.visualise` of `count` pictures, evenly spread over a data set.
+        """:func:`maskgen.evaluation.visualise.visualise` of `count` images, evenly spread over a data set.
 
         Classes of another data set than the run's own mean nothing to its network and are left out.
 
@@ -62,12 +62,12 @@ class SavedRun:
             peek: give normalised pixels the hidden patches' own mean and contrast.
 
         Raises:
-            ValueError: pictures of several sizes; or see the function.
+            ValueError: images of several sizes; or see the function.
         """
         count = min(count, len(dataset))
         items = [dataset[i * len(dataset) // count] for i in range(count)]
         if len({item["pixels"].shape for item in items if "pixels" in item}) > 1:
-            raise ValueError("the pictures differ in size; give one: --size 224")
+            raise ValueError("the images differ in size; give one: --size 224")
         if list(dataset.class_names) != list(self.dataset.class_names):
             items = [{key: value for key, value in item.items() if key != "label"} for item in items]
         device = next(self.learner.parameters()).device

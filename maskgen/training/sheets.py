@@ -1,4 +1,4 @@
-"""What a generator draws while it learns, as one picture."""
+"""What a generator draws while it learns, as one image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskgen.pictures import grid as picture_grid
+from maskgen.images import grid as image_grid
 from maskgen.pipelines.conditions import Conditions
 from maskgen.training.batches import MapDataset
 from maskgen.videos import strip
@@ -21,7 +21,7 @@ def sample_sheet(pipeline: Any, columns: int, rows: int) -> Image.Image:
     labels = list(range(len(names))) if names else None
     count = columns if names else columns * 4
     pixels = pipeline(labels, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
-    return picture_grid(pixels.cpu(), columns, row_names=names or None)
+    return image_grid(pixels.cpu(), columns, row_names=names or None)
 
 
 def prediction_sheet(

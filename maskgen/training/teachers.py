@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from maskgen.frozen import Frozen
 from maskgen.mim.core import grid_of
 from maskgen.mim.teachers import Teacher
-from maskgen.parts import Part
 from maskgen.pipelines.backbone import load_backbone
+from maskgen.registry import Part
 from maskgen.training.offline import TEACHER as OTHERS
 from maskgen.transformer.model import MaskTransformer
 

@@ -27,7 +27,7 @@ CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 class Hiera(ModelMixin, ConfigMixin):
     """Patches of pixels, whole mask units of them left out, to values (Ryali et al. 2023, section 3).
 
-    The tokens are put together to a picture or video again, zero where they are left out. A convolution whose kernels
+    The tokens are put together to an image or video again, zero where they are left out. A convolution whose kernels
     overlap makes small patches of it, and those of the units left out are dropped. From stage to stage width and heads
     double. The first block of each of the next `pools` stages pools: queries are maxima of `pool` neighbours, and after
     the last pooling there are as many places as tokens. Pooling never crosses a mask unit, nor does the attention of

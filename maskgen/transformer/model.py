@@ -80,7 +80,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
 
     Args:
         codebook_size: number of codes; 0 where tokens are continuous.
-        grid: of the trained token grid, (h, w) for pictures; rotary and sine-cosine positions take other sizes too.
+        grid: of the trained token grid, (h, w) for images; rotary and sine-cosine positions take other sizes too.
         num_classes: of the class condition; None is unconditional.
         width, depth, heads: of the transformer; `heads` must divide `width`.
         mlp_ratio: hidden width of the MLP over `width` (SwiGLU: at equal weights).
@@ -117,7 +117,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         head_mixtures: of the layer mix.
         class_predictions: the head also speaks at the class token (the first register).
         branch_type: a second way to the target. ``class_bottleneck``: `branch_depth` blocks see the class token of the
-            last block and the other tokens of block `branch_layer`, so that the class token must carry the picture
+            last block and the other tokens of block `branch_layer`, so that the class token must carry the image
             (BEiT v2, arXiv:2208.06366, section 2.3). ``decoder``: a second decoder (HPM, arXiv:2304.05919).
         branch_predictions: values that the branch predicts a token; 0 shares norm and head with the main path.
         code_dim: numbers of the tokenizer's code vectors, by which codes are then seen and predicted too

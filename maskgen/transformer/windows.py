@@ -82,7 +82,7 @@ class Windows:
 
     @property
     def _places(self) -> str:
-        """Places of the grid in row-major order."""
+        """TokenLayout of the grid in row-major order."""
         return f"b ({' '.join(f'n{i} w{i}' for i in range(len(self.grid)))}) h d"
 
     @property

@@ -1,7 +1,8 @@
 """What a backbone's features are worth to a classifier, by published protocols.
 
-All but `finetune` read `Features` (see `maskgen.evaluation.features`) of a training and a test set, and test once. Each
-gives a `ProbeResult` that states every number it used, and in its notes what differs from the paper.
+All but `finetune` read `Features` (see `maskgen.evaluation.probes.features`) of a training and a
+test set, and test once.
+Each gives a `ProbeResult` that states every number it used, and in its notes what differs from the paper.
 
 A falling loss or a good k-NN proves little on small data: report a probe minus the best of `controls`.
 """

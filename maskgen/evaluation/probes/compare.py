@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from maskgen.evaluation.features import Features
+from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.result import ProbeResult
 
 Sides = tuple[Features, Features]  # of the training and of the test set
@@ -34,7 +34,7 @@ def gain(result: ProbeResult, compared: Mapping[str, ProbeResult]) -> tuple[floa
     """Top-1 minus the best control's, in [-1, 1], and that control's name.
 
     Raises:
-        ValueError: no controls, or one of another protocol or other sets of pictures.
+        ValueError: no controls, or one of another protocol or other sets of images.
     """
     if not compared:
         raise ValueError("nothing to compare with; make the controls by `controls`")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from maskgen.evaluation.features import Features
+from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.heads import sweep
 from maskgen.evaluation.probes.result import (
     Number,
@@ -27,7 +27,7 @@ METHODS = ("logistic", "sweep")
 
 
 def few_labels(labels: Int64[Tensor, "n"], share: Number, seed: int = 0) -> Int64[Tensor, "m"]:
-    """Indices of a class-balanced subset, ascending: as many pictures of every class that occurs.
+    """Indices of a class-balanced subset, ascending: as many images of every class that occurs.
 
     `share` of all, divided by the classes and rounded, is each one's number, at least 1; a class with fewer gives all
     it has. Of one seed, a smaller share is part of a larger one.
@@ -81,17 +81,17 @@ def lowshot(
     progress: bool = True,
     **options: Any,
 ) -> ProbeResult:
-    """A probe on a class-balanced `share` of the training pictures (see :func:`few_labels`), tested on all the test's.
+    """A probe on a class-balanced `share` of the training images (see :func:`few_labels`), tested on all the test's.
 
     Args:
-        share: of the training pictures, in (0, 1]; papers use 0.01 and 0.1.
+        share: of the training images, in (0, 1]; papers use 0.01 and 0.1.
         method: "logistic", MSN's (Assran et al. 2022, arXiv:2204.07141): rows centred and of unit length, logistic
-            regression without intercept, L2 penalty `penalty` / pictures, nothing to choose; "sweep", which needs at
-            least 10 pictures to hold some out.
+            regression without intercept, L2 penalty `penalty` / images, nothing to choose; "sweep", which needs at
+            least 10 images to hold some out.
         options: of :func:`.heads.sweep`, where that is the method.
 
     Raises:
-        ValueError: sets that do not belong together, one class only, an unknown method, or too few pictures for it.
+        ValueError: sets that do not belong together, one class only, an unknown method, or too few images for it.
     """
     classes = check_pair(train, test)
     if method not in METHODS:
@@ -104,7 +104,7 @@ def lowshot(
     sizes = sizes[sizes > 0]
     notes = []
     if int(sizes.min()) < int(sizes.max()):
-        notes.append(f"classes have {int(sizes.min())} to {int(sizes.max())} pictures: some have no more to give")
+        notes.append(f"classes have {int(sizes.min())} to {int(sizes.max())} images: some have no more to give")
     if method == "sweep":
         result = sweep(few, test, seed=seed, device=device, progress=progress, **options)
         accuracy, settings, chosen, notes = result.accuracy, result.settings, result.chosen, [*notes, *result.notes]

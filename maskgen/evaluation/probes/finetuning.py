@@ -92,13 +92,13 @@ def finetune(
     Args:
         model: pixels float (b, c, h, w) in [-1, 1] -> logits (b, classes). Its head should start near 0.
         layers: its parameters from input to output: embedding, each block, and the head with the last norm.
-        train, test: map-style data sets of pictures of one size, with `labels` and `class_names`.
-        batch_size: cut down to the number of training pictures; the rate follows.
+        train, test: map-style data sets of images of one size, with `labels` and `class_names`.
+        batch_size: cut down to the number of training images; the rate follows.
         mixup, cutmix: the Betas' parameters; 0 is none.
-        erasing: share of pictures with a box erased.
+        erasing: share of images with a box erased.
         flip, crop: see `data.augment.Augmentation`.
         drop_path: the model's own rate, to be stated; published 0.1. It is not set here.
-        seed: of the order, the changes of pictures, and of the model's own dropout.
+        seed: of the order, the changes of images, and of the model's own dropout.
 
     Raises:
         ValueError: parameters missing in `layers`, data sets that do not belong together, one class only, numbers that
@@ -145,7 +145,7 @@ def finetune(
             logits = model(pixels.to(device))
             if logits.shape != targets.shape:
                 raise ValueError(
-                    f"the model gave {tuple(logits.shape)}, but {batch} pictures of {classes} classes need logits of "
+                    f"the model gave {tuple(logits.shape)}, but {batch} images of {classes} classes need logits of "
                     f"{tuple(targets.shape)}; give it a head for the data's classes"
                 )
             loss = F.cross_entropy(logits.float(), targets.to(device))
@@ -213,7 +213,7 @@ def finetune(
 
 @torch.no_grad()
 def _predict(model: nn.Module, test: Any, batch_size: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Labels (n,) and logits (n, classes) of all test pictures."""
+    """Labels (n,) and logits (n, classes) of all test images."""
     labels, scores = [], []
     for start in range(0, len(test), batch_size):
         items = [test[i] for i in range(start, min(start + batch_size, len(test)))]
@@ -231,7 +231,7 @@ def _check(train: Any, test: Any) -> None:
     for name, labels in (("training", torch.as_tensor(train.labels)), ("test", torch.as_tensor(test.labels))):
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(train.class_names):
             raise ValueError(
-                f"the {name} set has {len(labels)} pictures"
+                f"the {name} set has {len(labels)} images"
                 + (f" with labels {int(labels.min())} to {int(labels.max())}" if len(labels) else "")
                 + f"; there must be some, with labels 0 to {len(train.class_names) - 1}"
             )

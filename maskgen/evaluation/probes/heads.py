@@ -12,8 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from maskgen.evaluation.classifier import split
-from maskgen.evaluation.features import Features
+from maskgen.evaluation.classifier.model import split
+from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.result import (
     Number,
     ProbeResult,
@@ -115,11 +115,11 @@ def linear(
     once, after the last epoch.
 
     LARS moves weights by a small share of their size a step, at a rate made for ImageNet's 7,000 steps of 16,384
-    pictures: on a few thousand pictures the head hardly leaves its start (``reach`` in the settings), which is noted.
+    images: on a few thousand images the head hardly leaves its start (``reach`` in the settings), which is noted.
 
     Args:
-        batch_size: cut down to the number of training pictures; the rate follows.
-        blr: base rate, of 256 pictures.
+        batch_size: cut down to the number of training images; the rate follows.
+        blr: base rate, of 256 images.
 
     Raises:
         ValueError: sets that do not belong together, one class only, or numbers that make no sense.
@@ -258,17 +258,17 @@ def sweep(
     """CAPI's linear probe (Darcet et al. 2025, arXiv:2502.08769): a head for each rate and decay, the best one tested.
 
     AdamW (betas .9 and .95), each rate x batch / 256, a tenth of the steps warm-up, half a cosine to 0. The heads are
-    trained on all but `holdout` of the training pictures, which choose: best top-1, of equals the lowest loss. That
+    trained on all but `holdout` of the training images, which choose: best top-1, of equals the lowest loss. That
     head is tested, once, as it is.
 
     Args:
-        batch_size: cut down to the number of pictures trained on; the rates follow.
+        batch_size: cut down to the number of images trained on; the rates follow.
         holdout: share of each class held out, in (0, 0.5].
-        standardise: bring each feature to mean 0 and deviation 1 on the pictures trained on; for features of another
+        standardise: bring each feature to mean 0 and deviation 1 on the images trained on; for features of another
             scale than a layer norm's, which the grid of rates is made for. Not in the paper.
 
     Raises:
-        ValueError: sets that do not belong together, one class only, too few pictures to hold some out, or numbers
+        ValueError: sets that do not belong together, one class only, too few images to hold some out, or numbers
             that make no sense.
     """
     classes = check_pair(train, test)
@@ -347,7 +347,7 @@ def sweep(
         "learning_rate": pairs[best][0],
         "weight_decay": pairs[best][1],
         "held_out_top1": float(share[best]),
-        "by": f"top-1 of {len(held)} held-out training pictures, of equals the lowest loss",
+        "by": f"top-1 of {len(held)} held-out training images, of equals the lowest loss",
         "heads": [[*pair, round(float(value), 6)] for pair, value in zip(pairs, share)],
     }
     counts = {**counts_of(train, test), "trained_on": len(kept), "held_out": len(held), "heads": len(grid)}

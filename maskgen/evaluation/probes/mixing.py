@@ -21,7 +21,7 @@ def soft_targets(labels: Int64[Tensor, "b"], classes: int, smoothing: Number) ->
 
 
 def cut_box(h: int, w: int, share: Number, generator: Generator) -> tuple[int, int, int, int]:
-    """top, bottom, left, right of a box of the picture's own shape and about `share` of its area, cut at the borders.
+    """top, bottom, left, right of a box of the image's own shape and about `share` of its area, cut at the borders.
 
     Its centre is anywhere, so that a box at the border is smaller (CutMix, arXiv:1905.04899, eq. 2).
     """
@@ -43,7 +43,7 @@ def mix(
 ) -> tuple[Pixels, Float[Tensor, "b k"]]:
     """A batch mixed with itself in reverse, and its targets, whose rows sum to 1.
 
-    One share for the batch, from Beta(a, a): by mixup (arXiv:1710.09412, a = `mixup`) pictures are averaged, by CutMix
+    One share for the batch, from Beta(a, a): by mixup (arXiv:1710.09412, a = `mixup`) images are averaged, by CutMix
     (a = `cutmix`) a box is replaced; each for half of the batches where both are above 0, none where both are 0. The
     targets go by the box's exact area.
     """
@@ -65,14 +65,14 @@ def mix(
 
 
 def erase(pixels: Pixels, probability: Number, generator: Generator) -> Pixels:
-    """A copy in which a box of each picture is noise, with `probability` (random erasing, arXiv:1708.04896).
+    """A copy in which a box of each image is noise, with `probability` (random erasing, arXiv:1708.04896).
 
     The box has 2% to a third of the area and an aspect of 0.3 to 1/0.3; one that does not fit is drawn again, at most
     ten times. The noise is normal of deviation 0.5, a pixel at a time, cut to [-1, 1].
     """
     pixels = pixels.clone()
     h, w = pixels.shape[2:]
-    for picture in pixels:
+    for image in pixels:
         if generator.random() >= probability:
             continue
         for _ in range(10):
@@ -81,7 +81,7 @@ def erase(pixels: Pixels, probability: Number, generator: Generator) -> Pixels:
             high, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < high < h and 0 < wide < w:
                 top, left = int(generator.integers(h - high + 1)), int(generator.integers(w - wide + 1))
-                noise = generator.normal(0, 0.5, (len(picture), high, wide)).clip(-1, 1)
-                picture[:, top : top + high, left : left + wide] = torch.from_numpy(noise).to(picture)
+                noise = generator.normal(0, 0.5, (len(image), high, wide)).clip(-1, 1)
+                image[:, top : top + high, left : left + wide] = torch.from_numpy(noise).to(image)
                 break
     return pixels

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from maskgen.evaluation.features import Features
+from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.result import (
     Number,
     ProbeResult,
@@ -24,7 +24,7 @@ from maskgen.evaluation.probes.result import (
 )
 
 KS = (10, 20, 100, 200)
-QUERIES = 10_000  # training pictures that choose k, at most
+QUERIES = 10_000  # training images that choose k, at most
 CHUNK = 2**26  # similarities held at once: 256 MiB
 
 
@@ -51,22 +51,22 @@ def knn(
     """DINO's k-NN (Caron et al. 2021, arXiv:2104.14294): features of unit length, cosine, weights exp(s / temperature).
 
     Every k's test accuracy is given (``top1@20``). ``top1`` and ``top5`` are of the k that names the training
-    pictures best, each left out of its own neighbours; DINO quotes the best k of the test set.
+    images best, each left out of its own neighbours; DINO quotes the best k of the test set.
 
     Args:
         ks: numbers of neighbours.
-        seed: of which training pictures choose, where there are more than 10,000.
+        seed: of which training images choose, where there are more than 10,000.
 
     Raises:
-        ValueError: sets that do not belong together, one class only, or fewer training pictures than neighbours.
+        ValueError: sets that do not belong together, one class only, or fewer training images than neighbours.
     """
     classes = check_pair(train, test)
     check_numbers(temperature=temperature)
-    available = len(train) - (len(set(ks)) > 1)  # to choose, a picture is not its own neighbour
+    available = len(train) - (len(set(ks)) > 1)  # to choose, an image is not its own neighbour
     if not ks or min(ks) < 1 or max(ks) > available:
         raise ValueError(
-            f"ks are {list(ks)}, but {len(train)} training pictures leave at most {available} neighbours to choose "
-            "from; give smaller ks, from 1, or more pictures"
+            f"ks are {list(ks)}, but {len(train)} training images leave at most {available} neighbours to choose "
+            "from; give smaller ks, from 1, or more images"
         )
     ks = sorted(set(ks))
     x = F.normalize(train.values.to(device))
@@ -81,7 +81,7 @@ def knn(
     def count(scores: Tensor, labels: Tensor, top: int) -> Tensor:
         return found(scores, labels, top).sum(dim=1).double().cpu()
 
-    with tqdm(total=len(queries) + len(x_test), desc="k-NN", unit=" pictures", disable=not progress) as bar:
+    with tqdm(total=len(queries) + len(x_test), desc="k-NN", unit=" images", disable=not progress) as bar:
         for part in queries.split(chunk):
             similarity = x[part] @ x.T
             similarity[torch.arange(len(part)), part] = -torch.inf
@@ -96,7 +96,7 @@ def knn(
     chosen: dict[str, object] = {"k": ks[best], "by": "the only one given"}
     if len(queries):
         chosen["left_out_top1"] = float(correct["left out"][best]) / len(queries)
-        chosen["by"] = f"top-1 of {len(queries)} training pictures, each left out of its own neighbours"
+        chosen["by"] = f"top-1 of {len(queries)} training images, each left out of its own neighbours"
     top5 = classes > 5 and ks[best] >= 5
     top1 = {f"top1@{k}": float(value) / len(x_test) for k, value in zip(ks, correct["top1"])}
     accuracy = {"top1": top1[f"top1@{ks[best]}"]}

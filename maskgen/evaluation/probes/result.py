@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskgen.evaluation.features import Features
+from maskgen.evaluation.probes.features import Features
 
 Number = int | float
 
@@ -21,10 +21,10 @@ class ProbeResult:
 
     Args:
         protocol: "linear", "sweep", "knn", "lowshot" or "finetune".
-        accuracy: ``top1`` and, of more than 5 classes, ``top5``: shares of the test pictures in [0, 1].
+        accuracy: ``top1`` and, of more than 5 classes, ``top5``: shares of the test images in [0, 1].
         chance: the share of the test set's commonest class, which always naming it would get.
         settings: every number of the protocol, and the features' facts.
-        chosen: what was chosen on training pictures, and how; empty where nothing is.
+        chosen: what was chosen on training images, and how; empty where nothing is.
         counts: ``train``, ``test``, ``classes``, ``features`` and what else was counted.
         notes: where this differs from the published protocol, and how to read it.
     """
@@ -63,12 +63,12 @@ def check_pair(train: Features, test: Features) -> int:
     """The number of classes of two sets that belong together.
 
     Raises:
-        ValueError: other features or classes on one side, or training pictures of a single class.
+        ValueError: other features or classes on one side, or training images of a single class.
     """
     if train.values.shape[1] != test.values.shape[1]:
         raise ValueError(
             f"training features have {train.values.shape[1]} numbers and test features {test.values.shape[1]}; "
-            "extract both by the same network, pool and picture size"
+            "extract both by the same network, pool and image size"
         )
     if train.class_names != test.class_names:
         raise ValueError(
@@ -86,7 +86,7 @@ def check_classes(labels: Tensor) -> None:
     """
     if len(labels) == 0 or int(labels.min()) == int(labels.max()):
         raise ValueError(
-            f"a probe needs training pictures of at least 2 classes; all {len(labels)} are of one. Give a data set "
+            f"a probe needs training images of at least 2 classes; all {len(labels)} are of one. Give a data set "
             "with classes (a folder a class, or a labels file)"
         )
 
@@ -109,7 +109,7 @@ def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether each label is among the `k` best of its scores, float (..., n, classes): bool (..., n).
 
     A tie with a class beyond the k-th place counts as a miss, and so do NaN: a network that says the same of every
-    picture gets nothing for it.
+    image gets nothing for it.
     """
     own = scores.gather(-1, labels.expand(scores.shape[:-1])[..., None])
     return (scores < own).sum(dim=-1) >= max(1, scores.shape[-1] - k)
@@ -134,7 +134,7 @@ def notes_of(train_labels: Tensor, test_labels: Tensor) -> list[str]:
     """What is to be said of any pair of sets."""
     unseen = ~torch.isin(test_labels, train_labels)
     if unseen.any():
-        return [f"{int(unseen.sum())} test pictures are of classes without a training picture, and count as misses"]
+        return [f"{int(unseen.sum())} test images are of classes without a training image, and count as misses"]
     return []
 
 

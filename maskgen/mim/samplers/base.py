@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 Ratio = Float[Tensor, "b"]
 Grid = tuple[int, ...]
@@ -76,7 +76,7 @@ class Sampler:
         Args:
             ratio: the share to hide, a row each, in [0, 1].
             grid: (n,), (h, w) or (t, h, w), for some also with the codes of a place as a last axis.
-            scores: (b, n) or (b, *grid), for the samplers that look at the picture; the others ignore them.
+            scores: (b, n) or (b, *grid), for the samplers that look at the image; the others ignore them.
             generator: CPU generator of all random choices; None uses torch's default.
             progress: the share of the training that is done, in [0, 1]; only `loss` changes with it.
 

@@ -1,4 +1,4 @@
-"""Masks that look at the picture, through a teacher's attention or predicted losses."""
+"""Masks that look at the image, through a teacher's attention or predicted losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maskgen.mim.samplers.base import (
     hidden_counts,
     hide_lowest,
 )
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 
 class AttentionSampler(Sampler):

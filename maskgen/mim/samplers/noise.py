@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from maskgen.mim.samplers.base import Grid, Ratio, Rounding, Sampler, hidden_counts, hide_lowest
-from maskgen.parts import choose
+from maskgen.registry import choose
 
 
 class NoiseSampler(Sampler):

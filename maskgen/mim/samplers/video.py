@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from maskgen.mim.samplers.base import Grid, RandomSampler, Ratio, Rounding, Sampler, hidden_counts, hide_lowest
 from maskgen.mim.samplers.blocks import BlockSampler, UnitSampler
 from maskgen.mim.samplers.noise import NoiseSampler
-from maskgen.parts import Part, build
+from maskgen.registry import Part, build
 
 FRAME = {
     "random": partial(RandomSampler, rounding="floor"),  # VideoMAE: int(0.9 * 196) = 176 a frame

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from maskgen.parts import Part, build
+from maskgen.registry import Part, build
 from maskgen.tokenizer.quantizers.base import Quantized
 from maskgen.tokenizer.quantizers.vector import VectorQuantizer
 

@@ -39,7 +39,7 @@ class Gaussian(nn.Module):
     Args:
         dim: of a token; the encoder has twice as many channels.
         kl: weight of the divergence from a standard normal, the mean over all values (GIVT's beta is of the sum over a
-            picture, so dim x tokens times smaller).
+            image, so dim x tokens times smaller).
     """
 
     levels = 1

@@ -1,0 +1,244 @@
+"""Predicted videos against the true ones: all that `maskgen evaluate-video` says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from maskgen.data.pixels import check_size
+from maskgen.data.unreadable import Unreadable
+from maskgen.data.video_sources import ArrayVideos, Source
+from maskgen.data.videos import open_videos, to_clip
+from maskgen.evaluation.reconstruction.report import LPIPS_SIDE, load_lpips
+from maskgen.evaluation.video.fvd import Extractor, clip_distance
+from maskgen.evaluation.video.measures import METRICS, TRIVIAL, Metric, best_of, by_frame
+
+Clip = Float[Tensor, "1 c t h w"]
+
+
+@dataclass
+class VideoReport:
+    """What was compared, and how near it is.
+
+    Args:
+        predicted, truth: where the videos lie; of `predicted` each is one sample of every video.
+        metrics: name -> ``mean`` over samples, clips and frames; ``best_of_N``, of each clip the best sample by this
+            metric alone; ``of_the_mean``, of the samples' mean image; ``per_frame``, the mean's curve; ``unit``. The
+            second and third where there are several samples.
+        distances: name -> ``value`` and what it hangs on.
+        left_out: metric -> why it is not among them.
+    """
+
+    predicted: list[str]
+    truth: str
+    clips: int
+    context: int
+    frames: int
+    size: list[int]
+    channels: int
+    range: str = "pixels clipped to [-1, 1] and brought to [0, 1]"
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    distances: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> Path:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def __str__(self) -> str:
+        samples = f" of {len(self.predicted)} samples" if len(self.predicted) > 1 else ""
+        lines = [
+            f"{self.clips} clips{samples}, {self.frames} frames after {self.context} of context, "
+            f"{self.size[0]}x{self.size[1]} (h x w), {self.channels} channels"
+        ]
+        for name, found in self.metrics.items():
+            numbers = ", ".join(
+                f"{key} {found[key]:.4f}" for key in ("mean", "best_of_N", "of_the_mean") if key in found
+            )
+            lines.append(f"{name}: {numbers} ({found['unit']})")
+        lines += [f"{name}: {found['value']:.4f}" for name, found in self.distances.items()]
+        lines += [f"{name}: left out, {why}" for name, why in self.left_out.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+@torch.no_grad()
+def evaluate_videos(
+    predicted: Sequence[str],
+    truth: str,
+    *,
+    context: int = 0,
+    size: int | list[int] | None = None,
+    lpips: str | None = None,
+    extractors: Sequence[Any] = (),
+    with_context: bool = False,
+    device: torch.device | str = "cpu",
+) -> VideoReport:
+    """Compare videos one by one.
+
+    Args:
+        predicted: folders or array files, see :class:`maskgen.data.videos.Videos`: each holds one sample of every
+            video. Or "blank" or "copy-last", which predict from the true context.
+        truth: the same videos as they were. Videos in folders are matched by name, others by order.
+        context: so many first frames of the truth were given and are not scored; the predicted videos may have them
+            too, or begin behind them.
+        size: bring all frames to it. None: they must be of the truth's size already.
+        lpips: a local file of torchvision's VGG-16 weights, or "download"; None leaves LPIPS out.
+        extractors: of Fréchet distances, from :mod:`maskgen.evaluation.video.fvd`.
+        with_context: let these see the true context frames before the predicted ones.
+
+    Raises:
+        ValueError: videos that cannot be read, do not match, or are too short for the context.
+    """
+    _check(predicted, context, [extractor.name for extractor in extractors])
+    true = _open(truth)
+    made = {name: _open(name) for name in predicted if name not in TRIVIAL}
+    sources = {name: _matched(source, name, true, truth) for name, source in made.items()}
+    shape, channels = _shape(made, true, truth, size), true.channels
+    frames = min(true.lengths) - context
+    if frames < 1 or len(set(true.lengths)) > 1:
+        raise ValueError(
+            f"videos in {truth} have {sorted(set(true.lengths))[:5]} frames; all must have the same number, more than "
+            f"the {context} of the context"
+        )
+    report = VideoReport(list(predicted), truth, len(true.names), context, frames, list(shape), channels)
+    metrics = _metrics(lpips, min(shape), report)
+    scores: dict[str, list[Tensor]] = {name: [] for name in metrics}
+    of_mean: dict[str, list[Tensor]] = {name: [] for name in metrics}
+    seen: list[tuple[list[list[Tensor]], list[Tensor]]] = [([[] for _ in predicted], []) for _ in extractors]
+    for i in range(len(true.names)):
+        whole = _read(true, i, shape, channels, device)
+        given, wanted = whole[:, :, :context], whole[:, :, context:]
+        samples = [_sample(name, sources, i, given, frames, shape, channels, device) for name in predicted]
+        for name, metric in metrics.items():
+            scores[name].append(torch.cat([metric.compute(sample, wanted) for sample in samples]).cpu())
+            if len(samples) > 1:
+                of_mean[name].append(metric.compute(torch.stack(samples).mean(0), wanted).cpu())
+        for extractor, (fakes, reals) in zip(extractors, seen):
+            reals.append(_features(extractor, whole if with_context else wanted))
+            for fake, sample in zip(fakes, samples):
+                fake.append(_features(extractor, torch.cat([given, sample], dim=2) if with_context else sample))
+    for name, metric in metrics.items():
+        report.metrics[name] = _summary(torch.stack(scores[name], dim=1), of_mean[name], metric)
+    for extractor, (fakes, reals) in zip(extractors, seen):
+        if len(reals) <= reals[0].shape[1]:
+            report.notes.append(
+                f"{extractor.name}: {len(reals)} clips for {reals[0].shape[1]} features: the covariance is "
+                "rank-deficient, the distance biased upwards"
+            )
+        values = [clip_distance(torch.cat(fake), torch.cat(reals)) for fake in fakes]
+        report.distances[extractor.name] = {
+            "value": sum(values) / len(values),
+            **({"of_each_sample": values} if len(values) > 1 else {}),
+            **extractor.facts,
+            "real": len(reals),
+            "fake": len(reals),
+            "frames": frames + (context if with_context else 0),
+            "context_included": with_context,
+        }
+    return report
+
+
+def _check(predicted: Sequence[str], context: int, distances: Sequence[str]) -> None:
+    taken = [*METRICS, "lpips"]
+    if twice := [name for i, name in enumerate(distances) if name in taken or name in distances[:i]]:
+        raise ValueError(f"a distance named {twice[0]!r}, as another number of this report; give it a name of its own")
+    if not predicted or context < 0:
+        raise ValueError(f"give at least one predicted set, and a context of at least 0; got {predicted}, {context}")
+    if "copy-last" in predicted and context < 1:
+        raise ValueError("copy-last needs a context of at least 1 frame: --context")
+
+
+def _open(name: str) -> Source:
+    """Videos of which each must be readable."""
+    root = Path(name).expanduser()
+    return open_videos(root, Unreadable(root, "video", 0))
+
+
+def _matched(source: Source, name: str, true: Source, truth: str) -> tuple[Source, list[int]]:
+    """Which video of `source` belongs to each of the truth's."""
+    if len(source.names) != len(true.names):
+        raise ValueError(f"{name} holds {len(source.names)} videos, {truth} {len(true.names)}; they must match")
+    if isinstance(source, ArrayVideos) or isinstance(true, ArrayVideos):
+        return source, list(range(len(true.names)))
+    number = {str(Path(other).with_suffix("")): i for i, other in enumerate(source.names)}
+    stems = [str(Path(other).with_suffix("")) for other in true.names]
+    if missing := [stem for stem in stems if stem not in number]:
+        raise ValueError(f"{name} has no video named as {missing[0]} of {truth}; names must match")
+    return source, [number[stem] for stem in stems]
+
+
+def _shape(made: dict[str, Source], true: Source, truth: str, size: int | list[int] | None) -> tuple[int, int]:
+    if size is not None:
+        return check_size(size)
+    if true.size is None:
+        raise ValueError(f"videos in {truth} have several sizes; give the size to bring them to: --size")
+    for name, source in made.items():
+        if source.size != true.size:
+            raise ValueError(f"frames in {name} are {source.size} (h, w), in {truth} {true.size}; give --size")
+    return true.size
+
+
+def _metrics(lpips: str | None, side: int, report: VideoReport) -> dict[str, Metric]:
+    metrics = dict(METRICS)
+    if lpips is None:
+        report.left_out["lpips"] = "no weights of VGG-16 given (--lpips FILE, or the word download)"
+    else:
+        name, network = load_lpips(lpips)
+
+        def distance(made: Tensor, truth: Tensor) -> Tensor:
+            return by_frame(network.to(made.device).each, made, truth)
+
+        metrics[name] = Metric(distance, "VGG-16, mean over frames and clips", False, LPIPS_SIDE)
+    for name in [name for name, metric in metrics.items() if side < metric.side]:
+        report.left_out[name] = f"needs frames of at least {metrics.pop(name).side} pixels a side, found {side}"
+    return metrics
+
+
+def _read(source: Source, i: int, shape: tuple[int, int], channels: int, device: torch.device | str) -> Clip:
+    return to_clip(source.frames_of(i, range(source.lengths[i])), shape, channels)[None].to(device)
+
+
+def _sample(
+    name: str,
+    sources: dict[str, tuple[Source, list[int]]],
+    i: int,
+    given: Tensor,
+    frames: int,
+    shape: tuple[int, int],
+    channels: int,
+    device: torch.device | str,
+) -> Clip:
+    """The predicted frames behind the context of video i."""
+    if name in TRIVIAL:
+        seen = given if given.shape[2] else given.new_empty(1, channels, 1, *shape)  # blank looks at nothing
+        return TRIVIAL[name](seen, frames)
+    source, order = sources[name]
+    clip = _read(source, order[i], shape, channels, device)
+    if clip.shape[2] not in (frames, frames + given.shape[2]):
+        raise ValueError(
+            f"video {source.names[order[i]]} in {name} has {clip.shape[2]} frames; {frames} are predicted after a "
+            f"context of {given.shape[2]}, so give {frames} or {frames + given.shape[2]} (--context)"
+        )
+    return clip[:, :, -frames:]
+
+
+def _features(extractor: Extractor, clip: Tensor) -> Tensor:
+    return extractor(clip.cpu()).cpu()
+
+
+def _summary(values: Float[Tensor, "n b t"], of_mean: list[Tensor], metric: Metric) -> dict[str, Any]:
+    found: dict[str, Any] = {"mean": float(values.mean())}
+    if len(values) > 1:
+        found["best_of_N"] = float(best_of(values, metric.higher).mean())
+        found["of_the_mean"] = float(torch.cat(of_mean).mean())
+    return {**found, "per_frame": values.mean(dim=(0, 1)).tolist(), "unit": metric.unit}
