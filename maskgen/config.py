@@ -20,6 +20,7 @@ import pydantic
 import yaml
 
 from maskgen.registry import Part, nearest, split
+from maskgen.renamed import new_name
 
 
 class ConfigError(ValueError):
@@ -178,6 +179,8 @@ def _arguments(
             checked[key] = _value(allowed[key][0], value, f"{path}{key}", problems)
         elif key in given:
             problems.append(f"{path}{key}: is known from the other parts of the run; remove it")
+        elif (renamed := new_name(constructor, key)) is not None:
+            problems.append(f"{path}{key}: is now called {path}{renamed}; rename it")
         else:
             names = ", ".join(allowed) or "none"
             problems.append(f"{path}{key}: unknown key; {nearest(key, allowed)}allowed: {names}")
