@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 Table = Mapping[str, Any]
@@ -28,6 +28,32 @@ class Part:
     table: Table
     given: tuple[str, ...] = ()
     default: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """Annotation of a parameter that takes a nested spec: a mapping of the fields of the dataclass `kind`.
+
+    `given` names the fields that the code supplies: they may not stand in a configuration.
+    """
+
+    kind: Any
+    given: tuple[str, ...] = ()
+
+
+def build_spec(kind: Any, value: Any, name: str) -> Any:
+    """The dataclass `kind` of a mapping of its fields; None is all defaults, and an instance passes through.
+
+    Raises:
+        ValueError: a key that is no field, with the nearest one.
+    """
+    if isinstance(value, kind):
+        return value
+    allowed = [field.name for field in fields(kind)]
+    for key in value or {}:
+        if key not in allowed:
+            raise ValueError(f"{name}.{key}: unknown key; {nearest(key, allowed)}allowed: {', '.join(allowed)}")
+    return kind(**(value or {}))
 
 
 def split(value: Any, default: str | None = None) -> tuple[Any, dict[str, Any]]:

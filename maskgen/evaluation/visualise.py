@@ -33,7 +33,7 @@ class Inputs:
     pixels: (b, c, H, W) in [-1, 1]; None where a token cache holds codes only.
     sources: what sampler, corruption and target are made of, by name.
     target_tokenizer: makes the target's codes where they are not the tokens.
-    condition: class labels, or None.
+    given: the inputs of the network's conditioners by name.
     groups: codes a place.
     """
 
@@ -42,7 +42,7 @@ class Inputs:
     pixels: Tensor | None = None
     sources: dict[str, Any] = field(default_factory=dict)
     target_tokenizer: Tokenizer | None = None
-    condition: Tensor | None = None
+    given: dict[str, Tensor] = field(default_factory=dict)
     groups: int = 1
 
 
@@ -83,7 +83,7 @@ def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = Fals
     grid, groups = grid_of(inputs.tokens), inputs.groups
     plan = core.plan(len(inputs.tokens), grid, generator, groups=groups, **inputs.sources)
     output, keep, there = core.outputs(
-        learner.network, inputs.tokens, plan, inputs.condition, generator, groups, **inputs.sources
+        learner.conditioned, inputs.tokens, plan, inputs.given, generator, groups, **inputs.sources
     )
     painting = keep is None and isinstance(core.target, Pixels)
     if peek and not (painting and core.target.normalise != "none"):
@@ -146,7 +146,7 @@ class _View:
         rows, hidden = {"image": self.image}, f"{self.hidden.float().mean():.0%} of {self.hidden[0].numel()} tokens"
         if self.inputs.pixels is None:
             rows = {"codes, decoded": self.image}
-        given = ["The class is given."] if self.inputs.condition is not None else []
+        given = ["The class is given."] if "label" in self.inputs.given else []
         if self.flat:
             return rows, [f"Hidden: {hidden}, which have no place of their own in the image.", *given]
         return {**rows, "mask": self.seen}, [f"Grey: {hidden}, hidden.", *given]

@@ -17,7 +17,7 @@ from maskgen.decoding.noise import Generators
 from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.images import to_pil
 from maskgen.pipelines import editing
-from maskgen.pipelines.predictor import CriticScores, Predictor
+from maskgen.pipelines.predictor import CriticScores, Predictor, given_of
 from maskgen.pipelines.store import pipeline_folder
 from maskgen.pipelines.tokens import TokenLayout
 from maskgen.pipelines.trace import Tracer, Watch
@@ -94,10 +94,16 @@ class MaskedImagePipeline(DiffusionPipeline):
         return super().from_pretrained(str(pipeline_folder(path)), **kwargs)
 
     @property
+    def num_classes(self) -> int | None:
+        """How many classes (or prompts of tasks) the transformer is conditioned on; None where it takes none."""
+        conditioner = self.transformer.conditioner
+        return conditioner["label"].count if "label" in conditioner else None
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes; their numbers as text where the pipeline has none; empty if unconditional."""
         names = self.config.get("class_names")
-        return list(names) if names else [str(i) for i in range(self.transformer.num_classes or 0)]
+        return list(names) if names else [str(i) for i in range(self.num_classes or 0)]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -190,7 +196,7 @@ class MaskedImagePipeline(DiffusionPipeline):
             raise ValueError(
                 f"guidance_scale {scale}: mixtures of continuous tokens cannot be mixed; take 1, no guidance"
             )
-        critic = self._critic(labels, places)
+        critic = self._critic(labels, places, len(canvas))
         watch = None if trace is None else Watch(trace, canvas, mask, places)
 
         def window(tokens: Tensor, hidden: Tensor, place: Place) -> Tensor:
@@ -209,7 +215,7 @@ class MaskedImagePipeline(DiffusionPipeline):
                         watch.after(done, place)
 
                 made = self.scheduler.decode(
-                    Predictor(self.transformer.eval(), labels, places.shape, acts, here),
+                    Predictor(self.transformer.eval(), places.shape, given_of(labels, acts), len(like), here),
                     places.flat(like),
                     places.hidden(mask),
                     num_inference_steps,
@@ -226,7 +232,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         share = min(places.grid) // 2 if overlap is None else overlap
         return complete_by_windows(window, canvas, mask, places.grid, share)
 
-    def _critic(self, labels: list[int] | None, places: TokenLayout) -> CriticScores | None:
+    def _critic(self, labels: list[int] | None, places: TokenLayout, rows: int) -> CriticScores | None:
         """The scores of order ``critic``, for rows of `labels`."""
         if self.scheduler.config.order != "critic":
             return None
@@ -235,7 +241,7 @@ class MaskedImagePipeline(DiffusionPipeline):
                 "the scheduler's order is 'critic' and this pipeline has no critic: train one (`maskgen train "
                 "generation/critic_emoji`), give one (critic=...), or take another order"
             )
-        return CriticScores(self.critic.eval(), labels, places.shape)
+        return CriticScores(self.critic.eval(), places.shape, given_of(labels), rows)
 
     def check_output_type(self, output_type: str) -> None:
         """Before anything is drawn."""
@@ -272,9 +278,9 @@ class MaskedImagePipeline(DiffusionPipeline):
     def labels_of(self, given: Any, copies: int) -> tuple[list[int] | None, int]:
         """A label an image, and how many images."""
         if given is None:
-            null = self.transformer.num_classes
+            null = self.num_classes
             return (None if null is None else [null] * copies), copies
-        if self.transformer.num_classes is None:
+        if self.num_classes is None:
             raise ValueError("this pipeline is unconditional: it takes no class_labels")
         if isinstance(given, Tensor):
             given = given.tolist()
@@ -288,6 +294,6 @@ class MaskedImagePipeline(DiffusionPipeline):
             if label not in names:
                 raise ValueError(f"unknown class {label!r}: {nearest(label, names)}choose one of {', '.join(names)}")
             return names.index(label)
-        if not 0 <= label < self.transformer.num_classes:
-            raise ValueError(f"class {label} is outside 0 to {self.transformer.num_classes - 1}")
+        if not 0 <= label < (self.num_classes or 0):
+            raise ValueError(f"class {label} is outside 0 to {(self.num_classes or 0) - 1}")
         return label

@@ -35,9 +35,8 @@ def draw_raster(
     """
     rows = count if labels is None else len(labels)
     canvas = torch.zeros(rows, transformer.tokens, dtype=torch.long, device=next(transformer.parameters()).device)
-    predict = NextPredictor(
-        transformer.eval(), None if labels is None else list(labels), guided=guidance_scale != 1, rows=rows
-    )
+    given = {} if labels is None else {"label": torch.tensor(list(labels))}
+    predict = NextPredictor(transformer.eval(), given, rows, guided=guidance_scale != 1)
     codes = decode_raster(
         predict,
         canvas,

@@ -12,7 +12,7 @@ from torch import Tensor
 from maskgen.decoding.token_samplers import Draw, gaussian_mixture
 from maskgen.mim.objective import GaussianMixture
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.transformer.groups import group_size, join_codes, split_codes
+from maskgen.transformer.codes_per_position import group_size, join_codes, split_codes
 from maskgen.transformer.model import MaskTransformer
 
 
@@ -27,8 +27,8 @@ class TokenLayout:
     """
 
     def __init__(self, tokenizer: Tokenizer, transformer: MaskTransformer):
-        self.groups, self.grid = transformer.groups, tuple(transformer.grid)
-        self.levels, self.dim = tokenizer.levels, transformer.config.token_dim
+        self.groups, self.grid = transformer.codes_per_position, tuple(transformer.grid)
+        self.levels, self.dim = tokenizer.levels, transformer.token_dim
         self.split = self.groups > 1 and self.levels == 1
         self.size = transformer.codebook_size
         wanted = group_size(int(tokenizer.codebook_size), self.groups) if self.split else int(tokenizer.codebook_size)
@@ -37,7 +37,7 @@ class TokenLayout:
                 f"the tokenizer has {wanted} codes{' a group' if self.split else ''} and the transformer predicts "
                 f"{self.size}: they were not trained together"
             )
-        self.predictions = transformer.config.predictions
+        self.predictions = transformer.config.out_dim
 
     @property
     def draw(self) -> Draw | None:

@@ -79,10 +79,10 @@ class MaskedVideoPipeline(DiffusionPipeline):
             raise ValueError(f"a transformer of videos has a grid (t, h, w), this one {tuple(transformer.grid)}")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
         self.register_to_config(class_names=class_names, tasks=tasks, condition_mode=condition_mode)
-        if self.prompts is not None and self.prompts.count != transformer.num_classes:
+        if self.prompts is not None and self.prompts.count != self.num_classes:
             raise ValueError(
                 f"{self.prompts.count} labels of tasks {', '.join(self.prompts.names)} for a transformer of "
-                f"{transformer.num_classes}: they were not trained together"
+                f"{self.num_classes}: they were not trained together"
             )
 
     # What is the same for images.
@@ -92,6 +92,7 @@ class MaskedVideoPipeline(DiffusionPipeline):
         MaskedImagePipeline._number,
     )
     class_names, check_output_type = MaskedImagePipeline.class_names, MaskedImagePipeline.check_output_type
+    num_classes = MaskedImagePipeline.num_classes
     _critic, critic = MaskedImagePipeline._critic, None
 
     @classmethod

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskgen.tokenizer.layers import token_grid
 from maskgen.transformer.layers import Block
 from maskgen.transformer.positions import sine_cosine
+from maskgen.transformer.specs import BlockSpec
 
 
 class Trunk(nn.Module):
@@ -47,7 +48,8 @@ class Trunk(nn.Module):
         self.register_tokens = nn.Parameter(scale * torch.randn(registers, width)) if registers else None
         self.pre_norm = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, "layer", "gelu", False, 0.0, False, "auto", norm_eps) for _ in range(depth)
+            Block(width, BlockSpec(heads=heads, mlp_ratio=mlp_ratio, mlp="gelu", qk_norm="none"), eps=norm_eps)
+            for _ in range(depth)
         )
         self.post_norm = nn.LayerNorm(width, eps=norm_eps)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import yaml
 
-from maskgen.config import ConfigError, check, load
+from maskgen.config import Config, ConfigError, check, load, override
 from maskgen.data import DATASETS
 from maskgen.data.augment import AUGMENTATIONS
 from maskgen.data.subset import Subset
@@ -25,6 +25,7 @@ from maskgen.training.stages.generator import GeneratorStage
 from maskgen.training.stages.representation import RepresentationStage
 from maskgen.training.stages.tokenizer import TokenizerStage
 from maskgen.training.stages.vqkd import VqkdStage
+from maskgen.training.upgrade import upgraded
 
 STAGES = {
     "tokenizer": TokenizerStage,
@@ -84,7 +85,20 @@ def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
     Raises:
         ConfigError: all that is wrong with it.
     """
-    return run(**check(run, load(source, list(overrides)), source))
+    return run(**check(run, load_run(source, list(overrides)), source))
+
+
+def load_run(source: str, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a YAML file; the ``config.yaml`` in the folder of a run may be of an earlier version.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    file = Path(source)
+    if not (file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()):
+        return load(source, list(overrides))
+    config = load(source)
+    return override(Config(upgraded(config), config.problems), overrides)
 
 
 def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:
@@ -114,7 +128,7 @@ def _same_run(path: Path, config: dict[str, Any]) -> None:
     plain = yaml.safe_load(yaml.safe_dump(_plain(config)))
     file = path / "config.yaml"
     if file.is_file() and any((path / "checkpoints").glob("step_*")):
-        differing = _differences(_fixed(yaml.safe_load(file.read_text())), _fixed(plain))
+        differing = _differences(_fixed(upgraded(yaml.safe_load(file.read_text()))), _fixed(upgraded(plain)))
         if differing:
             advice = f"give the new run another name (name=...), or remove {path} to start it anew"
             raise ConfigError(str(path), [f"{d} since this run was begun; {advice}" for d in differing])

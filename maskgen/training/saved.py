@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from maskgen.config import check, load
+from maskgen.config import check
 from maskgen.data.source import open_files_or_dataset
 from maskgen.evaluation.visualise import Sheet, visualise
 from maskgen.mim.core import Learner
@@ -18,7 +18,7 @@ from maskgen.mim.ratios import Fixed
 from maskgen.registry import build
 from maskgen.training.batches import MapDataset
 from maskgen.training.checkpoint import checkpoints
-from maskgen.training.run import DATA, STAGE, run, split
+from maskgen.training.run import DATA, STAGE, load_run, run, split
 from maskgen.training.stages.generator import GeneratorStage
 from maskgen.training.stages.representation import RepresentationStage
 
@@ -92,7 +92,7 @@ def load_learner(path: str | Path, device: torch.device | str = "cpu") -> SavedR
     file = folder / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"no config.yaml in {folder}: give the folder of a run, as `maskgen train` makes it")
-    config = check(run, load(str(file)), str(file))
+    config = check(run, load_run(str(file)), str(file))
     kind = STAGE.table[config["stage"]["type"]]
     if kind not in (GeneratorStage, RepresentationStage):
         raise ValueError(

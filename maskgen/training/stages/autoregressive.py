@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +18,14 @@ from maskgen.pipelines.raster import draw_raster
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.registry import Part, build
 from maskgen.training.batches import MapDataset
+from maskgen.training.masked import CONDITIONER, conditioner_inputs
 from maskgen.training.stages.generator import check_cache, held_out, tokens_of
 from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.videos import strip
 
 NETWORK = Part(
     {"causal_transformer": CausalTransformer},
-    given=("codebook_size", "grid", "num_classes"),
+    given=("codebook_size", "grid"),
     default="causal_transformer",
 )
 
@@ -36,9 +37,11 @@ class NextCode(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, codes: Int[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None) -> dict[str, Tensor]:
-        """``loss`` in nats a code, and ``accuracy``."""
-        logits, target = self.network(codes, labels).float(), codes.flatten(1)
+    def forward(self, codes: Int[Tensor, "b *grid"], given: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+        """``loss`` in nats per code, and ``accuracy``."""
+        network: Any = self.network
+        conditioning = network.conditioner(given, len(codes), tuple(codes.shape[1:]))
+        logits, target = network(codes, conditioning).float(), codes.flatten(1)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         return {"loss": loss, "accuracy": (logits.argmax(-1) == target).float().mean()}
 
@@ -53,7 +56,7 @@ class AutoregressiveStage:
         dataset: the training set (given by the run); its items have ``codes`` or ``pixels``.
         holdout: kept out of training (given by the run); its loss is reported.
         model: the causal transformer.
-        conditional: condition on the data's classes.
+        conditioning: ``[class]`` conditions on the data's classes, an empty list on nothing.
         samples_per_class: columns of the image grid; `sample_classes` at most are its rows.
 
     Raises:
@@ -66,7 +69,7 @@ class AutoregressiveStage:
         dataset: MapDataset,
         holdout: MapDataset | None = None,
         model: Annotated[Any, NETWORK] = {},  # noqa: B006
-        conditional: bool = True,
+        conditioning: Sequence[Annotated[Any, CONDITIONER]] = ("class",),
         samples_per_class: int = 8,
         sample_classes: int = 16,
     ):
@@ -74,23 +77,25 @@ class AutoregressiveStage:
         if not self.tokenizer.codebook_size or self.tokenizer.levels > 1:
             raise ValueError("stage.tokenizer must have one code a place: the baseline predicts one after the other")
         check_cache(dataset, self.tokenizer)
-        self.class_names = list(dataset.class_names) if conditional else None
         self.holdout, self.columns, self.rows = holdout, samples_per_class, sample_classes
-        example = tokens_of({k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}, self.tokenizer)
+        first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
+        inputs = conditioner_inputs(conditioning, dataset, first)
+        self.class_names = list(dataset.class_names) if "label" in inputs else None
         network = build(
             NETWORK,
             model,
             codebook_size=int(self.tokenizer.codebook_size),
-            grid=tuple(example.shape[1:]),
-            num_classes=None if self.class_names is None else len(self.class_names),
+            grid=tuple(tokens_of(first, self.tokenizer).shape[1:]),
+            conditioning={"inputs": inputs},
         )
         self.modules: dict[str, nn.Module] = {"model": NextCode(network)}
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         yield "model", self.modules["model"](*self._of(batch))
 
-    def _of(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        return tokens_of(batch, self.tokenizer), None if self.class_names is None else batch["label"]
+    def _of(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        network: Any = self.modules["model"].network
+        return tokens_of(batch, self.tokenizer), {name: batch[name] for name in network.conditioner}
 
     @torch.no_grad()
     def evaluate(self, model: NextCode) -> dict[str, float]:
