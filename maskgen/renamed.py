@@ -11,7 +11,10 @@ from typing import Any
 
 # constructor name -> old option -> new option, as a dotted path where the option is now part of a nested spec
 _NETWORK = {
-    **{name: f"block.{name}" for name in ("heads", "mlp_ratio", "mlp", "norm", "qk_norm", "dropout", "windows", "backend")},
+    **{
+        name: f"block.{name}"
+        for name in ("heads", "mlp_ratio", "mlp", "norm", "qk_norm", "dropout", "windows", "backend")
+    },
     "codebook_size": "tokens.codebook_size",
     "token_dim": "tokens.dim",
     "groups": "tokens.codes_per_position",

@@ -379,9 +379,9 @@ def record_run(name: str) -> None:
 def record_tokens() -> None:
     """A token cache, as ``maskgen encode`` writes it."""
     from maskgen.config import check, load
-    from maskgen.parts import build
     from maskgen.pipelines.encode import encode_dataset
     from maskgen.pipelines.store import load_tokenizer
+    from maskgen.registry import build
     from maskgen.training.run import DATA, run
 
     config = check(run, load("tokenizer/emoji", EMOJI), "emoji")

@@ -7,6 +7,7 @@ from maskgen.conditioning.conditioners import (
     Conditioner,
     Conditioners,
     LabelConditioner,
+    TaskConditioner,
 )
 from maskgen.conditioning.conditioning import Conditioning, merge, stack, take_rows
 
@@ -18,6 +19,7 @@ __all__ = [
     "Conditioners",
     "Conditioning",
     "LabelConditioner",
+    "TaskConditioner",
     "merge",
     "stack",
     "take_rows",

@@ -79,13 +79,23 @@ class LabelConditioner(Conditioner):
 
 
 class ClassConditioner(LabelConditioner):
-    """The class of an image or the prompt of a task (MAGVIT), from the batch's `label`."""
+    """The class of an image, from the batch's `label`."""
 
     reads = "label"
 
     @classmethod
     def known(cls, dataset: Any, example: Mapping[str, Any]) -> dict[str, Any]:
         return {"count": len(dataset.class_names)}
+
+
+class TaskConditioner(LabelConditioner):
+    """The prompt of a task and its class, if it has one (MAGVIT, arXiv:2212.05199, section 3.2), from the batch's
+    `label`."""
+
+    reads = "label"
+
+    def __init__(self, width: int, count: int, dropout: float = 0.0):
+        super().__init__(width, count, dropout)
 
 
 class ActionConditioner(Conditioner):
@@ -117,7 +127,7 @@ class ActionConditioner(Conditioner):
         raise ValueError("this network reads actions, one per frame of the tokens: give actions")
 
 
-CONDITIONERS: dict[str, Any] = {"class": ClassConditioner, "actions": ActionConditioner}
+CONDITIONERS: dict[str, Any] = {"class": ClassConditioner, "task": TaskConditioner, "actions": ActionConditioner}
 
 
 class Conditioners(nn.ModuleDict):

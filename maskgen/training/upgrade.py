@@ -49,7 +49,9 @@ def _conditioning(stage: Mapping[str, Any], model: Mapping[str, Any]) -> list[An
     made: list[Any] = []
     if stage.get("actions", False):
         made.append("actions")
-    if stage.get("conditional", True) or stage.get("tasks"):
-        dropout = model.get("class_dropout", 0.1)
+    dropout = model.get("class_dropout", 0.1)
+    if stage.get("conditional", True):
         made.append({"type": "class", "dropout": dropout})
+    elif stage.get("tasks"):
+        made.append({"type": "task", "dropout": dropout})
     return made

@@ -83,6 +83,10 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         initialise(self, [self.head, *(self.adaln.linears if self.modulated else [])])
         rename_on_load(self, _renamed)
 
+    def __getattr__(self, name: str) -> Any:
+        """Parts of the network; diffusers would give the option of the same name."""
+        return nn.Module.__getattr__(self, name)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
         """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""

@@ -175,6 +175,10 @@ class Hiera(ModelMixin, ConfigMixin):
         initialise(self, [])
         nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))  # a view: as a linear layer's (MAE)
 
+    def __getattr__(self, name: str) -> Any:
+        """Parts of the network; diffusers would give the option of the same name."""
+        return nn.Module.__getattr__(self, name)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
         """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""

@@ -249,6 +249,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         initialise(self, zeros + ([*self.adaln.linears] if self.modulated else []))
         rename_on_load(self, renamed)
 
+    def __getattr__(self, name: str) -> Any:
+        """Parts of the network; diffusers would give the option of the same name."""
+        return nn.Module.__getattr__(self, name)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
         """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""

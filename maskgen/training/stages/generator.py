@@ -92,10 +92,13 @@ class GeneratorStage:
         names = [split(spec)[0] for spec in conditioning]
         self.class_names = list(dataset.class_names) if "class" in names else None
         self.conditions = Conditions(tasks, len(self.class_names or ())) if tasks else None
-        if self.conditions is not None and "class" not in names:  # the prompts are read as labels
-            conditioning = [*conditioning, "class"]
+        known = {}
+        if self.conditions is not None:  # prompt and class are one label
+            labels = [split(spec)[1] for spec in conditioning if split(spec)[0] in ("class", "task")]
+            others = [spec for spec in conditioning if split(spec)[0] not in ("class", "task")]
+            conditioning = [*others, {"type": "task", **(labels[0] if labels else {})}]
             first.setdefault("label", torch.zeros(1, dtype=torch.long))
-        known = {} if self.conditions is None else {"count": self.conditions.prompts.count}
+            known = {"count": self.conditions.prompts.count}
         if "actions" in first:
             first["actions"] = self._actions(first["actions"])
         inputs = conditioner_inputs(conditioning, dataset, first, **known)
