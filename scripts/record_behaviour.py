@@ -539,7 +539,7 @@ def of_network(name: str) -> Callable[[], dict[str, Call]]:
 
     def calls() -> dict[str, Call]:
         p = image_pipeline(str(RECORD / "pipelines" / name))
-        labels = [0, 2, 1] if p.transformer.num_classes else None
+        labels = [0, 2, 1] if p.num_classes else None
         options = {} if labels else {"num_images_per_prompt": 3}
         several = p.tokenizer.codebook_size > 0
         height, width = p.size
