@@ -14,6 +14,12 @@ FORMATS = 'CSV with the header "filename,label", JSON {filename: label}, or JSON
 Classes = tuple[list[int], list[str]]  # a class number for each image; the classes' names
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, is hidden (``.name``) or is macOS's ``__MACOSX``."""
+    parts = path.split("/")
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
+
+
 def classes_of_folders(root: Path, names: Sequence[str]) -> Classes:
     """The first folder of each name ("class/name.png") is its class; without folders all are one class, "all".
 
@@ -29,7 +35,8 @@ def classes_of_folders(root: Path, names: Sequence[str]) -> Classes:
             "move every image into a class folder, or give a labels file"
         )
     classes = sorted({name.split("/")[0] for name in names})
-    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    children = root.iterdir() if root.is_dir() else ()  # an archive has no folders without files
+    folders = sorted(child.name for child in children if child.is_dir() and not is_hidden(child.name))
     if empty := [name for name in folders if name not in classes]:
         raise ValueError(f"class folder without images in {root}: {_some(empty)}; fill or remove it")
     number = {name: i for i, name in enumerate(classes)}

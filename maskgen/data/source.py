@@ -32,16 +32,16 @@ def open_dataset(text: str, size: int | None = None) -> Any:
         spec, problems = parse(text)
     elif (path / "config.yaml").is_file():
         spec = _data_of_run(path / "config.yaml")
-    elif path.is_dir() or path.suffix == ".tar":
+    elif path.is_dir() or path.suffix in (".tar", ".zip"):
         shards = path.suffix == ".tar" or any(path.glob("*.tar"))
         if size is None:
-            what = "shards need" if shards else "a folder of images needs"
+            what = "shards need" if shards else "a folder of images needs" if path.is_dir() else "a .zip file needs"
             raise ConfigError(text, [f"{what} a size: --size 256"])
         spec = {"type": "tar_shards" if shards else "image_folder", "path": str(path), "size": size}
     elif path.suffix == ".npz":
         spec = {"type": "npz", "path": str(path), "size": size}
     elif path.is_file():
-        raise ConfigError(text, ["a file of images must be an .npz or .tar; give others as {type: idx, images: ...}"])
+        raise ConfigError(text, ["a file of images must be .npz, .tar or .zip; give others as {type: idx, ...}"])
     elif "/" in text:
         raise ConfigError(text, ["no such file or folder"])
     else:

@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from maskgen.data.arrays import check_labels, find_key, open_npz, read_array
-from maskgen.data.images import EXTENSIONS
+from maskgen.data.image_source import EXTENSIONS
 from maskgen.data.labels import classes_of_file, classes_of_folders
 from maskgen.data.pixels import check_header, flatten
 from maskgen.data.unreadable import Unreadable, UnreadableVideo
