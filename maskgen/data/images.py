@@ -113,15 +113,15 @@ class ImageFolder(EncodedImages):
 
 
 class ImageFiles:
-    """Image files named one by one, all of one class: ``{"pixels": float32 (c, h, w) in [-1, 1], "label": 0}``.
+    """Single image files with one class: items are ``{"pixels": float32 (c, h, w) in [-1, 1], "label": 0}``.
 
     Args:
         files: their paths.
-        size: as `ImageFolder`'s; None leaves every image at its own size.
+        size: as for :class:`ImageFolder`; None keeps the size of each image.
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
-        ValueError: no files, or one that is not there; when read, an image that cannot be (`pixels.UnreadableImage`).
+        ValueError: there are no files or one does not exist. Reading an item raises `pixels.UnreadableImage`.
     """
 
     class_names = ("all",)
@@ -130,7 +130,7 @@ class ImageFiles:
         if not files:
             raise ValueError("no image files given; name at least one")
         if wrong := [str(file) for file in files if not Path(file).expanduser().is_file()]:
-            raise ValueError(f"{wrong[0]} is no file; a folder of images is given as --data FOLDER --size SIDE")
+            raise ValueError(f"{wrong[0]} is not a file; give a folder of images as --data FOLDER --size SIDE")
         self.names = [str(file) for file in files]
         self.size, self.channels = None if size is None else check_size(size), check_channels(channels)
         self.labels = np.zeros(len(files), np.int64)

@@ -62,17 +62,17 @@ def find_shards(path: str) -> list[Path]:
     """The tar files that `path` names, in order; see :class:`TarShards`.
 
     Raises:
-        ValueError: there are none, or one of a range is missing.
+        ValueError: there are none, or a file of a range is missing.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        found = sorted(place.glob("*.tar"))
+    location = Path(path).expanduser()
+    if location.is_dir():
+        found = sorted(location.glob("*.tar"))
     elif RANGE.search(path):
         found = [Path(name).expanduser() for name in _expand(path)]
         if missing := [str(file) for file in found if not file.is_file()]:
             raise ValueError(f"{len(missing)} of {len(found)} shards of {path} do not exist, first {missing[0]}")
     else:
-        found = [place] if place.is_file() else sorted(Path(name) for name in glob(str(place)))
+        found = [location] if location.is_file() else sorted(Path(name) for name in glob(str(location)))
     if not found:
         raise ValueError(
             f"no shards at {path}; give a .tar file, a folder of them, a glob (train-*.tar) or a range "
@@ -103,7 +103,7 @@ def _read_names(file: Path) -> list[str]:
 
 
 def _number(names: Sequence[str], labels: Sequence[Label], class_names: list[str] | None) -> Classes:
-    """A class number for each image, and the classes' names."""
+    """The class number of each image, and the names of the classes."""
     bare = [name for name, label in zip(names, labels) if label is None]
     if len(bare) == len(names):
         return [0] * len(names), ["all"]
@@ -119,5 +119,7 @@ def _number(names: Sequence[str], labels: Sequence[Label], class_names: list[str
     numbers = [number.get(label, -1) if isinstance(label, str) else int(label or 0) for label in labels]
     for name, label, value in zip(names, labels, numbers):
         if not 0 <= value < len(class_names):
-            raise ValueError(f"{name}: label {label!r} is none of the {len(class_names)} classes; mend it or the names")
+            raise ValueError(
+                f"{name}: label {label!r} is none of the {len(class_names)} classes; correct it or class_names"
+            )
     return numbers, class_names
