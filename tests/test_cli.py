@@ -234,7 +234,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
             "'images' in nan.npz has floats from nan to nan; they must lie in [0, 1] or [-1, 1]",
         ),
         ([*RECONSTRUCT, "emoji", "images/cats/0.png"], "image files (images/cats/0.png) are given too; give one"),
-        (["reconstruct", "runs/tokenizer", "images"], "images is no file; a folder of images is given as --data"),
+        (["reconstruct", "runs/tokenizer", "images"], "images is not a file; give a folder of images as --data"),
         (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
         ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
         ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is no file"),

@@ -200,12 +200,12 @@ def test_a_cache_of_another_making_is_neither_gone_on_with_nor_overwritten(here)
     for folder in ("whole", "begun"):
         for arguments, message in (
             ((other, data, folder, 2), f'tokenizer was "{fingerprint(model)}", is "{fingerprint(other)}"'),
-            ((model, NpzArrays("changed.npz"), folder, 2), 'another making: samples_digest was "'),
-            ((model, data, folder, 3), "another making: batch_size was 2, is 3. Give another folder"),
-            ((model, data, folder, 2, 0, True), "another making: flips was false, is true"),
+            ((model, NpzArrays("changed.npz"), folder, 2), 'token cache: samples_digest was "'),
+            ((model, data, folder, 3), "token cache: batch_size was 2, is 3. Give another folder"),
+            ((model, data, folder, 2, 0, True), "token cache: flips was false, is true"),
             ((model, NpzArrays("images.npz", size=4), folder, 2), "image_size was [8, 8], is [4, 4]"),
         ):
-            with pytest.raises(ValueError, match="holds a token cache of another making") as caught:
+            with pytest.raises(ValueError, match="holds another token cache") as caught:
                 encode_dataset(*arguments)
             assert message in str(caught.value)
     assert contents(here / "whole") == before["whole"]

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from maskgen.data.augment import Augmentation, Views
-from maskgen.data.subset import draw as drawn_item
+from maskgen.data.subset import training_item
 
 
 @runtime_checkable
@@ -76,7 +76,7 @@ class _Drawn(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
         index, seed = draw
         generator = torch.Generator().manual_seed(seed)
-        item = drawn_item(self.dataset, index, generator)
+        item = training_item(self.dataset, index, generator)
         if "actions" in item and self.augmentation.flip:
             raise ValueError("a flip would mirror the frames but not the actions beside them; set augment.flip=0")
         if "pixels" in item:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskgen.data.pixels import check_size
 from maskgen.data.unreadable import Unreadable
-from maskgen.data.video_sources import ArrayVideos, Source
+from maskgen.data.video_sources import ArrayVideos, VideoSource
 from maskgen.data.videos import open_videos, to_clip
 from maskgen.evaluation.reconstruction.report import LPIPS_SIDE, load_lpips
 from maskgen.evaluation.video.fvd import Extractor, clip_distance
@@ -158,13 +158,13 @@ def _check(predicted: Sequence[str], context: int, distances: Sequence[str]) -> 
         raise ValueError("copy-last needs a context of at least 1 frame: --context")
 
 
-def _open(name: str) -> Source:
+def _open(name: str) -> VideoSource:
     """Videos of which each must be readable."""
     root = Path(name).expanduser()
     return open_videos(root, Unreadable(root, "video", 0))
 
 
-def _matched(source: Source, name: str, true: Source, truth: str) -> tuple[Source, list[int]]:
+def _matched(source: VideoSource, name: str, true: VideoSource, truth: str) -> tuple[VideoSource, list[int]]:
     """Which video of `source` belongs to each of the truth's."""
     if len(source.names) != len(true.names):
         raise ValueError(f"{name} holds {len(source.names)} videos, {truth} {len(true.names)}; they must match")
@@ -177,7 +177,9 @@ def _matched(source: Source, name: str, true: Source, truth: str) -> tuple[Sourc
     return source, [number[stem] for stem in stems]
 
 
-def _shape(made: dict[str, Source], true: Source, truth: str, size: int | list[int] | None) -> tuple[int, int]:
+def _shape(
+    made: dict[str, VideoSource], true: VideoSource, truth: str, size: int | list[int] | None
+) -> tuple[int, int]:
     if size is not None:
         return check_size(size)
     if true.size is None:
@@ -204,13 +206,13 @@ def _metrics(lpips: str | None, side: int, report: VideoReport) -> dict[str, Met
     return metrics
 
 
-def _read(source: Source, i: int, shape: tuple[int, int], channels: int, device: torch.device | str) -> Clip:
+def _read(source: VideoSource, i: int, shape: tuple[int, int], channels: int, device: torch.device | str) -> Clip:
     return to_clip(source.frames_of(i, range(source.lengths[i])), shape, channels)[None].to(device)
 
 
 def _sample(
     name: str,
-    sources: dict[str, tuple[Source, list[int]]],
+    sources: dict[str, tuple[VideoSource, list[int]]],
     i: int,
     given: Tensor,
     frames: int,
