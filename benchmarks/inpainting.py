@@ -30,7 +30,7 @@ from torch import Tensor
 
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import FILE, Emoji
-from maskgen.evaluation.classifier.model import class_agreement, train_classifier
+from maskgen.evaluation.classifier import class_agreement, train_classifier
 from maskgen.images import to_uint8
 from maskgen.pipelines.generate import draw
 from maskgen.tasks.images import Fill, filled, pasted

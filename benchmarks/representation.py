@@ -30,7 +30,7 @@ from entries import add_entry, read, slug
 
 from maskgen.data.arrays import FashionMNIST
 from maskgen.data.subset import Subset
-from maskgen.evaluation.classifier.model import class_agreement, classifier_frechet, real_vs_real, train_classifier
+from maskgen.evaluation.classifier import class_agreement, classifier_frechet, real_vs_real, train_classifier
 from maskgen.evaluation.probes import sweep
 from maskgen.evaluation.probes.features import Features, raw_pixels
 from maskgen.evaluation.probes.few_labels import few_labels

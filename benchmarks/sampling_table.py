@@ -33,7 +33,7 @@ from torch import Tensor
 from maskgen import MaskedImagePipeline, MaskScheduler
 from maskgen.config import load
 from maskgen.data.emoji import Emoji
-from maskgen.evaluation.classifier.model import (
+from maskgen.evaluation.classifier import (
     class_agreement,
     classifier_frechet,
     nearest_neighbour_distance,

@@ -36,7 +36,7 @@ from maskgen.data.moving_mnist import read_digits, trajectory
 from maskgen.data.video_sources import save_videos
 from maskgen.decoding.autoregressive import decode_raster
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.evaluation.classifier.model import save_classifier, train_classifier
+from maskgen.evaluation.classifier import save_classifier, train_classifier
 from maskgen.evaluation.video.fvd import ClassifierFeatures, clip_distance
 from maskgen.evaluation.video.measures import METRICS, TRIVIAL, best_of
 from maskgen.mim.samplers.video import FrameSampler

@@ -7,7 +7,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from maskgen.evaluation.classifier import model as C
+from maskgen.evaluation import classifier as C
+from maskgen.evaluation.classifier.training import augment
 from maskgen.evaluation.fid.metrics import (
     deviation,
     frechet_infinity,
@@ -194,7 +195,7 @@ def test_real_is_nearer_to_real_than_noise_is(trained):
     _, far = C.classifier_frechet(model, real[:100], torch.rand(100, 3, 16, 16) * 2 - 1)
     _, one_class = C.classifier_frechet(model, real[:100], real[0:1] + 0.01 * torch.randn(100, 3, 16, 16))
     assert 0 < floor < 0.5 * min(far, one_class)
-    with pytest.raises(ValueError, match="two disjoint sets of 150 need 300 real images, got 200"):
+    with pytest.raises(ValueError, match="need 300 real images, got 200"):
         C.real_vs_real(model, real, count=150)
 
 
@@ -235,7 +236,7 @@ def test_augmentation_keeps_the_image():
     """Shifts and a patch leave most of a bright square where it was, and never mirror a lopsided image."""
     pixels = torch.full((64, 1, 16, 16), -1.0)
     pixels[:, :, :, 8:] = 1.0
-    out = C.augment(pixels)
+    out = augment(pixels)
     assert out.shape == pixels.shape
     assert not torch.equal(out[0], out[1])
     assert (out[..., :8].mean(dim=(1, 2, 3)) < out[..., 8:].mean(dim=(1, 2, 3))).all()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from maskgen import MaskedImagePipeline, MaskScheduler
 from maskgen.cli import app
 from maskgen.data.arrays import NpzArrays
-from maskgen.evaluation.classifier.model import SmallClassifier, classifier_extractor, save_classifier
+from maskgen.evaluation.classifier import SmallClassifier, classifier_extractor, save_classifier
 from maskgen.evaluation.command import run
 from maskgen.evaluation.fid import extraction as extraction
 from maskgen.evaluation.fid.evaluate import evaluate
@@ -288,7 +288,7 @@ def test_a_sweep_leaves_a_report_a_point_and_a_plot(here):
 
 
 def quiet_point(guidance, temperature):
-    from maskgen.evaluation.classifier.model import load_classifier
+    from maskgen.evaluation.classifier import load_classifier
 
     network = classifier_extractor(load_classifier("classifier"), "cpu")
     sampling = Sampling(20, guidance=guidance, temperature=temperature)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgen.evaluation.probes import controls, gain, knn, linear, lowshot, sweep
 from maskgen.evaluation.probes import heads as H
+from maskgen.evaluation.probes import knn, linear, lowshot, sweep
 from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.few_labels import centred, few_labels, logistic
 from maskgen.evaluation.probes.neighbours import vote
@@ -338,26 +338,3 @@ def test_logistic_regression_is_at_its_minimum():
     gradient = x.double().T @ residual / 80 + penalty * w
     assert gradient.abs().max() < 1e-5
     assert w.abs().max() > 1
-
-
-# ---------------------------------------------------------------------------------------------------------- controls
-
-
-def test_gain_is_over_the_best_control():
-    good, poor, noise = (clusters(200, spread=s, seed=1) for s in (0.1, 6.0, 60.0))
-    tests = [clusters(100, spread=s, seed=2) for s in (0.1, 6.0, 60.0)]
-    probe = partial(knn, ks=(5,), **quiet)
-    result = probe(good, tests[0])
-    compared = controls(probe, (noise, tests[2]), {"random 0": (poor, tests[1]), "random 1": (noise, tests[2])})
-    assert list(compared) == ["raw pixels", "random 0", "random 1"]
-    difference, best = gain(result, compared)
-    assert best == "random 0"
-    assert difference == pytest.approx(1.0 - compared["random 0"].accuracy["top1"])
-    with pytest.raises(ValueError, match=r"control 'x' has train 100, the probe 200; run both alike"):
-        gain(result, {"x": probe(clusters(100), tests[0])})
-    with pytest.raises(ValueError, match=r"control 'x' has protocol lowshot, the probe knn"):
-        gain(result, {"x": lowshot(good, tests[0], 0.1, **quiet)})
-    with pytest.raises(ValueError, match=r"nothing to compare with"):
-        gain(result, {})
-    with pytest.raises(ValueError, match=r"a network is called 'raw pixels'"):
-        controls(probe, (good, tests[0]), {"raw pixels": (good, tests[0])})

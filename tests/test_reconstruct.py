@@ -18,7 +18,7 @@ from maskgen.cli import app
 from maskgen.data import Emoji
 from maskgen.data.arrays import NpzArrays
 from maskgen.data.images import ImageFiles
-from maskgen.evaluation.classifier.model import SmallClassifier, classifier_frechet, save_classifier
+from maskgen.evaluation.classifier import SmallClassifier, classifier_frechet, save_classifier
 from maskgen.evaluation.fid import inception as inception
 from maskgen.evaluation.fid.inception import Extractor
 from maskgen.evaluation.fid.statistics import fit, frechet_distance

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from maskgen.evaluation.classifier.model import SmallClassifier, load_classifier
+from maskgen.evaluation.classifier import SmallClassifier, load_classifier
 from maskgen.frozen import Frozen
 from maskgen.mim.teachers import TEACHERS, Teacher
 from maskgen.registry import Part

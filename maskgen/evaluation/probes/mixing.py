@@ -1,4 +1,4 @@
-"""What fine-tuning does to a batch: mixup, CutMix and random erasing."""
+"""The augmentation of fine-tuning: mixup, CutMix and random erasing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Pixels = Float[Tensor, "b c h w"]
 
 
 def soft_targets(labels: Int64[Tensor, "b"], classes: int, smoothing: Number) -> Float[Tensor, "b k"]:
-    """One-hot labels, of which `smoothing` is spread over all classes; rows sum to 1."""
+    """One-hot labels with label smoothing; rows sum to 1."""
     return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
 
 
 def cut_box(h: int, w: int, share: Number, generator: Generator) -> tuple[int, int, int, int]:
-    """top, bottom, left, right of a box of the image's own shape and about `share` of its area, cut at the borders.
+    """A random box with the aspect of the image and about `share` of its area, as (top, bottom, left, right).
 
-    Its centre is anywhere, so that a box at the border is smaller (CutMix, arXiv:1905.04899, eq. 2).
+    The centre is anywhere in the image and the box is cut at the borders (CutMix, arXiv:1905.04899, eq. 2).
     """
     high, wide = int(h * math.sqrt(share)), int(w * math.sqrt(share))
     y, x = int(generator.integers(h)), int(generator.integers(w))
@@ -41,11 +41,11 @@ def mix(
     cutmix: Number = 1.0,
     smoothing: Number = 0.1,
 ) -> tuple[Pixels, Float[Tensor, "b k"]]:
-    """A batch mixed with itself in reverse, and its targets, whose rows sum to 1.
+    """Mix a batch with itself in reverse order; return the images and their targets, whose rows sum to 1.
 
-    One share for the batch, from Beta(a, a): by mixup (arXiv:1710.09412, a = `mixup`) images are averaged, by CutMix
-    (a = `cutmix`) a box is replaced; each for half of the batches where both are above 0, none where both are 0. The
-    targets go by the box's exact area.
+    The share of the mixture is sampled once per batch from Beta(a, a). Mixup (arXiv:1710.09412, a = `mixup`) averages
+    images; CutMix (a = `cutmix`) replaces a box, whose exact area sets the targets. If both are above 0, each is used
+    for half of the batches; if both are 0, only label smoothing is applied.
     """
     targets = soft_targets(labels, classes, smoothing)
     if mixup <= 0 and cutmix <= 0:
@@ -65,10 +65,10 @@ def mix(
 
 
 def erase(pixels: Pixels, probability: Number, generator: Generator) -> Pixels:
-    """A copy in which a box of each image is noise, with `probability` (random erasing, arXiv:1708.04896).
+    """Replace a box of each image by noise with the given `probability` (random erasing, arXiv:1708.04896).
 
-    The box has 2% to a third of the area and an aspect of 0.3 to 1/0.3; one that does not fit is drawn again, at most
-    ten times. The noise is normal of deviation 0.5, a pixel at a time, cut to [-1, 1].
+    The box has 2% to a third of the area and an aspect of 0.3 to 1/0.3; a box that does not fit is sampled again, at
+    most ten times. The noise is normal per pixel with standard deviation 0.5, clipped to [-1, 1].
     """
     pixels = pixels.clone()
     h, w = pixels.shape[2:]
