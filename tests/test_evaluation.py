@@ -206,7 +206,7 @@ def test_classifier_is_the_same_after_saving_and_for_the_same_seed(trained, tmp_
     assert loaded.name == model.name
     torch.testing.assert_close(loaded(pixels), model(pixels))
     assert json.loads((tmp_path / "classifier.json").read_text())["accuracy"] == facts["accuracy"]
-    with pytest.raises(FileNotFoundError, match=r"holds no classifier\.json"):
+    with pytest.raises(FileNotFoundError, match=r"classifier\.json.*save_classifier"):
         C.load_classifier(tmp_path / "elsewhere")
     short = [C.train_classifier(Bars(60), steps=2, seed=s, progress=False)[0].name for s in (0, 0, 1)]
     assert short[0] == short[1] != short[2]
@@ -224,7 +224,7 @@ def test_classifier_refuses_what_it_cannot_learn():
     one.class_names = ("all",)
     with pytest.raises(ValueError, match=r"at least 2 classes, from 0; got 1 class names and labels 0..2"):
         C.train_classifier(one, steps=1)
-    with pytest.raises(ValueError, match="5 images leave none to hold out"):
+    with pytest.raises(ValueError, match=r"holdout.*give at least 10"):
         C.train_classifier(Bars(5), steps=1)
     with pytest.raises(ValueError, match="holdout must be above 0"):
         C.train_classifier(Bars(30), steps=1, holdout=0.0)

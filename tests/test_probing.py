@@ -91,7 +91,7 @@ def test_what_cannot_be_probed_is_said(data, tmp_path):
         probe("run", data, protocol="lineer")
     with pytest.raises(ValueError, match="unknown option of knn 'k': "):
         options_of("knn", ["k=3"])
-    with pytest.raises(ValueError, match=r"give key=value, e\.g\. seed=1"):
+    with pytest.raises(ValueError, match=r"give key=value"):
         options_of("knn", ["ks"])
     assert options_of("lowshot", ["share=0.1"]) == {"share": 0.1}
     with pytest.raises(FileNotFoundError, match="no transformer at"):

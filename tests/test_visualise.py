@@ -98,7 +98,7 @@ def test_peeking_is_said_and_seen(runs):
     saved = load_learner("runs/pixels")
     blind, peeked = (saved.visualise(saved.dataset, peek=peek) for peek in (False, True))
     assert PEEKED in peeked.legend
-    assert "A hidden patch's mean and contrast are guessed from the visible patches." in blind.legend
+    assert "The mean and contrast of hidden patches are estimated from visible patches." in blind.legend
     assert torch.equal(blind.rows["mask"], peeked.rows["mask"])
     hidden = (blind.rows["mask"] == 0).all(1, keepdim=True)
     assert not torch.isclose(blind.rows["pasted"], peeked.rows["pasted"]).where(hidden, True).all()
@@ -198,7 +198,7 @@ def test_tokens_without_a_place_have_no_mask(pixels):
     learner = Learner(Oracle(nn.functional.one_hot(codes, 16) * 20.0), MaskedModeling({"type": "fixed", "ratio": 0.5}))
     sheet = visualise(learner, Inputs(codes, tokenizer, pixels))
     assert list(sheet.rows) == ["image", "target", "predicted", "pasted"]
-    assert sheet.legend[0] == "Hidden: 50% of 6 tokens, which have no place of their own in the image."
+    assert sheet.legend[0] == "Hidden: 50% of 6 tokens, which have no position in the image."
     torch.testing.assert_close(sheet.rows["pasted"], tokenizer.decode(codes))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read back exactly."""
+"""Checkpoints, which are written atomically and read back exactly."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import nn
 def save_checkpoint(
     folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Any], keep: int
 ) -> Path:
-    """Write ``folder/step_N`` atomically and remove all but the newest `keep`.
+    """Write ``folder/step_N`` atomically, and remove all but the newest `keep` checkpoints.
 
-    Each module's parameters and buffers go to ``NAME.safetensors``, the optimizers to ``optimizers.pt``. Nothing else
-    is needed: data order and random numbers are functions of the seed and the step.
+    The parameters and buffers of each module go to ``NAME.safetensors``, and the optimizers to ``optimizers.pt``. The
+    order of the data and the random numbers are functions of the seed and the step, so they need no file.
     """
     final = folder / f"step_{step:08d}"
     part = folder / f".part_{step:08d}"
-    for broken in folder.glob(".part_*"):  # left by a kill
+    for broken in folder.glob(".part_*"):  # left over from a kill
         shutil.rmtree(broken)
     part.mkdir(parents=True)
     for name, module in modules.items():
@@ -41,12 +41,12 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """The complete checkpoints in a folder, oldest first."""
     return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Any]) -> int:
-    """Put a checkpoint into modules and optimizers; give its step."""
+    """Load a checkpoint into modules and optimizers; return its step."""
     for name, module in modules.items():
         module.load_state_dict(load_file(path / f"{name}.safetensors"))
     states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
