@@ -268,7 +268,7 @@ def test_the_ratio_is_for_this_sheet_alone(runs):
 def test_who_errs_is_told_how_to_mend_it(runs, maskgen):
     np.savez("grey.npz", images=np.zeros((2, 32, 32), np.uint8), labels=np.zeros(2, int))
     for message, *arguments in (
-        ("no config.yaml in nowhere: give the folder of a run", "nowhere"),
+        ("nowhere has no config.yaml; give the folder of a run", "nowhere"),
         ("runs/centroids is a run of stage centroids, which hides nothing", "runs/centroids"),
         ("leave it out", "runs/codes", "--peek"),
         ("pixels have 1 channels; this tokenizer takes 3", "runs/pixels", "--data", "grey.npz"),

@@ -16,10 +16,10 @@ from torch import nn
 def save_checkpoint(
     folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Any], keep: int
 ) -> Path:
-    """Write ``folder/step_N`` atomically, and remove all but the newest `keep` checkpoints.
+    """Write ``folder/step_N`` atomically and remove all but the newest `keep`.
 
-    The parameters and buffers of each module go to ``NAME.safetensors``, and the optimizers to ``optimizers.pt``. The
-    order of the data and the random numbers are functions of the seed and the step, so they need no file.
+    Each module's parameters and buffers go to ``NAME.safetensors``, the optimizers to ``optimizers.pt``. Nothing else
+    is needed: data order and random numbers are functions of the seed and the step.
     """
     final = folder / f"step_{step:08d}"
     part = folder / f".part_{step:08d}"
@@ -46,7 +46,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Any]) -> int:
-    """Load a checkpoint into modules and optimizers; return its step."""
+    """Put a checkpoint into modules and optimizers; give its step."""
     for name, module in modules.items():
         module.load_state_dict(load_file(path / f"{name}.safetensors"))
     states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
