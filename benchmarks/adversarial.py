@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from budget import machine, versions
-from timing import in_turn, ratio, told
+from timing import as_text, in_turn, ratio
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -280,9 +280,9 @@ def _foot(results: dict[str, Any]) -> str:
 
 
 def speed_table(results: dict[str, Any]) -> str:
-    """Markdown: seconds a step, and how many times as fast we are: median (smallest to largest)."""
+    """Markdown: seconds per step, and how many times as fast we are: median (smallest to largest)."""
     lines = [
-        "| images | maskgen, s a step | taming's formulation | faster | by processor time | gradients differ by |",
+        "| images | maskgen, s per step | taming's formulation | faster | by processor time | gradients differ by |",
         "| --- | ---: | ---: | --- | --- | ---: |",
     ]
     for case in results["cases"]:
@@ -290,7 +290,7 @@ def speed_table(results: dict[str, Any]) -> str:
         cells = [
             f"{case['batch']} of {case['size']}x{case['size']}",
             *(f"{statistics.median(side['seconds']):.2f}" for side in (ours, theirs)),
-            *(told(case[which]) for which in ("ratio", "cpu_ratio")),
+            *(as_text(case[which]) for which in ("ratio", "cpu_ratio")),
             f"{case['gradient_difference']:.0e}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

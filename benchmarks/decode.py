@@ -176,7 +176,7 @@ def table(results: dict) -> str:
         for name in names:
             cell = f"{case['sides'][name]['images_per_second']:.2f}"
             if r := case["ratios"].get(name):
-                cell += f"; {timing.told(r)}"
+                cell += f"; {timing.as_text(r)}"
             lines[-1].append(cell)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + footnote(results)
 
@@ -184,7 +184,7 @@ def table(results: dict) -> str:
 def processor_table(results: dict) -> str:
     """Markdown: a row a side; passes, latency and throughput apart, in processor time: what an idle core takes."""
     lines = [
-        "| batch | guidance | | passes | rows in them | GFLOP an image | seconds to the end | images a second | |",
+        "| batch | guidance | | passes | rows in them | GFLOP per image | seconds in total | images per second | |",
         "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for case in results["cases"]:
@@ -211,7 +211,7 @@ def footnote(results: dict) -> str:
     first = results["cases"][0]
     sizes = "; ".join(
         f"{name} ({side['about']}): {side['parameters'] / 1e6:.1f} M weights, "
-        f"{first['sides'][name]['gflop_per_image']:.0f} GFLOP an image in the first line"
+        f"{first['sides'][name]['gflop_per_image']:.0f} GFLOP per image in the first line"
         for name, side in results["sides"].items()
     )
     software = ", ".join(f"{name} {version}" for name, version in results["versions"].items())

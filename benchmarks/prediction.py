@@ -168,7 +168,7 @@ def table(results: dict[str, Any]) -> str:
     given, made = results["frames"]
     facts = (
         f"{results['clips']} clips, {given} frames in and {made} out, N = {results['samples']}, {results['steps']} "
-        f"steps at temperature {results['temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core a "
+        f"steps at temperature {results['temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core per "
         f"prediction; {trained(results['training'])}. "
         f"{results['machine']['cpu']}; `{results['command']}`."
     )

@@ -40,5 +40,5 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in spread(ours, theirs).items()}
 
 
-def told(spread: dict[str, float]) -> str:
+def as_text(spread: dict[str, float]) -> str:
     return "**{median:.2f}x** ({min:.2f} to {max:.2f})".format(**spread)

@@ -25,7 +25,7 @@ import mage_authors
 import torch
 from adversarial import Noise
 from budget import machine, versions
-from timing import Times, in_turn, spread, told
+from timing import Times, as_text, in_turn, spread
 from torch import Tensor, nn
 
 from maskgen.mim.core import MaskedModeling
@@ -162,7 +162,7 @@ def table(results: dict[str, Any]) -> str:
             if one in found and other in found:
                 rate = {name: results["batch"] / statistics.median(found[name]["cpu_seconds"]) for name in (one, other)}
                 clocks = ("seconds", "cpu_seconds")
-                wall, cpu = (told(spread(found[one][clock], found[other][clock])) for clock in clocks)
+                wall, cpu = (as_text(spread(found[one][clock], found[other][clock])) for clock in clocks)
                 name = f"{one}, {precision}" if precision != "bf16" else one
                 lines.append(f"| {name} | {rate[one]:.1f} | {other} | {rate[other]:.1f} | {cpu} | {wall} |")
     weights = "; ".join(f"{name} {n / 1e6:.2f} M" for name, n in results["parameters"].items())

@@ -162,7 +162,7 @@ def about(results: dict[str, Any]) -> str:
 
 
 def training_table(results: dict[str, Any]) -> str:
-    lines = ["| attention | probabilities | s a step | peak, MB | kept for the backward pass, MB |"]
+    lines = ["| attention | probabilities | s per step | peak, MB | kept for the backward pass, MB |"]
     lines.append("| --- | --- |" + " ---: |" * 3)
     for row in results["training"]:
         peak, kept = (row[key] / 1e6 for key in ("peak_bytes", "kept_bytes"))
@@ -173,7 +173,7 @@ def training_table(results: dict[str, Any]) -> str:
 
 
 def decoding_table(results: dict[str, Any]) -> str:
-    lines = ["| clips at once | | passes | s to the end | clips a second | beside one token a pass |"]
+    lines = ["| clips at once | | passes | s in total | clips per second | against one token per pass |"]
     lines.append("| ---: | --- | ---: | ---: | ---: | ---: |")
     slow = {row["batch"]: row["seconds"] for row in results["decoding"] if row["side"] == RASTER}
     for row in results["decoding"]:

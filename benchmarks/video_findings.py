@@ -361,7 +361,7 @@ def at(entry: dict[str, Any], path: str) -> float:
 
 DRAWN = {  # of a draw: the title, the key, the form
     "SSIM": ("ssim", ".3f"),
-    "off the world": ("off", ".2f"),
+    "world distance": ("off", ".2f"),
     "right digit": ("digit", ".0%"),
     "Fréchet": ("frechet", ".2f"),
 }
@@ -371,11 +371,11 @@ QUALITY = {
     "MSE, greedy": ("measured/greedy/mse", ".2f"),
     f"mean image of {SAMPLES}": ("measured/drawn/mean_mse", ".2f"),
     f"best of {SAMPLES}": ("measured/drawn/best_mse", ".2f"),
-    "a draw": ("measured/drawn/mse", ".2f"),
+    "one sample": ("measured/drawn/mse", ".2f"),
     **{title: (f"measured/drawn/{key}", form) for title, (key, form) in DRAWN.items()},
 }
-COST = {"steps": ("training/steps", "d"), "s a step": ("training/cpu_seconds_per_step", ".3f")}
-FLOOR = {"a draw": ("mse", ".2f"), **DRAWN}  # what rows without a model have
+COST = {"steps": ("training/steps", "d"), "s per step": ("training/cpu_seconds_per_step", ".3f")}
+FLOOR = {"one sample": ("mse", ".2f"), **DRAWN}  # what rows without a model have
 
 
 def seeds_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -407,17 +407,16 @@ def said(results: dict[str, Any]) -> str:
     training, where, facts = first["training"], first["machine"], results["floors"]["features"]
     seconds = cell(seeds_of(results, MASKVIT), "training/cpu_seconds", ".0f")
     return (
-        f"{training['steps']} steps of {TRAINING['batch_size']} clips ({seconds} s of processor time); one number a "
-        f"seed; {TEST} held-out clips. Off the world: squared distance to the nearest frame that it can show. Fréchet "
-        f"distance in the features of {facts['name']}, which tells the digits apart (accuracy "
-        f"{facts['accuracy']:.0%}); no FVD. {where['cpu']}, {where['threads']} thread(s), torch "
+        f"{training['steps']} steps of {TRAINING['batch_size']} clips ({seconds} s of processor time); one number per "
+        f"seed; {TEST} held-out clips. Fréchet distance in the features of {facts['name']}, which recognises the digits "
+        f"(accuracy {facts['accuracy']:.0%}); it is not FVD. {where['cpu']}, {where['threads']} thread(s), torch "
         f"{first['versions']['torch']}."
     )
 
 
 def schedules_table(results: dict[str, Any]) -> str:
     entries = seeds_of(results, "schedules")
-    heads = ["of a draw", "schedule", "", *(f"{n} passes" for n in PASSES)]
+    heads = ["of one sample", "schedule", "", *(f"{n} passes" for n in PASSES)]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " ---: |" * len(PASSES)]
     for title, (key, form) in {**DRAWN, "MSE": ("mse", ".2f")}.items():
         for name, kind in SCHEDULES.items():
@@ -428,7 +427,7 @@ def schedules_table(results: dict[str, Any]) -> str:
 
 def passes_table(results: dict[str, Any]) -> str:
     """The cosine schedule's passes beside a pass a token."""
-    lines = [f"| | passes | s a clip | MSE | {' | '.join(DRAWN)} |", "| --- |" + " ---: |" * (3 + len(DRAWN))]
+    lines = [f"| | passes | s per clip | MSE | {' | '.join(DRAWN)} |", "| --- |" + " ---: |" * (3 + len(DRAWN))]
     masked = QUESTIONS["passes"][MASKVIT]
     rows = [(masked, n, seeds_of(results, "schedules"), f"measured/cosine/{n}", "") for n in PASSES]
     places = FRAMES * (SIDE // PATCH) ** 2
@@ -437,7 +436,7 @@ def passes_table(results: dict[str, Any]) -> str:
         cells = [cell(entries, f"{path}/{drawn}{key}", form) for key, form in [("mse", ".2f"), *DRAWN.values()]]
         seconds = cell(entries, f"{path}/cpu_seconds_a_clip", ".3f")
         lines.append(f"| {' | '.join([name, str(passes), seconds, *cells])} |")
-    return "\n".join([*lines, "", f"Of a draw; processor time, {TEST} clips at once. {said(results)}"])
+    return "\n".join([*lines, "", f"Metrics of one sample; processor time with {TEST} clips at once. {said(results)}"])
 
 
 TABLES = {

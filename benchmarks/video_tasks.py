@@ -34,8 +34,8 @@ ROWS = {
     "black": "black",
     "padding": "the condition's padding",
     "greedy": "greedy",
-    "draw": "one draw",
-    "mean": "mean image of {} draws",
+    "draw": "one sample",
+    "mean": "mean image of {} samples",
     "floor": "true frames through the tokenizer",
 }
 
@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found[task.name] = {name: error(side, clips, hidden) for name, side in sides.items()}
         print(task.name, found[task.name], file=sys.stderr, flush=True)
         sheet |= {task.name: conditions[0], "greedy" + " " * len(found): sides["greedy"][0]}
-        sheet |= {"one draw" + " " * len(found): draws[0][0]}
+        sheet |= {"one sample" + " " * len(found): draws[0][0]}
     strip(sheet).save(options.sheet)
     return {**about, "cpu_seconds": time.process_time() - begun, "errors": found}
 

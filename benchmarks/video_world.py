@@ -276,7 +276,7 @@ def said(results: dict[str, Any]) -> str:
     training, where = first["training"], first["machine"]
     return (
         f"Models of {training['steps']} steps of {TRAINING['batch_size']} clips, {training['cpu_seconds']:.0f} s of "
-        f"processor time; {TEST} held-out episodes, {SAMPLES} samples of each; one number a seed. "
+        f"processor time; {TEST} held-out episodes, {SAMPLES} samples of each; one number per seed. "
         f"{where['cpu']}, {where['threads']} thread(s), torch {first['versions']['torch']}."
     )
 
@@ -296,7 +296,7 @@ def actions_table(results: dict[str, Any]) -> str:
 
 def planning_table(results: dict[str, Any]) -> str:
     entries = [entry["ends"] for entry in seeds_of(results, "planning")]
-    lines = ["| goal | actions | degrees from it: mean ± deviation | median | within 20 degrees |"]
+    lines = ["| goal | actions | degrees from the goal: mean ± deviation | median | within 20 degrees |"]
     lines.append("| --- | --- |" + " ---: |" * 3)
     for kind, names in entries[0].items():
         for name in names:
@@ -304,7 +304,7 @@ def planning_table(results: dict[str, Any]) -> str:
             spread = ", ".join(f"{f.mean():.1f} ± {f.std():.1f}" for f in found)
             near = ", ".join(f"{(f <= 20).sum()} of {len(f)}" for f in found)
             lines.append(f"| {kind} | {name} | {spread} | {', '.join(f'{np.median(f):.1f}' for f in found)} | {near} |")
-    about = f"{EPISODES} episodes, the same starts and goals for all; one number a model's seed. "
+    about = f"{EPISODES} episodes, the same starts and goals for all; one number per seed of the model. "
     return "\n".join([*lines, "", f"{about}{CANDIDATES} candidates, {ROUNDS} rounds, 2 decode steps."])
 
 
