@@ -408,7 +408,7 @@ def said(results: dict[str, Any]) -> str:
     seconds = cell(seeds_of(results, MASKVIT), "training/cpu_seconds", ".0f")
     return (
         f"{training['steps']} steps of {TRAINING['batch_size']} clips ({seconds} s of processor time); one number per "
-        f"seed; {TEST} held-out clips. Fréchet distance in the features of {facts['name']}, which recognises the digits "
+        f"seed; {TEST} held-out clips. Fréchet distance in the features of {facts['name']}, which recognises digits "
         f"(accuracy {facts['accuracy']:.0%}); it is not FVD. {where['cpu']}, {where['threads']} thread(s), torch "
         f"{first['versions']['torch']}."
     )

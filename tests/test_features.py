@@ -71,7 +71,7 @@ def test_extract_says_what_is_wrong():
         go(tokens_of, data, "cls")
     with pytest.raises(ValueError, match=r"\(4, 18, 3\); pool 'none' is for one vector"):
         go(tokens_of, data, "none")
-    with pytest.raises(ValueError, match=r"pool 'mean' takes float \(b, tokens, d\) of 4 images"):
+    with pytest.raises(ValueError, match=r"pool 'mean' needs float \(b, tokens, d\)"):
         go(lambda x: x.flatten(1), data)
     with pytest.raises(ValueError, match=r"18 tokens; with prefix=18 none is left"):
         go(tokens_of, data, prefix=18)
@@ -101,7 +101,7 @@ def test_features_return_from_their_file(tmp_path):
     assert load_features(none.save(tmp_path / "none.npz")).names == []
     with pytest.raises(ValueError, match=r"'f.pt'; give f.npz"):
         features.save(tmp_path / "f.pt")
-    with pytest.raises(ValueError, match=r"facts must be fit for JSON"):
+    with pytest.raises(ValueError, match=r"facts must be JSON"):
         Features(torch.zeros(2, 1), torch.tensor([0, 1]), {"x": object()}).save(tmp_path / "x.npz")
 
 

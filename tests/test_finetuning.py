@@ -148,7 +148,7 @@ def test_finetuning_says_what_is_wrong():
     tune = partial(finetune, epochs=6, progress=False)
     with pytest.raises(ValueError, match=r"need logits \(12, 3\); give it a head"):
         tune(wide, wide.layers(), data, data)
-    with pytest.raises(ValueError, match=r"name different classes \(3 and 4\)"):
+    with pytest.raises(ValueError, match=r"different class names \(3 and 4"):
         tune(model, model.layers(), data, coloured(12, classes=4))
     with pytest.raises(ValueError, match=r"got erasing=1.5, warmup_epochs=5"):
         tune(model, model.layers(), data, data, erasing=1.5)

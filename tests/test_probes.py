@@ -75,7 +75,7 @@ def test_probes_refuse_sets_that_do_not_belong_together(name):
     probe, train = PROBES[name], clusters(100)
     with pytest.raises(ValueError, match=r"12.*13; extract both with the same"):
         probe(train, clusters(100, d=13))
-    with pytest.raises(ValueError, match=r"name different classes \(4: class 0, class 1, class 2, \.\.\.; 5: "):
+    with pytest.raises(ValueError, match=r"different class names \(4: class 0, class 1, class 2, \.\.\.; 5: "):
         probe(train, clusters(100, classes=5))
     one = Features(train.values, torch.zeros(100, dtype=torch.int64), {}, train.class_names)
     with pytest.raises(ValueError, match=r"at least 2 classes; all 100 are of one"):
@@ -288,7 +288,7 @@ def test_knn_needs_more_images_than_neighbours():
         knn(clusters(50), clusters(50), **quiet)
     with pytest.raises(ValueError, match=r"ks are \[0\]"):
         knn(clusters(50), clusters(50), ks=(0,), **quiet)
-    assert knn(clusters(50), clusters(50), ks=(50,), **quiet).chosen == {"k": 50, "by": "the only one given"}
+    assert knn(clusters(50), clusters(50), ks=(50,), **quiet).chosen == {"k": 50, "by": "it is the only one given"}
 
 
 def test_a_collapsed_network_gets_nothing_of_ties():

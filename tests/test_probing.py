@@ -98,5 +98,5 @@ def test_what_cannot_be_probed_is_said(data, tmp_path):
         load_backbone(tmp_path)
     with pytest.raises(ValueError, match="layer 3: this transformer has layers 0 to 2, or -1 to -3"):
         Backbone(patches(4), load_backbone("run").transformer, 3)
-    with pytest.raises(ValueError, match="finetune classifies the mean of the patch tokens"):
+    with pytest.raises(ValueError, match="finetune always classifies the mean"):
         probe("run", data, protocol="finetune", pool="cls")

@@ -107,7 +107,7 @@ def test_peeking_is_said_and_seen(runs):
     assert all(sheet[below:].min() < 128 for sheet in drawn)
     assert drawn[0][below:].shape != drawn[1][below:].shape or (drawn[0][below:] != drawn[1][below:]).any()
     for name in ("codes", "hog"):
-        with pytest.raises(ValueError, match="run's target is not normalised pixels and needs none: leave it out"):
+        with pytest.raises(ValueError, match="target of this run is not normalised pixels; leave it out"):
             load_learner(f"runs/{name}").visualise(saved.dataset, peek=True)
 
 
