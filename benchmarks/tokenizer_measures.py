@@ -1,4 +1,4 @@
-"""What tokenizer_families.py measures of a trained tokenizer."""
+"""The measurements of tokenizer_families.py."""
 
 from __future__ import annotations
 

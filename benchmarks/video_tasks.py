@@ -1,11 +1,11 @@
-"""What one model of several tasks makes of each, beside the padding of its own conditions.
+"""How good one model of several tasks is at each of them, compared with the padding of its conditions.
 
     python benchmarks/video_tasks.py runs/moving-mnist-tasks '{type: videos, path: data/moving_mnist/test.npz, \
         frames: 8, channels: 1}'
     python benchmarks/tables.py                # the table of docs/video.md
 
-The result goes to results/video-tasks.json, a sheet of one clip to docs/images/video-tasks.png. The error is counted
-where pixels are hidden, for known ones come back as they were.
+The result goes to results/video-tasks.json and a sheet of one clip to docs/images/video-tasks.png. The error is that of
+the hidden pixels, because known pixels are returned unchanged.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a row a way, a column a task."""
+    """Markdown: one row per method, one column per task."""
     tasks = results["errors"]
     lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
     for name, words in ROWS.items():

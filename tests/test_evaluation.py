@@ -228,7 +228,7 @@ def test_classifier_refuses_what_it_cannot_learn():
         C.train_classifier(Bars(5), steps=1)
     with pytest.raises(ValueError, match="holdout must be above 0"):
         C.train_classifier(Bars(30), steps=1, holdout=0.0)
-    with pytest.raises(ValueError, match="steps=0.*must be above 0"):
+    with pytest.raises(ValueError, match=r"steps=0.*must be above 0"):
         C.train_classifier(Bars(30), steps=0)
 
 
