@@ -1,4 +1,4 @@
-"""What tokenizer_families.py measures of a trained tokenizer."""
+"""The measurements of tokenizer_families.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgen.data import DATASETS
-from maskgen.evaluation.classifier.model import classifier_frechet, load_classifier, save_classifier, train_classifier
+from maskgen.evaluation.classifier import classifier_frechet, load_classifier, save_classifier, train_classifier
 from maskgen.evaluation.reconstruction.measures import codebook_use, psnr, ssim
 from maskgen.images import to_uint8
 from maskgen.pipelines.store import load_tokenizer

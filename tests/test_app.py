@@ -277,7 +277,7 @@ def test_a_image_keeps_its_sources_beside_its_parameters(tmp_path):
     an_image().save(tmp_path / "b.png")
     assert sources_of(tmp_path / "b.png") == {}
     (tmp_path / "c.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"cannot read what .*c.png was made from"):
+    with pytest.raises(ValueError, match=r"cannot read the sources of .*c.png"):
         sources_of(tmp_path / "c.png")
 
 

@@ -254,7 +254,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["encode", "runs/tokenizer", "out", "--data", "{type: emoji"], "not valid YAML: while parsing a flow mapping"),
         (["train", "generator.yaml", "name=new", "data.path=gone"], "gone holds no token cache (meta.json); make one"),
         (["train", "tokenizer.yaml", "name=new", "stage.perceptuel=1"], "unknown key; did you mean 'perceptual'?"),
-        (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5 since this run was begun"),
+        (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5"),
         (["train", "tokeniser.yaml"], "no such file; did you mean 'tokenizer/"),
         (["fid", "gone", "images"], "gone does not exist; give a folder of images, an .npz file or a saved"),
         (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is no file"),

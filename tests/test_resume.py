@@ -92,7 +92,7 @@ def test_a_tokenizer_with_discriminator_killed_then_terminated_ends_with_the_ver
     # Loader workers read the same images, and the signal, which the whole group gets, does not end them first.
     stopped = Command(here, "runs/gan", [*settings, "training.workers=1"])
     assert stopped.interrupt(signal.SIGTERM, 26, 32) == 128 + signal.SIGTERM
-    message = re.search(r"stopped at step (\d+) of 60; the same command goes on from there", stopped.log.read_text())
+    message = re.search(r"stopped at step (\d+) of 60; the same command continues from there", stopped.log.read_text())
     reached = int(message[1])
     assert 26 <= reached < 60
     assert checkpoints(here / "runs/gan/checkpoints")[-1].name == f"step_{reached:08d}"

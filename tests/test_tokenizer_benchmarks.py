@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from maskgen.config import check
-from maskgen.evaluation.classifier.model import SmallClassifier, save_classifier
+from maskgen.evaluation.classifier import SmallClassifier, save_classifier
 from maskgen.images import to_uint8
 from maskgen.registry import build
 from maskgen.training.metrics import read_metrics

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read back exactly."""
+"""Checkpoints, which are written atomically and read back exactly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save_checkpoint(
     """
     final = folder / f"step_{step:08d}"
     part = folder / f".part_{step:08d}"
-    for broken in folder.glob(".part_*"):  # left by a kill
+    for broken in folder.glob(".part_*"):  # left over from a kill
         shutil.rmtree(broken)
     part.mkdir(parents=True)
     for name, module in modules.items():
@@ -41,7 +41,7 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """The complete checkpoints in a folder, oldest first."""
     return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
 
 

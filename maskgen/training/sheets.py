@@ -1,4 +1,4 @@
-"""What a generator draws while it learns, as one image."""
+"""Sheets of what a generator makes during its training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maskgen.videos import strip
 
 
 def sample_sheet(pipeline: Any, columns: int, rows: int) -> Image.Image:
-    """A row of samples a class, at most `rows`; four rows without classes."""
+    """A sheet with one row of samples per class, for at most `rows` classes; without classes it has four rows."""
     generator = torch.Generator().manual_seed(0)
     names = pipeline.class_names[:rows]
     labels = list(range(len(names))) if names else None
@@ -27,7 +27,10 @@ def sample_sheet(pipeline: Any, columns: int, rows: int) -> Image.Image:
 def prediction_sheet(
     pipeline: Any, data: MapDataset, context: int, conditional: bool, actions: bool, count: int = 4
 ) -> Image.Image:
-    """Clips, or what their codes decode to, above what follows their first `context` frames of tokens by the model."""
+    """A sheet of clips, each above its prediction from the first `context` frames of tokens.
+
+    Clips of a data set of codes are decoded. `conditional` gives the model their labels, and `actions` their actions.
+    """
     tokenizer, rows = pipeline.tokenizer, dict[str, Tensor]()
     given = 1 + (context - 1) * tokenizer.temporal_downsampling
     for i in range(min(count, len(data))):
@@ -46,7 +49,7 @@ def prediction_sheet(
 
 
 def task_sheet(pipeline: Any, data: MapDataset, conditions: Conditions) -> Image.Image:
-    """A clip, and of each task the condition and what was made of it."""
+    """A sheet of one clip, with two rows per task: the condition, and the clip that the model makes from it."""
     item = data[0]
     pixels = item["pixels"][None].to(pipeline.device)
     rows = {"clip": pixels[0]}
