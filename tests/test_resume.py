@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from maskgen.training import loop
 from maskgen.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from maskgen.training.loop import Training, train
 from maskgen.training.metrics import MetricsFile, read_metrics
 from maskgen.training.run import run_config
 from maskgen.training.stages.tokenizer import TokenizerStage
-from runs import TOKENIZER, Images
+from runs import TOKENIZER, Images, scaled_on_cpu
 
 pytestmark = pytest.mark.usefixtures("cpu")
 ADVERSARIAL = {"weight": 0.5, "start": 3, "warmup": 9, "lecam": 0.1, "r1": 1.0, "r1_every": 4, "width": 4, "layers": 1}
@@ -144,22 +143,9 @@ def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path):
     assert torch.equal(other.weight, torch.full((2, 2), 30.0))
 
 
-def scaling(monkeypatch):
-    """Trains in fp16 with scaled gradients on the CPU, where accelerate offers neither."""
-
-    def make(precision, trackers, folder):
-        accelerator = accelerate("fp32", trackers, folder)
-        accelerator.state._mixed_precision, accelerator.native_amp = precision, True
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
-        return accelerator
-
-    accelerate = loop._accelerator
-    monkeypatch.setattr(loop, "_accelerator", make)
-
-
 def test_fp16_skips_steps_that_overflow_and_its_scale_is_resumed(tmp_path, monkeypatch):
     """A scale of 2^40 overflows, so the first steps are skipped; a resumed run goes on with the scale found so far."""
-    scaling(monkeypatch)
+    scaled_on_cpu(monkeypatch)
 
     def run(steps, folder):
         torch.manual_seed(0)
