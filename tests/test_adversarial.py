@@ -249,6 +249,7 @@ def test_small_gradients_of_large_images_survive_float16():
     assert stage.modules["model"].decoder.output.weight.grad.norm() > 0
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_with_every_term_stays_finite(precision, tmp_path, classifier_folder):
     stage = stage_of(
@@ -295,6 +296,7 @@ def test_the_loss_is_one_less_the_cosine_to_the_teachers_features():
     torch.testing.assert_close(terms["loss"], 1 - cosine + terms["quantizer"])
 
 
+@pytest.mark.train
 def test_a_tokenizer_of_features_learns_its_teachers(tmp_path, classifier_folder):
     stage = VqkdStage(Images(), Thirds(), holdout=Images(8), tokenizer=of_features())
     settings = Training(
@@ -360,6 +362,7 @@ torch.save(state, f"{folder}/rank{rank}.pt")
 """
 
 
+@pytest.mark.train
 def test_two_processes_have_the_discriminators_gradients_and_anchors_of_one(tmp_path):
     pixels, made = Images(8).pixels, torch.randn(8, 3, 16, 16)
     torch.save((pixels, made), tmp_path / "images.pt")

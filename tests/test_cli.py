@@ -84,6 +84,7 @@ def maskgen(folder, maskgen, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- the whole path
 
 
+@pytest.mark.train
 def test_the_runs_lie_where_the_readme_says(folder):
     for name in ("tokenizer", "generator"):
         run = folder / "runs" / name
@@ -171,6 +172,7 @@ def test_reconstruct_measures_and_shows(maskgen, tmp_path):
     assert json.loads((tmp_path / "c/metrics.json").read_text())["count"] == 3
 
 
+@pytest.mark.train
 def test_train_takes_overrides_and_goes_on(maskgen, folder):
     assert maskgen("train", "tokenizer.yaml", "name=more", "training.steps=2").out.strip() == "runs/more"
     assert maskgen("train", "tokenizer.yaml", "name=more", "training.steps=4").code == 0
@@ -296,6 +298,7 @@ def test_counts_below_one_are_wrong_usage(maskgen, arguments):
     assert arguments[-2] in done.message
 
 
+@pytest.mark.train
 def test_an_error_from_a_shell_is_one_message_and_exit_code_1(folder):
     command = [sys.executable, "-m", "maskgen", "train", "tokenizer.yaml", "training.stepps=3"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)

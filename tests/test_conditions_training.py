@@ -96,6 +96,7 @@ def bars(count, seed):
     return frames.float() * 2 - 1
 
 
+@pytest.mark.train
 def test_one_small_model_learns_four_tasks():
     part = {"type": "patch", "patch": 1, "channels": 1}
     tokenizer = Tokenizer(part, {"codebook_size": 2, "dim": 1}, part).eval()

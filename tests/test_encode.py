@@ -89,6 +89,7 @@ def test_codes_labels_and_mirrored_rows(here):
     assert contents(here / "a").keys() == {"codes.npy", "labels.npy", "meta.json"}
 
 
+@pytest.mark.train
 def test_an_encoder_killed_at_any_moment_goes_on_and_ends_with_the_same_files(here):
     worker("whole", True)
     marks = []
@@ -120,7 +121,7 @@ def test_two_processes_share_the_work_and_end_with_the_same_files(here):
     assert contents(here / "shared") == contents(here / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_accelerate_launches_two_processes(here):
     worker("whole", False)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

@@ -89,6 +89,7 @@ def test_samples_are_the_pipelines_own_with_a_seed_a_image(here):
     assert sampling["scheduler"]["mask_schedule"] == "cosine"
 
 
+@pytest.mark.train
 def test_two_processes_are_one(here):
     """The report of `accelerate launch` with two is that of one, byte for byte."""
     arguments = ["pipeline", "real.npz", "-n", "40", "--batch-size", "3", "--metrics", "fid,is,kid"]
@@ -133,6 +134,7 @@ def quiet_report(work):
     return quiet("pipeline", "real.npz", sampling=Sampling(COUNT), batch_size=2, work=work, bootstrap=5)
 
 
+@pytest.mark.train
 def test_an_evaluation_killed_twice_goes_on_and_ends_with_the_same_report(here):
     whole = quiet_report("whole")
     finished = []

@@ -13,6 +13,8 @@ from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
+pytestmark = pytest.mark.train
+
 CONV = {"width": 8, "multipliers": [1, 2], "blocks": 1, "patch": 2}
 VIT = {"type": "vit", "size": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2}
 TOKENS = {**VIT, "tokens": 6, "positions": "learned"}

@@ -12,6 +12,8 @@ from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
+pytestmark = pytest.mark.train
+
 ALL = sorted(path.stem for path in (configs_folder() / "generation").glob("*.yaml"))
 NAMES = [name for name in ALL if load(f"generation/{name}", [])["stage"]["type"] == "generator"]
 assert NAMES  # the other stages: test_critic.py

@@ -23,6 +23,8 @@ from maskgen.registry import build
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import STAGE, run
 
+pytestmark = pytest.mark.bench
+
 SMALL = {"width": 16, "multipliers": [1], "blocks": 1, "patch": 4}
 QUANTIZER = {"codebook_size": 16, "dim": 4}
 

@@ -60,6 +60,7 @@ def weights_at_the_start(settings):
     return load_file(folder / "checkpoints/step_00000001/model.safetensors")
 
 
+@pytest.mark.train
 def test_accumulated_micro_batches_are_the_whole_batch(here):
     settings = ["tokenizer.yaml", "name=parts", "training.steps=6", "augment.crop=0.6"]
     settings += [f"stage.tokenizer.quantizer.{x}" for x in ("revive_below=0", "init=random", "learned=true")]
@@ -69,6 +70,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(here):
     assert_close_runs(whole, parts, weights_at_the_start(settings), 6, ("bias", *statistics))
 
 
+@pytest.mark.train
 def test_two_processes_are_one(here):
     """A tokenizer ends as in one process: k-means start, statistics, codes revived at each step; a generator ends."""
     tokenizer = ["tokenizer.yaml", "name=shared", "training.steps=6", "augment.flip=0.5"]
@@ -216,6 +218,7 @@ def tiles(n=64, size=16):
     return images
 
 
+@pytest.mark.train
 def test_a_tokenizer_learns_and_revival_keeps_its_codes_in_use(here):
     images = tiles()
     np.savez("tiles.npz", images=images)
@@ -236,6 +239,7 @@ def test_a_tokenizer_learns_and_revival_keeps_its_codes_in_use(here):
     assert found["left"]["codebook/use"] <= 0.75
 
 
+@pytest.mark.train
 def test_a_generator_learns_what_a_class_looks_like(here):
     """Codes that a class determines: held-out images are predicted, by chance one in 16 would be."""
     labels = np.arange(48) % 3

@@ -14,12 +14,18 @@ from torch import nn
 
 
 def save_checkpoint(
-    folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Any],
+    keep: int,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Path:
     """Write ``folder/step_N`` atomically and remove all but the newest `keep`.
 
-    Each module's parameters and buffers go to ``NAME.safetensors``, the optimizers to ``optimizers.pt``. Nothing else
-    is needed: data order and random numbers are functions of the seed and the step.
+    Each module's parameters and buffers go to ``NAME.safetensors``, the optimizers to ``optimizers.pt``, the step and
+    the scale of fp16 gradients to ``state.json``. Nothing else is needed: data order and random numbers are functions
+    of the seed and the step.
     """
     final = folder / f"step_{step:08d}"
     part = folder / f".part_{step:08d}"
@@ -29,7 +35,8 @@ def save_checkpoint(
     for name, module in modules.items():
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / f"{name}.safetensors")
     torch.save({name: optimizer.state_dict() for name, optimizer in optimizers.items()}, part / "optimizers.pt")
-    (part / "state.json").write_text(json.dumps({"step": step}))
+    state = {"step": step, **({} if scaler is None else {"scaler": scaler.state_dict()})}
+    (part / "state.json").write_text(json.dumps(state))
     for file in part.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
@@ -45,11 +52,19 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
 
 
-def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Any]) -> int:
-    """Put a checkpoint into modules and optimizers; give its step."""
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Any], scaler: torch.amp.GradScaler | None = None
+) -> int:
+    """Put a checkpoint into modules, optimizers and the scaler of fp16 gradients; return its step.
+
+    A checkpoint without a scale (of another precision, or of an earlier version) leaves the scaler as it is.
+    """
     for name, module in modules.items():
         module.load_state_dict(load_file(path / f"{name}.safetensors"))
     states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(states[name])
-    return int(json.loads((path / "state.json").read_text())["step"])
+    state = json.loads((path / "state.json").read_text())
+    if scaler is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    return int(state["step"])

@@ -160,7 +160,7 @@ def train(
     optimizers = {name: accelerator.prepare(_optimizer(module, s)) for name, module in bare.items()}
     saved = {**bare, **state, "ema": averaged}
     done = checkpoints(folder / "checkpoints")
-    start = load_checkpoint(done[-1], saved, optimizers) if done else 0
+    start = load_checkpoint(done[-1], saved, optimizers, accelerator.scaler) if done else 0
     for parameter in (p for module in bare.values() for p in module.parameters() if p.numel() == 0):
         parameter.requires_grad_(False)  # DistributedDataParallel would wait for its gradient
     stage.modules = {name: accelerator.prepare(module) for name, module in bare.items()}
@@ -183,7 +183,7 @@ def train(
     def save(step: int) -> None:
         if main:  # the pipeline comes first, so that it exists when the last checkpoint does
             stage.export(averaged.module, folder / "pipeline")
-            save_checkpoint(folder / "checkpoints", step, saved, optimizers, s.keep_checkpoints)
+            save_checkpoint(folder / "checkpoints", step, saved, optimizers, s.keep_checkpoints, accelerator.scaler)
         accelerator.wait_for_everyone()
 
     with _signals() as stopped:
@@ -274,7 +274,9 @@ def _micro_step(
                     group["lr"] = s.rate(step)
                 norm = torch.as_tensor(accelerator.clip_grad_norm_(modules[name].parameters(), s.clip))
                 optimizer.step()
-                if not optimizer.step_was_skipped:  # fp16 skips a step whose scaled gradients overflow
+                # A scaler skips the step where scaled fp16 gradients overflow; `step_was_skipped` does not see that of
+                # a fused optimizer, which skips inside its kernel.
+                if accelerator.scaler is None or bool(norm.isfinite()):
                     means.add(name, {"gradient_norm": norm})
                 optimizer.zero_grad()
 
