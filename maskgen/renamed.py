@@ -10,7 +10,24 @@ from collections.abc import Mapping
 from typing import Any
 
 # constructor name -> old option -> new option, as a dotted path where the option is now part of a nested spec
-RENAMED: dict[str, dict[str, str]] = {}
+_CONV = {"middle_blocks": "middle.blocks", "middle_attention": "middle.attention", "groups": "norm_groups"}
+_VIT = {
+    "registers": "transformer.num_registers",
+    **{
+        key: f"transformer.{key}"
+        for key in ("width", "depth", "heads", "mlp_ratio", "positions", "pre_norm", "norm_eps")
+    },
+}
+RENAMED: dict[str, dict[str, str]] = {
+    "ConvEncoder": _CONV,
+    "ConvDecoder": _CONV,
+    "CausalEncoder": {"groups": "norm_groups"},
+    "CausalDecoder": {"groups": "norm_groups"},
+    "ViTEncoder": _VIT,
+    "ViTDecoder": _VIT,
+    "FiniteScalarQuantizer": {"steps": "levels"},
+    "ResidualQuantizer": {"levels": "num_quantizers"},
+}
 
 
 def new_name(constructor: Any, option: str) -> str | None:

@@ -14,16 +14,16 @@ from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
 CONV = {"width": 8, "multipliers": [1, 2], "blocks": 1, "patch": 2}
-VIT = {"type": "vit", "size": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2}
+VIT = {"type": "vit", "size": 16, "patch": 4, "transformer": {"width": 16, "depth": 1, "heads": 2}}
 TOKENS = {**VIT, "tokens": 6, "positions": "learned"}
 VQ = {"codebook_size": 32, "dim": 4}
 FAMILIES = {
     "vqgan": (CONV, VQ, CONV),
     "entropy": (CONV, {**VQ, "learned": True, "entropy": 0.1}, CONV),
     "movq": (CONV, {"type": "multichannel", "quantizer": {"codebook_size": 32, "dim": 2}}, {**CONV, "norm": "spatial"}),
-    "fsq": (CONV, {"type": "fsq", "steps": [5, 3, 2]}, CONV),
+    "fsq": (CONV, {"type": "fsq", "levels": [5, 3, 2]}, CONV),
     "lfq": (CONV, {"type": "lfq", "bits": 5}, CONV),
-    "residual": (CONV, {"type": "residual", "levels": 2, "quantizer": VQ}, CONV),
+    "residual": (CONV, {"type": "residual", "num_quantizers": 2, "quantizer": VQ}, CONV),
     "continuous": (CONV, {"type": "none", "dim": 4}, CONV),
     "vae": (CONV, {"type": "gaussian", "dim": 4}, CONV),
     "vit-vqgan": (VIT, {**VQ, "l2_norm": True}, VIT),
@@ -89,7 +89,6 @@ SIZES = {
     "heads": 2,
     "depth": 1,
     "blocks": 1,
-    "middle_blocks": 1,
     "hidden_dim": 16,
     "codebook_size": 16,
     "tokens": 6,

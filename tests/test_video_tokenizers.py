@@ -15,11 +15,12 @@ from maskgen.training.stages.tokenizer import TokenizerStage
 
 CONV = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
 CAUSAL = {"type": "causal", "channels": 1, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "middle_blocks": 1}
-VIT = {"type": "vit", "channels": 1, "size": 8, "patch": 4, "width": 16, "depth": 1, "heads": 2, "tokens": 3}
+SIZES = {"width": 16, "depth": 1, "heads": 2}
+VIT = {"type": "vit", "channels": 1, "size": 8, "patch": 4, "tokens": 3, "transformer": SIZES}
 VQ = {"codebook_size": 64, "dim": 4}
 FAMILIES = {
     "conv": (CONV, VQ, CONV),
-    "residual": (CONV, {"type": "residual", "levels": 2, "quantizer": VQ}, CONV),
+    "residual": (CONV, {"type": "residual", "num_quantizers": 2, "quantizer": VQ}, CONV),
     "continuous": (CONV, {"type": "none", "dim": 4}, CONV),
     "titok": (VIT, VQ, VIT),
 }
@@ -153,7 +154,7 @@ def test_videos_that_do_not_fit_are_refused(make, size, message):
 
 
 def test_parts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="one takes videos and the other frames"):
+    with pytest.raises(ValueError, match="takes videos .*give both the same type"):
         Tokenizer(CAUSAL, VQ, CONV)
     with pytest.raises(ValueError, match="temporal 3 must lie between 0 and the 2 halvings"):
         causal(temporal=3)

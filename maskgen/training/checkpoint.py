@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from maskgen.upgrade import upgrade_optimizer
+
 
 def save_checkpoint(
     folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Any], keep: int
@@ -46,10 +48,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Any]) -> int:
-    """Put a checkpoint into modules and optimizers; give its step."""
-    for name, module in modules.items():
-        module.load_state_dict(load_file(path / f"{name}.safetensors"))
+    """Load a checkpoint, also one of an earlier version, into modules and optimizers; return its step."""
     states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
+    for name, module in modules.items():
+        weights = load_file(path / f"{name}.safetensors")
+        earlier_names: Any = getattr(module, "earlier_names", None)
+        if earlier_names is not None and name in optimizers and weights.keys() != module.state_dict().keys():
+            states[name] = upgrade_optimizer(optimizers[name], module, earlier_names(), states[name])
+        module.load_state_dict(weights)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(states[name])
     return int(json.loads((path / "state.json").read_text())["step"])

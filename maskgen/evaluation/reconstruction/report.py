@@ -143,14 +143,16 @@ def reconstruct(
             f"this tokenizer decodes to a teacher's {tokenizer.config['target']}, not to pixels, so there is nothing "
             "to compare with the images; give a tokenizer with target: pixels"
         )
-    report = Report(fingerprint(tokenizer), tokenizer.codebook_size, tokenizer.levels)
+    report = Report(fingerprint(tokenizer), tokenizer.codebook_size, tokenizer.codes_per_position)
     scores, distances = _scores(lpips, report), _distances(inception, classifier, tokenizer, report)
     if getattr(dataset, "size", ()) is None:
         dataset = _Cropped(dataset, tokenizer, report)
     if not tokenizer.codebook_size:
         report.left_out["use, perplexity, dead"] = "tokens are continuous, there is no codebook"
-    if tokenizer.levels > 1:
-        report.notes.append(f"use, perplexity and dead: the codes of {tokenizer.levels} levels taken together")
+    if tokenizer.codes_per_position > 1:
+        report.notes.append(
+            f"use, perplexity and dead: the codes of {tokenizer.codes_per_position} levels taken together"
+        )
     count = min(len(dataset), limit)
     if distances and count < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 images, got {count}; leave its network out")

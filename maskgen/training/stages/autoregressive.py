@@ -71,7 +71,7 @@ class AutoregressiveStage:
         sample_classes: int = 16,
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
-        if not self.tokenizer.codebook_size or self.tokenizer.levels > 1:
+        if not self.tokenizer.codebook_size or self.tokenizer.codes_per_position > 1:
             raise ValueError("stage.tokenizer must have one code a place: the baseline predicts one after the other")
         check_cache(dataset, self.tokenizer)
         self.class_names = list(dataset.class_names) if conditional else None
