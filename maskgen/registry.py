@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from typing import Any
 
+from maskgen.renamed import new_name
+
 Table = Mapping[str, Any]
 
 
@@ -59,12 +61,15 @@ def build(part: Part, value: Any, **given: Any) -> Any:
     A `value` that is neither a name nor a mapping is taken to be the part itself.
 
     Raises:
-        ValueError: the name is not in the table.
+        ValueError: the name is not in the table, or an option has a new name.
     """
     if not isinstance(value, (str, Mapping)):
         return value
     name, arguments = split(value, part.default)
     constructor = choose(part.table, name, "part")
+    for option in arguments:
+        if (renamed := new_name(constructor, option)) is not None:
+            raise ValueError(f"{name}.{option} is now called {name}.{renamed}; rename it")
     return constructor(**_nested(constructor, arguments), **given)
 
 

@@ -30,7 +30,7 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 
 
-def new_name(constructor: Any, option: str) -> str | None:
+def new_name(constructor: Any, option: Any) -> str | None:
     """The new name of `option` of `constructor` (a class or function), or None where the option was not renamed."""
     return RENAMED.get(getattr(constructor, "__name__", ""), {}).get(option)
 

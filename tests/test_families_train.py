@@ -14,8 +14,9 @@ from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
 CONV = {"width": 8, "multipliers": [1, 2], "blocks": 1, "patch": 2}
-VIT = {"type": "vit", "size": 16, "patch": 4, "transformer": {"width": 16, "depth": 1, "heads": 2}}
-TOKENS = {**VIT, "tokens": 6, "positions": "learned"}
+SMALL = {"width": 16, "depth": 1, "heads": 2}
+VIT = {"type": "vit", "size": 16, "patch": 4, "transformer": SMALL}
+TOKENS = {**VIT, "tokens": 6, "transformer": {**SMALL, "positions": "learned"}}
 VQ = {"codebook_size": 32, "dim": 4}
 FAMILIES = {
     "vqgan": (CONV, VQ, CONV),
@@ -95,7 +96,6 @@ SIZES = {
     "text_dim": 5,
     "text_length": 7,
     "multipliers": [1, 2],
-    "attention": [1],
 }
 
 
@@ -105,6 +105,7 @@ def shrunk(part):
     if part.get("type") == "vit":
         part = {**part, "size": 4 if part["patch"] == 1 else 16, "patch": min(part["patch"], 4)}
         part |= {"channels": 5} if "channels" in part else {}
+    part |= {"attention": [1]} if isinstance(part.get("attention"), list) else {}
     return {key: SIZES.get(key, shrunk(value)) for key, value in part.items()}
 
 

@@ -109,7 +109,7 @@ def test_residual_levels_halve_the_error_and_sum_to_the_latents():
     first = quantizer.quantizers[0].embed(found.codes[..., 0])
     errors = [(z - first).square().mean(), (z - found.latents).square().mean()]
     assert errors[1] < 0.25 * errors[0]
-    with pytest.raises(ValueError, match="set quantizer.l2_norm: false"):
+    with pytest.raises(ValueError, match=r"set quantizer\.l2_norm: false"):
         ResidualQuantizer(2, {"l2_norm": True})
 
 

@@ -1,11 +1,12 @@
 """Every family of tokenizers: shapes, gradients, precision, sizes, errors, and saved copies."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from maskgen.config import configs_folder, load
+from maskgen.config import ConfigError, check, configs_folder, load
 from maskgen.registry import build
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.stages.tokenizer import TOKENIZER
@@ -201,6 +202,33 @@ def test_text_is_asked_for_and_refused():
 def test_quantizers_refuse_what_makes_no_sense(quantizer, message):
     with pytest.raises(ValueError, match=message):
         Tokenizer(CONV, quantizer, CONV)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [
+        ({"type": "vit", "registers": 1}, "transformer.num_registers"),
+        ({"middle_attention": True}, "middle.attention"),
+        ({"groups": 0}, "norm_groups"),
+    ],
+)
+def test_an_option_with_a_new_name_is_refused_with_it(encoder, name):
+    with pytest.raises(ValueError, match=f"is now called .*{name}; rename it"):
+        Tokenizer(encoder)
+    with pytest.raises(ConfigError, match=f"is now called encoder.{name}; rename it"):
+        check(Tokenizer, {"encoder": encoder}, "x.yaml")
+
+
+def test_nested_options_are_checked_and_saved_nested(tmp_path):
+    config = {"encoder": {**TOKENS, "transformer": {**LEARNED, "depth": "deep", "width": 32}}}
+    with pytest.raises(ConfigError, match=r"encoder\.transformer\.depth: 'deep'.*integer"):
+        check(Tokenizer, config, "x.yaml")
+    config = check(Tokenizer, {"encoder": TOKENS, "quantizer": VQ, "decoder": TOKENS}, "x.yaml")
+    tokenizer = Tokenizer(**config)
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["encoder"]["transformer"]
+    assert saved.items() >= TOKENS["transformer"].items()
+    assert Tokenizer.from_pretrained(tmp_path).config.encoder == tokenizer.config.encoder
 
 
 def test_patches_need_the_right_dim():
