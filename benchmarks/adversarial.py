@@ -142,7 +142,7 @@ class Taming:
                 parameter.requires_grad_(name == active)
 
     def _adaptive_weight(self, nll: Tensor, fooled: Tensor) -> Tensor:
-        last = self.model.decoder.output.weight
+        last = self.model.decoder.last_layer.weight
         norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (nll, fooled)]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 

@@ -46,6 +46,15 @@ _STAGE = {
     "actions": "conditioning (a list of conditioners: [actions])",
 }
 
+_CONV = {"middle_blocks": "middle.blocks", "middle_attention": "middle.attention", "groups": "norm_groups"}
+_VIT = {
+    "registers": "transformer.num_registers",
+    **{
+        key: f"transformer.{key}"
+        for key in ("width", "depth", "heads", "mlp_ratio", "positions", "pre_norm", "norm_eps")
+    },
+}
+
 RENAMED: dict[str, dict[str, str]] = {
     "MaskTransformer": _NETWORK,
     "CausalTransformer": _NETWORK,
@@ -64,10 +73,18 @@ RENAMED: dict[str, dict[str, str]] = {
     },
     "GeneratorStage": _STAGE,
     "AutoregressiveStage": _STAGE,
+    "ConvEncoder": _CONV,
+    "ConvDecoder": _CONV,
+    "CausalEncoder": {"groups": "norm_groups"},
+    "CausalDecoder": {"groups": "norm_groups"},
+    "ViTEncoder": _VIT,
+    "ViTDecoder": _VIT,
+    "FiniteScalarQuantizer": {"steps": "levels"},
+    "ResidualQuantizer": {"levels": "num_quantizers"},
 }
 
 
-def new_name(constructor: Any, option: str) -> str | None:
+def new_name(constructor: Any, option: Any) -> str | None:
     """The new name of `option` of `constructor` (a class or function), or None where the option was not renamed."""
     return RENAMED.get(getattr(constructor, "__name__", ""), {}).get(option)
 

@@ -14,7 +14,7 @@ from maskgen.pipelines.inputs import images_of, masks_of
 from maskgen.tasks.images import filled
 from maskgen.tasks.masks import receptive_radius, token_mask
 
-FLAT = {"type": "vit", "patch": 4, "size": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 4}
+FLAT = {"type": "vit", "patch": 4, "size": 8, "tokens": 4, "transformer": {"width": 16, "depth": 1, "heads": 2}}
 
 
 # ------------------------------------------------------------------------------------------------------------ inpaint

@@ -215,8 +215,13 @@ def test_a_cache_of_another_making_is_neither_gone_on_with_nor_overwritten(here)
 @pytest.mark.parametrize(
     ("quantizer", "shape", "dtype", "levels"),
     [
-        ({"type": "fsq", "steps": [8, 5, 5, 5]}, (4, 4), np.uint16, 1),
-        ({"type": "residual", "levels": 3, "quantizer": {"codebook_size": 16, "dim": 4}}, (4, 4, 3), np.uint16, 3),
+        ({"type": "fsq", "levels": [8, 5, 5, 5]}, (4, 4), np.uint16, 1),
+        (
+            {"type": "residual", "num_quantizers": 3, "quantizer": {"codebook_size": 16, "dim": 4}},
+            (4, 4, 3),
+            np.uint16,
+            3,
+        ),
         ({"type": "lfq", "bits": 18}, (4, 4), np.int32, 1),
         ({"type": "none", "dim": 4}, (4, 4, 4), np.float32, 1),
     ],

@@ -23,7 +23,7 @@ TOKENIZERS = {
     "maskbit": {"type": "lfq", "bits": 6},
     "givt": {"type": "gaussian", "dim": 3},
     "multichannel": {"type": "multichannel", "chunks": 2, "quantizer": {"codebook_size": 16, "dim": 2}},
-    "residual": {"type": "residual", "levels": 3, "quantizer": {"codebook_size": 16, "dim": 4}},
+    "residual": {"type": "residual", "num_quantizers": 3, "quantizer": {"codebook_size": 16, "dim": 4}},
 }
 VQ = {"codebook_size": 16, "dim": 4}
 SETTINGS = {"batch_size": 8, "log_every": 1, "precision": "fp32"}

@@ -122,7 +122,7 @@ def test_a_perfect_tokenizer_has_the_best_of_every_number():
 
 
 def test_codes_of_several_levels_count_together():
-    model = conv({"type": "residual", "levels": 3, "quantizer": {"codebook_size": 16, "dim": 4}})
+    model = conv({"type": "residual", "num_quantizers": 3, "quantizer": {"codebook_size": 16, "dim": 4}})
     data = Emoji(classes=["food"])
     report = quiet(model, data)
     with torch.no_grad():

@@ -106,7 +106,7 @@ def test_a_familys_part_of_another_type_replaces_the_common_one():
 
 
 class Levels:
-    codebook_size, levels = 4, 2
+    codebook_size, codes_per_position = 4, 2
 
 
 def test_codes_of_several_levels_are_counted_level_by_level():

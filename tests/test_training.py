@@ -45,7 +45,7 @@ def assert_close_runs(a, b, start, steps, leave_out=("bias",)):
             torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
     norms = [[line["model/gradient_norm"] for line in read_metrics(run / "metrics.jsonl")] for run in (a, b)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # Adam and clipping would hide a wrong factor
-    for name in (name for name in start if "conv2.weight" in name or "quantizer.codebook" in name):
+    for name in (name for name in start if "conv2.weight" in name or "quantizer.embedding" in name):
         assert (one[f"module.{name}"] - start[name]).abs().max() > 1e-3
     pixels = Images().pixels
     made = [load_tokenizer(run).eval()(pixels).pixels for run in (a, b)]

@@ -192,7 +192,7 @@ def test_right_latents_give_the_image(objective, pixels):
 
 
 def test_tokens_without_a_place_have_no_mask(pixels):
-    parts = {"type": "vit", "size": 32, "patch": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 6}
+    parts = {"type": "vit", "size": 32, "patch": 8, "tokens": 6, "transformer": {"width": 16, "depth": 1, "heads": 2}}
     tokenizer = Tokenizer(parts, {"codebook_size": 16, "dim": 4}, parts).eval()
     codes = tokenizer.encode(pixels)
     learner = Learner(Oracle(nn.functional.one_hot(codes, 16) * 20.0), MaskedModeling({"type": "fixed", "ratio": 0.5}))

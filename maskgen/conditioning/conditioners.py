@@ -107,7 +107,7 @@ class ActionConditioner(Conditioner):
     def __init__(self, width: int, dim: int):
         super().__init__(width)
         self.dim = dim
-        self.projection = nn.Linear(dim, width)
+        self.embedding = nn.Linear(dim, width)
 
     @classmethod
     def known(cls, dataset: Any, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class ActionConditioner(Conditioner):
                 f"actions have the shape {tuple(given.shape)}; this network reads {self.dim} numbers for each of "
                 f"{grid[0]} frames: give (batch, {grid[0]}, {self.dim})"
             )
-        vectors = self.projection(given.to(self.projection.weight.dtype))
+        vectors = self.embedding(given.to(self.embedding.weight.dtype))
         keys = None if self.training else tuple(row.cpu().numpy().tobytes() for row in given.float())
         return Conditioning(features=vectors.repeat_interleave(math.prod(grid[1:]), 1), keys=keys)
 

@@ -212,7 +212,7 @@ class _View:
 
     def _pixels(self, tokens: Tensor) -> Float[Tensor, "b c H W"]:
         tokenizer: Any = self.tokenizer
-        if self.inputs.groups > 1 and tokenizer.levels == 1:
+        if self.inputs.groups > 1 and tokenizer.codes_per_position == 1:
             tokens = join_codes(tokens, group_size(tokenizer.codebook_size, self.inputs.groups))
         return tokenizer.decode(tokens).float()
 

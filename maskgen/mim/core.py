@@ -20,6 +20,7 @@ from maskgen.mim.samplers import SAMPLERS
 from maskgen.mim.targets import TARGETS
 from maskgen.mim.terms import TERM, StepOutput
 from maskgen.registry import Part, build, split
+from maskgen.upgrade import earlier_names
 
 
 class MaskedModeling(nn.Module):
@@ -234,6 +235,11 @@ class Learner(nn.Module):
         """:meth:`MaskedModeling.losses` of the network under its conditions: `given` has the inputs of its
         conditioners by name."""
         return self.masking.losses(self.conditioned, tokens, given, **options)
+
+    def earlier_names(self) -> dict[str, list[str]]:
+        """The parameters in the order of earlier versions, see :func:`maskgen.upgrade.upgrade_optimizer`."""
+        own = earlier_names(self.network, "network.")
+        return own | {name: [name] for name, _ in self.named_parameters() if name not in own}
 
     def conditioned(
         self, tokens: Tensor, masked: Tensor, given: Mapping[str, Any] | None = None, **options: Any

@@ -67,7 +67,8 @@ def pipeline_folder(name: str | Path) -> Path | str:
 def fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits of the weights, so that token caches and transformers know their tokenizer."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    state = getattr(module, "fingerprint_state", module.state_dict)()
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

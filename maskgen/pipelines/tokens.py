@@ -28,7 +28,7 @@ class TokenLayout:
 
     def __init__(self, tokenizer: Tokenizer, transformer: MaskTransformer):
         self.groups, self.grid = transformer.codes_per_position, tuple(transformer.grid)
-        self.levels, self.dim = tokenizer.levels, transformer.token_dim
+        self.levels, self.dim = tokenizer.codes_per_position, transformer.token_dim
         self.split = self.groups > 1 and self.levels == 1
         self.size = transformer.codebook_size
         wanted = group_size(int(tokenizer.codebook_size), self.groups) if self.split else int(tokenizer.codebook_size)

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from maskgen.upgrade import upgrade_optimizer
+
 
 def save_checkpoint(
     folder: Path,
@@ -55,13 +57,18 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(
     path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Any], scaler: torch.amp.GradScaler | None = None
 ) -> int:
-    """Put a checkpoint into modules, optimizers and the scaler of fp16 gradients; return its step.
+    """Load a checkpoint, also one of an earlier version, into modules, optimizers and the scaler of fp16 gradients;
+    return its step.
 
     A checkpoint without a scale (of another precision, or of an earlier version) leaves the scaler as it is.
     """
-    for name, module in modules.items():
-        module.load_state_dict(load_file(path / f"{name}.safetensors"))
     states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
+    for name, module in modules.items():
+        weights = load_file(path / f"{name}.safetensors")
+        earlier_names: Any = getattr(module, "earlier_names", None)
+        if earlier_names is not None and name in optimizers and weights.keys() != module.state_dict().keys():
+            states[name] = upgrade_optimizer(optimizers[name], module, earlier_names(), states[name])
+        module.load_state_dict(weights)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(states[name])
     state = json.loads((path / "state.json").read_text())

@@ -15,7 +15,7 @@ from maskgen.config import Config, ConfigError, check, load, override
 from maskgen.data import DATASETS
 from maskgen.data.augment import AUGMENTATIONS
 from maskgen.data.subset import Subset
-from maskgen.registry import Part, build
+from maskgen.registry import Part, build, plain
 from maskgen.training.batches import MapDataset, mix
 from maskgen.training.loop import Training, train
 from maskgen.training.stages.autoregressive import AutoregressiveStage
@@ -125,20 +125,21 @@ def _same_run(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ConfigError: the settings differ; the message names them.
     """
-    plain = yaml.safe_load(yaml.safe_dump(_plain(config)))
+    settings = yaml.safe_load(yaml.safe_dump(_plain(config)))
     file = path / "config.yaml"
     if file.is_file() and any((path / "checkpoints").glob("step_*")):
-        differing = _differences(_fixed(upgraded(yaml.safe_load(file.read_text()))), _fixed(upgraded(plain)))
+        differing = _differences(_fixed(upgraded(yaml.safe_load(file.read_text()))), _fixed(upgraded(settings)))
         if differing:
             advice = f"give the new run another name (name=...), or remove {path} to start again"
             raise ConfigError(str(path), [f"{d} since this run was started; {advice}" for d in differing])
     path.mkdir(parents=True, exist_ok=True)
     part = path / f".config.yaml.{os.getpid()}"  # written atomically, because other processes of the run read it
-    part.write_text(yaml.safe_dump(plain, sort_keys=False))
+    part.write_text(yaml.safe_dump(settings, sort_keys=False))
     os.replace(part, file)
 
 
 def _plain(value: Any) -> Any:
+    value = plain(value)
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

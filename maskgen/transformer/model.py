@@ -125,7 +125,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "mask_token": "embedding.mask_token",
         "embedded.": "embedding_norm.",
         "class_embedding.": "conditioner.label.embedding.",
-        "action_embedding.": "conditioner.actions.projection.",
+        "action_embedding.": "conditioner.actions.embedding.",
         "modulations.": "adaln.blocks.",
         "offsets": "adaln.offsets",
         "final_modulation.": "adaln.final.",
@@ -135,6 +135,14 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         old = next((old for old in names if key.startswith(old)), None)
         made[key if old is None else names[old] + key[len(old) :]] = value
     return made
+
+
+EARLIER_ORDER = (  # of the parameters of version 0.1, by which its optimizers numbered them
+    ("embedding.mask_token", "register_tokens", "first_embedding", "position_embedding", "adaln.offsets"),
+    ("embedding.", "conditioner.actions.", "embedding_norm.", "relative.", "conditioner.label.", "blocks.", "decoder."),
+    ("encoder_norm.", "final_norm.", "adaln.blocks.", "adaln.final.", "head.", "second_decoder.", "bottleneck."),
+    ("branch_norm.", "branch_head.", "code_vectors."),
+)
 
 
 class MaskTransformer(ModelMixin, ConfigMixin):
@@ -248,6 +256,17 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         zeros = [self.head] if isinstance(self.head, nn.Linear) else []
         initialise(self, zeros + ([*self.adaln.linears] if self.modulated else []))
         rename_on_load(self, renamed)
+
+    def earlier_names(self) -> dict[str, list[str]]:
+        """The parameters in the order of version 0.1, see :func:`maskgen.upgrade.upgrade_optimizer`."""
+        prefixes = [prefix for row in EARLIER_ORDER for prefix in row]
+        several = self.codes_per_position > 1  # there the mask tokens belonged to the embedding
+        rest = prefixes[several:]
+
+        def rank(name: str) -> int:
+            return next((i for i, prefix in enumerate(rest) if name.startswith(prefix)), len(rest))
+
+        return {name: [name] for name in sorted((name for name, _ in self.named_parameters()), key=rank)}
 
     def __getattr__(self, name: str) -> Any:
         """Parts of the network; diffusers would give the option of the same name."""

@@ -147,15 +147,15 @@ def reconstruct(
             f"this tokenizer decodes to a teacher's {tokenizer.config['target']}, not to pixels, so its output cannot "
             "be compared with images; give a tokenizer with target: pixels"
         )
-    report = ReconstructionReport(fingerprint(tokenizer), tokenizer.codebook_size, tokenizer.levels)
+    report = ReconstructionReport(fingerprint(tokenizer), tokenizer.codebook_size, tokenizer.codes_per_position)
     scores, distances = _scores(lpips, report), _distances(inception, classifier, tokenizer, report)
     if getattr(dataset, "size", ()) is None:
         dataset = _Cropped(dataset, tokenizer, report)
     if not tokenizer.codebook_size:
         report.left_out["use, perplexity, dead"] = "the tokens are continuous, so there is no codebook"
-    if tokenizer.levels > 1:
+    if tokenizer.codes_per_position > 1:
         report.notes.append(
-            f"use, perplexity and dead: the codes of {tokenizer.levels} quantizers are counted together"
+            f"use, perplexity and dead: the codes of {tokenizer.codes_per_position} quantizers are counted together"
         )
     count = min(len(dataset), limit)
     if distances and count < 2:

@@ -21,6 +21,7 @@ from maskgen.training.batches import MapDataset
 from maskgen.training.masked import CONDITIONER, conditioner_inputs
 from maskgen.training.stages.generator import check_cache, held_out, tokens_of
 from maskgen.transformer.autoregressive import CausalTransformer
+from maskgen.upgrade import earlier_names
 from maskgen.videos import strip
 
 NETWORK = Part(
@@ -36,6 +37,10 @@ class NextCode(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+
+    def earlier_names(self) -> dict[str, list[str]]:
+        """The parameters in the order of earlier versions, see :func:`maskgen.upgrade.upgrade_optimizer`."""
+        return earlier_names(self.network, "network.")
 
     def forward(self, codes: Int[Tensor, "b *grid"], given: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """``loss`` in nats per code, and ``accuracy``."""
@@ -74,7 +79,7 @@ class AutoregressiveStage:
         sample_classes: int = 16,
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
-        if not self.tokenizer.codebook_size or self.tokenizer.levels > 1:
+        if not self.tokenizer.codebook_size or self.tokenizer.codes_per_position > 1:
             raise ValueError("stage.tokenizer must have one code a place: the baseline predicts one after the other")
         check_cache(dataset, self.tokenizer)
         self.holdout, self.columns, self.rows = holdout, samples_per_class, sample_classes

@@ -27,6 +27,7 @@ from maskgen.training.masked import GIVEN
 from maskgen.training.sheets import sample_sheet
 from maskgen.training.stages.generator import SCHEDULER, check_cache, held_out, tokens_of
 from maskgen.transformer.model import TRANSFORMERS, MaskTransformer
+from maskgen.upgrade import earlier_names
 
 RATIO = Part(RATIOS)
 NETWORK = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
@@ -42,6 +43,10 @@ class Critic(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+
+    def earlier_names(self) -> dict[str, list[str]]:
+        """The parameters in the order of earlier versions, see :func:`maskgen.upgrade.upgrade_optimizer`."""
+        return earlier_names(self.network, "network.")
 
     def forward(
         self, tokens: Int[Tensor, "b *grid"], drawn: Bool[Tensor, "b n"], given: Mapping[str, Any] | None = None

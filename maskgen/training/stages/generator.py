@@ -226,7 +226,7 @@ def tokens_of(batch: dict[str, Any], tokenizer: Tokenizer, groups: int = 1) -> S
         pixels = batch["pixels"]
         with torch.autocast(pixels.device.type, enabled=False):
             tokens = tokenizer.to(pixels.device).encode(pixels)
-    if groups > 1 and tokenizer.levels == 1:
+    if groups > 1 and tokenizer.codes_per_position == 1:
         tokens = split_codes(tokens, codes_of_a_group(tokenizer, groups), groups)
     return tokens
 
@@ -240,7 +240,7 @@ def held_out(holdout: MapDataset, device: torch.device, most: int = 256) -> dict
 def codes_of_a_group(tokenizer: Tokenizer, groups: int) -> int:
     """Codes that the transformer chooses among; 0 where tokens are continuous."""
     size = int(tokenizer.codebook_size)
-    return group_size(size, groups) if size and groups > 1 and tokenizer.levels == 1 else size
+    return group_size(size, groups) if size and groups > 1 and tokenizer.codes_per_position == 1 else size
 
 
 def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
@@ -250,9 +250,10 @@ def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
             "stage.tokenizer decodes to a teacher's features; a generator needs pixels from its decoder: train it on a "
             "tokenizer with target pixels"
         )
-    if tokenizer.levels > 1 and groups != tokenizer.levels:
+    if tokenizer.codes_per_position > 1 and groups != tokenizer.codes_per_position:
         raise ValueError(
-            f"stage.tokenizer has {tokenizer.levels} codes a place: set stage.model.groups={tokenizer.levels}, so that "
+            f"stage.tokenizer has {tokenizer.codes_per_position} codes a place: set "
+            f"stage.model.groups={tokenizer.codes_per_position}, so that "
             "each is hidden and predicted by itself"
         )
 
