@@ -32,7 +32,7 @@ from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import FILE, Emoji
 from maskgen.evaluation.classifier import class_agreement, train_classifier
 from maskgen.images import to_uint8
-from maskgen.pipelines.generate import draw
+from maskgen.pipelines.generate import sample
 from maskgen.tasks.images import Fill, filled, pasted
 from maskgen.tasks.masks import token_mask
 
@@ -132,7 +132,7 @@ def sets(pipeline: Any, count: int) -> dict[str, tuple[Tensor, Tensor, list[int]
         found[name] = (pixels, torch.as_tensor(coarse.labels[chosen]), [int(fine.labels[i]) for i in chosen])
     category = {int(f): int(c) for f, c in zip(fine.labels, coarse.labels)}
     labels = [i * len(fine.class_names) // count for i in range(count)]
-    made = draw(pipeline, labels, seed=2_000_000)
+    made = sample(pipeline, labels, seed=2_000_000)
     made = torch.from_numpy(to_uint8(made)).permute(0, 3, 1, 2) / 127.5 - 1
     found["its own samples"] = (made, torch.tensor([category[label] for label in labels]), labels)
     return found

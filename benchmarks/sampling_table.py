@@ -40,7 +40,7 @@ from maskgen.evaluation.classifier import (
     train_classifier,
 )
 from maskgen.pipelines.encode import encode_dataset
-from maskgen.pipelines.generate import draw
+from maskgen.pipelines.generate import sample
 from maskgen.pipelines.image import bundled_pipeline
 from maskgen.pipelines.raster import draw_raster
 from maskgen.pipelines.store import load_tokenizer
@@ -134,7 +134,7 @@ def decoded(pipeline: Any, labels: list[int], row: dict[str, Any], seed: int) ->
         guidance_scale=row["guidance"],
         num_inference_steps=row["steps"],
     )
-    return draw(pipeline, labels, seed)
+    return sample(pipeline, labels, seed)
 
 
 def timed(make: Callable[[], Tensor], judge: Judge) -> dict[str, float]:

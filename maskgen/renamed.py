@@ -1,7 +1,8 @@
-"""Options that have a new name: the one table. A configuration that uses an old name gets an error with the new one.
+"""The options that have a new name, in one table. An old name is an error that names the new one.
 
-Folders saved under the old names still load: :func:`moved` translates their settings. The table is kept for one
-release after a renaming.
+The table covers the arguments of constructors (in configurations), the options of commands, and the parameters that
+images keep. Folders and images saved under the old names still load, because :func:`moved` translates them. The table
+is kept for one release after a renaming.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# constructor name -> old option -> new option, as a dotted path where the option is now part of a nested spec
 _NETWORK = {
     **{
         name: f"block.{name}"
@@ -55,6 +55,8 @@ _VIT = {
     },
 }
 
+# What was renamed in -> old option -> new option. The outer key is the name of a constructor, `maskgen COMMAND`, or
+# `image parameters`. The new option of a constructor is a dotted path if it is now part of a nested spec.
 RENAMED: dict[str, dict[str, str]] = {
     "MaskTransformer": _NETWORK,
     "CausalTransformer": _NETWORK,
@@ -81,6 +83,8 @@ RENAMED: dict[str, dict[str, str]] = {
     "ViTDecoder": _VIT,
     "FiniteScalarQuantizer": {"steps": "levels"},
     "ResidualQuantizer": {"levels": "num_quantizers"},
+    "maskgen evaluate": {"--temperature": "--choice-temperature"},
+    "image parameters": {"temperature": "choice_temperature"},
 }
 
 

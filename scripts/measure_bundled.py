@@ -14,14 +14,14 @@ import torch
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import Emoji
 from maskgen.evaluation.reconstruction.measures import measure
-from maskgen.pipelines.generate import generate
+from maskgen.pipelines.generate import generate, load
 from maskgen.quickstart import judge
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 if __name__ == "__main__":
     start = time.perf_counter()
-    sheet = generate(count=10, out="runs/bundled-samples")
+    sheet = generate(load(None, "auto"), count=10, out="runs/bundled-samples")
     seconds = time.perf_counter() - start
     (DOCS / "images").mkdir(exist_ok=True)
     sheet.rename(DOCS / "images" / "emoji.png")

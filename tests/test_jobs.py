@@ -8,7 +8,7 @@ from PIL import Image
 
 from given import an_image, array, mask, seeded
 from maskgen.images import parameters_of, save
-from maskgen.pipelines.jobs import TASKS, batch, perform
+from maskgen.pipelines.jobs import TASKS, run_table, run_task
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_command_writes_what_its_parameters_make_again(pipeline, maskgen, 
     assert kept["guidance"] == 1.0
     assert kept["version"]
     settings = {k: v for k, v in kept.items() if k not in ("task", "model", "version", "seed", "number")}
-    again = perform(pipeline, task, settings, folder / "again.png", kept["seed"])
+    again = run_task(pipeline, task, settings, folder / "again.png", kept["seed"])
     for old, new in zip(names, again):
         np.testing.assert_array_equal(array(old), array(new))
 
@@ -98,7 +98,7 @@ outpaint,a.png,,,,,much,
 def test_a_batch_does_every_row_it_can_and_tells_of_the_others(pipeline, folder):
     (folder / "t.csv").write_text(TABLE)
     with pytest.raises(ValueError, match=r"9 of 12 rows of .*t.csv failed; 3 images are in .*results") as told:
-        batch(pipeline, folder / "t.csv", folder / "results", trace=folder / "films")
+        run_table(pipeline, folder / "t.csv", folder / "results", trace=folder / "films")
     lines = str(told.value).splitlines()[1:]
     for line, (number, message) in zip(
         lines,
@@ -154,7 +154,7 @@ def test_a_batch_traces_each_row(maskgen, folder):
 def test_tables_that_cannot_be_are_refused(pipeline, folder, text, message):
     (folder / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        batch(pipeline, folder / "t.csv", folder / "results")
+        run_table(pipeline, folder / "t.csv", folder / "results")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from maskgen.evaluation.fid.sources import Images, Reading, Source, digest_of, note_grey
 from maskgen.images import to_uint8
-from maskgen.pipelines.generate import draw
+from maskgen.pipelines.generate import sample
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint
 
@@ -71,7 +71,7 @@ def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference:
 
     def read(start: int, stop: int) -> np.ndarray:
         asked: list[int | None] = [None] * (stop - start) if labels is None else labels[start:stop].tolist()
-        pixels = draw(
+        pixels = sample(
             pipe, asked, sampling.seed + start, sampling.steps, sampling.guidance, batch_size=max(1, stop - start)
         )
         if pixels.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""One drawing: settings -> the steps of the decode as they come -> the images' files. And a file -> its settings."""
+"""The jobs of the page: settings -> decode steps and image files, and an image file -> its settings."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from maskgen.app.painting import MAX_SIDE, check_side, opened
 from maskgen.decoding.orders import ORDERS
 from maskgen.images import parameters_of, save, sources_of
 from maskgen.pipelines.generate import BUNDLED, class_label
-from maskgen.pipelines.jobs import make
+from maskgen.pipelines.jobs import prepare
 from maskgen.pipelines.trace import DecodeTrace
 from maskgen.registry import choose
+from maskgen.renamed import moved
 
-KEPT = 256  # drawings whose files are kept
-WATCHED = 4  # images of the batch whose decode is shown
+MAX_JOBS = 256  # jobs whose files are kept
+MAX_TRACED = 4  # images of a batch whose decode is shown
 SIDES = ("left", "top", "right", "bottom")
-# Number -> its type, the least and the most that the page takes.
+# Number -> its type, and the smallest and largest value that the page accepts.
 LIMITS = {
     "count": (int, 1, 16),
     "steps": (int, 1, 256),
     "guidance": (float, 0, 20),
-    "temperature": (float, 0, 30),
+    "choice_temperature": (float, 0, 30),
     "seed": (int, 0, 2**31 - 1),
     "strength": (float, 0, 1),
     "grow": (int, 0, 16),
@@ -40,8 +41,8 @@ LIMITS = {
     **dict.fromkeys(("gap", "keep"), (int, 1, MAX_SIDE)),
     **dict.fromkeys(SIDES, (int, 0, MAX_SIDE)),
 }
-EVERYWHERE = ("class", "steps", "guidance")
-# Task -> the settings of its own, beside those of every task.
+SHARED = ("class", "steps", "guidance")  # settings of every task
+# Task -> its own settings.
 TASKS = {
     "sample": ("count",),
     "inpaint": ("count", "image", "mask"),
@@ -58,29 +59,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be drawn.
+    """One task with all its settings.
 
     model: a name of :class:`maskgen.app.models.Models`.
-    task: of :data:`TASKS`.
-    settings: ``class``, ``steps``, ``guidance`` and those of the task; those of :data:`SOURCES` are PIL images.
-    seed: image i is drawn with seed + i; all frames of an interpolation with the seed.
-    temperature, order: the scheduler's.
+    task: a name of :data:`TASKS`.
+    settings: :data:`SHARED` and the settings of the task; those of :data:`SOURCES` are PIL images.
+    seed: image i is generated with seed + i; all frames of an interpolation are generated with `seed`.
+    choice_temperature, order: options of the scheduler.
 
-    Numbers are as they were given: :func:`check` refuses wrong ones.
+    The numbers may still be invalid; :func:`check` rejects those.
     """
 
     model: str
     task: str
     settings: Mapping[str, Any]
     seed: Any
-    temperature: Any
+    choice_temperature: Any
     order: str
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The images' files, which hold what made them, the seed of each, and the decode as a GIF (None where it cannot
-    be drawn)."""
+class Generated:
+    """The result of a job: the image files, which keep how they were made, and the seed of each.
+
+    film: the decode steps as a GIF, or None for tokens without a position in the image.
+    """
 
     files: list[Path]
     seeds: list[int]
@@ -88,17 +91,17 @@ class Drawn:
 
 
 def check(job: Job, models: Models) -> None:
-    """Refuse what is outside the page's limits.
+    """Check a job against the limits of the page.
 
     Raises:
-        ValueError: says what, and what is allowed.
+        ValueError: a setting is missing, unknown or out of range; the message names it and what is allowed.
     """
     models[job.model].labels_of(job.settings.get("class"), 1)
     names = choose(TASKS, job.task, "task")
     choose(ORDERS, job.order, "order")
     if job.order == "critic" and models[job.model].critic is None:
-        raise ValueError(f"{job.model} has no critic to go by: choose another order, or train one (docs/decoding.md)")
-    numbers = {**job.settings, "seed": job.seed, "temperature": job.temperature}
+        raise ValueError(f"{job.model} has no critic: choose another order, or train a critic (docs/decoding.md)")
+    numbers = {**job.settings, "seed": job.seed, "choice_temperature": job.choice_temperature}
     for name, (kind, low, high) in LIMITS.items():
         value = numbers.get(name, low)
         right = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
@@ -110,7 +113,7 @@ def check(job: Job, models: Models) -> None:
     if "image_2" in names and job.settings.get("image_2") is None:
         raise ValueError("there is no second image yet: upload one, or take one that you generated")
     if job.task == "edit" and job.settings.get("class") is None:
-        raise ValueError("choose the class to change to, in the settings")
+        raise ValueError("choose the new class in the settings")
     if job.task == "outpaint":
         image, sides = job.settings["image"], [job.settings.get(side, 0) for side in SIDES]
         check_side(image.width + sides[0] + sides[2], image.height + sides[1] + sides[3])
@@ -118,58 +121,61 @@ def check(job: Job, models: Models) -> None:
         check_side(job.settings.get("gap", 0) + 2 * job.settings.get("keep", 0), models[job.model].size[0])
 
 
-def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None, Drawn]:
-    """Yield an image of each step of the decode as it is done (of tokens that have a place); return the result.
+def generate(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None, Generated]:
+    """Run a job. Yield an image of each decode step as it is done, and return the result.
+
+    Tokens without a position in the image have no images of their steps.
 
     Args:
-        folder: where a new folder for the files is made; of many the oldest goes.
+        folder: each job gets a new folder in it; the oldest of more than :data:`MAX_JOBS` is removed.
 
     Raises:
         ValueError: what :func:`check` and the task raise.
     """
     check(job, models)
-    pipeline = scheduled(models[job.model], job.temperature, job.order)
+    pipeline = scheduled(models[job.model], job.choice_temperature, job.order)
     model = None if job.model == BUNDLED else job.model
-    film = DecodeTrace(WATCHED)
+    call = prepare(pipeline, job.task, job.settings, job.seed, model)
+    film = DecodeTrace(MAX_TRACED)
     side = 192 if job.settings.get("count", job.settings.get("frames", 1)) == 1 else 96
-    placed = len(pipeline.transformer.grid) == 2  # other tokens have no place in the image
+    has_positions = len(pipeline.transformer.grid) == 2
 
-    def work(tell: Callable[[Image.Image], None]) -> list[tuple[Image.Image, dict[str, Any]]]:
+    def work(send: Callable[[Image.Image], None]) -> list[Image.Image]:
         def trace(*step: Tensor) -> None:
             film(*step)
-            tell(film.frame(pipeline.tokenizer, len(film.steps) - 1, side))
+            send(film.frame(pipeline.tokenizer, len(film.steps) - 1, side))
 
-        return make(pipeline, job.task, job.settings, job.seed, trace if placed else None, model)
+        images: list[Image.Image] = call.method(**call.arguments, trace=trace if has_positions else None).images
+        return images
 
-    made = yield from as_told(work)
-    target = folder / "drawn" / uuid4().hex
-    for old in sorted(target.parent.glob("*"), key=lambda path: path.stat().st_mtime)[: 1 - KEPT]:
+    images = yield from streamed(work)
+    target = folder / "generated" / uuid4().hex
+    for old in sorted(target.parent.glob("*"), key=lambda path: path.stat().st_mtime)[: 1 - MAX_JOBS]:
         rmtree(old, ignore_errors=True)
     sources = {name: job.settings[name] for name in SOURCES if job.settings.get(name) is not None}
-    more = {"temperature": job.temperature, "order": job.order}
-    seeds = [told["seed"] for _, told in made]
-    each = "-{number}" if len(set(seeds)) < len(seeds) else ""
-    name = f"{job.task}-{{seed}}{each}.png"
-    files = [save(image, target / name.format(**told), {**told, **more}, sources) for image, told in made]
-    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, side) if placed else None
-    return Drawn(files, seeds, gif)
+    scheduler = {"choice_temperature": job.choice_temperature, "order": job.order}
+    kept = [call.parameters(i) | scheduler for i in range(len(images))]
+    name = f"{job.task}-{{seed}}{'-{number}' if call.one_seed else ''}.png"
+    files = [save(image, target / name.format(**own), own, sources) for image, own in zip(images, kept)]
+    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, side) if has_positions else None
+    return Generated(files, [own["seed"] for own in kept], gif)
 
 
-def as_told(work: Callable[[Callable[[S], None]], T]) -> Generator[S, None, T]:
-    """Run `work(tell)` in a thread; yield what it tells when it does, and return its result or raise its error.
+def streamed(work: Callable[[Callable[[S], None]], T]) -> Generator[S, None, T]:
+    """Run `work(send)` in a thread. Yield each value that it sends at once; return its result or raise its error.
 
-    If the generator is closed, the next `tell` ends the work.
+    If the generator is closed, the next `send` ends the work.
     """
     steps: SimpleQueue[S | None] = SimpleQueue()
     closed = Event()
 
-    def tell(step: S) -> None:
+    def send(step: S) -> None:
         if closed.is_set():
-            raise RuntimeError("nobody waits for the result any more")
+            raise RuntimeError("the job was stopped")
         steps.put(step)
 
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, tell)
+        future = pool.submit(work, send)
         future.add_done_callback(lambda _: steps.put(None))
         try:
             while (step := steps.get()) is not None:
@@ -179,32 +185,31 @@ def as_told(work: Callable[[Callable[[S], None]], T]) -> Generator[S, None, T]:
         return future.result()
 
 
-def job_of(models: Models, file: str | Path) -> Job:
-    """What an image of ours was made with, to make it again: one image, with its own seed; of an interpolation, all
-    its frames.
+def job_from_image(models: Models, file: str | Path) -> Job:
+    """The job that makes an image of maskgen again: this image with its own seed, or all frames of an interpolation.
 
     Raises:
-        ValueError: the file is no image of ours, its model is not open, or it lacks what made it.
+        ValueError: maskgen did not write the file, its model is not open, or its sources are missing.
     """
     name = Path(file).name
     try:
-        kept = parameters_of(file)
+        kept = moved("image parameters", parameters_of(file))
     except ValueError as error:
-        raise ValueError(f"{name} does not say what made it: give a PNG that maskgen wrote") from error
+        raise ValueError(f"{name} does not hold its settings: give a PNG that maskgen wrote") from error
     task = str(kept.get("task"))
     names = choose(TASKS, task, "task")
     sources = {key: opened(source) for key, source in sources_of(file).items() if key in names}
-    if lacking := [key for key in SOURCES if key in names and key not in sources]:
+    if missing := [key for key in SOURCES if key in names and key not in sources]:
         raise ValueError(
-            f"{name} does not hold the {' and the '.join(lacking)} that it was made from: open them instead"
+            f"{name} does not hold the {' and the '.join(missing)} that it was made from: upload the sources instead"
         )
     pipeline = models[str(kept.get("model"))]
     known = {**defaults(pipeline), "seed": 0, **kept}
     known["class"] = None if known.get("class") is None else class_label(pipeline, str(known["class"]))
     known |= {"count": 1, **sources}
-    settings = {key: known[key] for key in (*EVERYWHERE, *names) if key in known}
+    settings = {key: known[key] for key in (*SHARED, *names) if key in known}
     model, order = str(known["model"]), str(known["order"])
-    job = Job(model, task, settings, known["seed"], known["temperature"], order)
+    job = Job(model, task, settings, known["seed"], known["choice_temperature"], order)
     try:
         check(job, models)
     except ValueError as error:
@@ -212,15 +217,15 @@ def job_of(models: Models, file: str | Path) -> Job:
     return job
 
 
-def job_from(task: str, form: Mapping[str, Any]) -> Job:
-    """The job of a filled form: :class:`Job`'s fields and the settings of all tasks by their names."""
-    settings = {name: form[name] for name in (*EVERYWHERE, *choose(TASKS, task, "task"))}
-    return Job(form["model"], task, settings, form["seed"], form["temperature"], form["order"])
+def job_from_form(task: str, form: Mapping[str, Any]) -> Job:
+    """The job of a filled form, which holds the fields of :class:`Job` and the settings of all tasks by name."""
+    settings = {name: form[name] for name in (*SHARED, *choose(TASKS, task, "task"))}
+    return Job(form["model"], task, settings, form["seed"], form["choice_temperature"], form["order"])
 
 
-def told_of(job: Job) -> str:
-    """A job in a line, for people."""
+def summary_of(job: Job) -> str:
+    """A job as one line of text."""
     settings = {name: value for name, value in job.settings.items() if name not in (*SOURCES, "count", "class")}
-    numbers = {"seed": job.seed, **settings, "temperature": job.temperature, "order": job.order}
+    numbers = {"seed": job.seed, **settings, "choice_temperature": job.choice_temperature, "order": job.order}
     listed = ", ".join(f"{name} {value}" for name, value in numbers.items())
     return f"{job.task} of {job.settings.get('class') or 'no class'} by {job.model}: {listed}"
