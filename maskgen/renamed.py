@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 # constructor name -> old option -> new option, as a dotted path where the option is now part of a nested spec
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "MaskScheduler": {
+        "draw_temperature": "temperature",
+        "draw_anneal": "temperature_anneal",
+        "anneal": "choice_anneal",
+    },
+}
 
 
 def new_name(constructor: Any, option: str) -> str | None:

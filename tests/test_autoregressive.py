@@ -65,7 +65,7 @@ def test_greedy_decode_is_the_argmax_of_the_uncached_passes():
     model, labels, n = make(), [2, 0], 12
     canvas, mask = torch.zeros(2, n, dtype=torch.long), torch.ones(2, n, dtype=torch.bool)
     made = decode_raster(
-        NextPredictor(model, labels, guided=True), canvas, mask, draw_temperature=0.0, guidance_scale=3.0
+        NextPredictor(model, labels, guided=True), canvas, mask, temperature=0.0, guidance_scale=3.0
     )
     codes = torch.zeros(2, n, dtype=torch.long)
     for i in range(n):
@@ -110,7 +110,7 @@ def test_it_learns():
         loss.backward()
         optimizer.step()
     canvas, mask = torch.full((1, 8), 5), torch.arange(8)[None] > 0
-    assert decode_raster(NextPredictor(model.eval()), canvas, mask, draw_temperature=0.0).tolist() == [
+    assert decode_raster(NextPredictor(model.eval()), canvas, mask, temperature=0.0).tolist() == [
         [5, 6, 7, 0, 1, 2, 3, 4]
     ]
 

@@ -124,7 +124,7 @@ def test_one_small_model_learns_four_tasks():
         optimizer.zero_grad()
         learner(codes, conditions.labels(drawn, None), **sources)["loss"].backward()
         optimizer.step()
-    scheduler = MaskScheduler(num_inference_steps=6, temperature=0.0)
+    scheduler = MaskScheduler(num_inference_steps=6, choice_temperature=0.0)
     pipeline = MaskedVideoPipeline(tokenizer, network.eval(), scheduler, None, conditions.prompts.names)
     pipeline.set_progress_bar_config(disable=True)
     truth = bars(8, 1)

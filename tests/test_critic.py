@@ -39,7 +39,7 @@ def generator(num_classes=2, groups=1, quantizer=None):
     codes = 16 if groups == 1 else 8
     transformer = MaskTransformer(codes, (4, 4), num_classes=num_classes, groups=groups, **MODEL).eval()
     names = ["low", "high"] if num_classes else None
-    return MaskedImagePipeline(tokenizer, transformer, MaskScheduler(temperature=0.5), names)
+    return MaskedImagePipeline(tokenizer, transformer, MaskScheduler(choice_temperature=0.5), names)
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +274,6 @@ def test_few_rows_at_a_time_are_all_rows_at_once(monkeypatch):
     torch.testing.assert_close(by_rows(network, tokens, hidden, None, None, (4, 4)), whole)
     asked = []
     decode(lambda step: asked.append(step) or whole.gather(1, step.positions[..., None].expand(-1, -1, 16)),
-           tokens, hidden, steps=1, temperature=0.0)  # fmt: skip
+           tokens, hidden, steps=1, choice_temperature=0.0)  # fmt: skip
     assert len(asked) == 1
     assert asked[0].hidden.equal(hidden)
