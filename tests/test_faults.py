@@ -150,7 +150,7 @@ def test_fault_7_nothing_masked_stays_so():
         ("schedule", "cosin", "cosine"),
         ("counting", "maskgt", "maskgit"),
         ("order", "halten", "halton"),
-        ("anneal", "linaer", "linear"),
+        ("choice_anneal", "linaer", "linear"),
         ("temperature_anneal", "constnt", "constant"),
         ("remask", "rescal", "rescale"),
         ("guidance_schedule", "liner", "linear"),

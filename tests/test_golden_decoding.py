@@ -299,7 +299,7 @@ def test_decode_of_mage_is_the_peers():
     after = f.outputs["gen_loop_ids_after"]
     before = torch.cat([torch.full_like(after[:1], 1064), after[:-1]])
     noise = Recorded(f.inputs["gen_loop_gumbel"], f.outputs["gen_loop_sampled"])
-    preset = {k: v for k, v in PRESETS["mage"].items() if k not in ("num_inference_steps", "temperature")}
+    preset = {k: v for k, v in PRESETS["mage"].items() if k not in ("num_inference_steps", "choice_temperature")}
     assert not preset  # MAGE is the defaults; the fixture was made at MaskGIT's temperature
     result, states = replay(lambda ids, step: mage(ids, f), before, 1064, noise)
     assert result.equal(f.outputs["gen_loop_filled"][-1])

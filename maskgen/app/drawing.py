@@ -137,7 +137,7 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     def work(tell: Callable[[Image.Image], None]) -> list[tuple[Image.Image, dict[str, Any]]]:
         def trace(*step: Tensor) -> None:
             film(*step)
-            tell(film.frame(pipeline.tokenizer, len(film.steps) - 1, side))
+            tell(film.frame(pipeline.vqvae, len(film.steps) - 1, side))
 
         return make(pipeline, job.task, job.settings, job.seed, trace if placed else None, model)
 
@@ -151,7 +151,7 @@ def draw(models: Models, job: Job, folder: Path) -> Generator[Image.Image, None,
     each = "-{number}" if len(set(seeds)) < len(seeds) else ""
     name = f"{job.task}-{{seed}}{each}.png"
     files = [save(image, target / name.format(**told), {**told, **more}, sources) for image, told in made]
-    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, side) if placed else None
+    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.vqvae, side) if placed else None
     return Drawn(files, seeds, gif)
 
 

@@ -71,10 +71,10 @@ def draw(
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=generators,
-            output_type="pt",
+            output_type="pixels",
             **({} if trace is None else {"trace": trace}),
         )
-        pixels.append(result.images.cpu() * 2 - 1)
+        pixels.append(result.images.cpu())
     return torch.cat(pixels)
 
 
@@ -109,7 +109,7 @@ def generate(
     film = film_for(trace)
     everything = draw(pipeline, labels, seed, steps, guidance, batch_size, film)
     if film is not None and trace is not None:
-        film.save(trace, pipeline.tokenizer)
+        film.save(trace, pipeline.vqvae)
     for i, image in enumerate(to_pil(everything)):
         made = parameters(pipeline, model, {"class": labels[i], "seed": seed + i, "steps": steps, "guidance": guidance})
         path = Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-")

@@ -13,7 +13,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskgen.images import save
-from maskgen.pipelines import editing
 from maskgen.pipelines.generate import class_label, parameters, pick_device
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.trace import Tracer, film_for
@@ -27,12 +26,12 @@ def _sample(pipeline: Any, class_labels: Any = None, **options: Any) -> Any:
 # Task -> function of a pipeline. Sketch guidance and super-resolution belong here once they exist.
 TASKS: dict[str, Callable[..., Any]] = {
     "sample": _sample,
-    "inpaint": editing.inpaint,
-    "outpaint": editing.outpaint,
-    "edit": editing.edit,
-    "vary": editing.vary,
-    "interpolate": editing.interpolate,
-    "join": editing.join,
+    "inpaint": MaskedImagePipeline.inpaint,
+    "outpaint": MaskedImagePipeline.outpaint,
+    "edit": MaskedImagePipeline.edit,
+    "vary": MaskedImagePipeline.vary,
+    "interpolate": MaskedImagePipeline.interpolate,
+    "join": MaskedImagePipeline.join,
 }
 
 
@@ -143,14 +142,14 @@ def perform(
         for i, (image, told) in enumerate(made)
     ]
     if film is not None and trace is not None:
-        paths.append(film.save(trace, pipeline.tokenizer))
+        paths.append(film.save(trace, pipeline.vqvae))
     return paths
 
 
 def _arguments(task: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by the task's own names."""
     known = inspect.signature(function).parameters
-    inner = inspect.signature(editing.inpaint).parameters if task == "edit" else {}
+    inner = inspect.signature(MaskedImagePipeline.inpaint).parameters if task == "edit" else {}
     allowed = EVERYWHERE | {*known, *inner} | ({"overlap"} if task in ("outpaint", "join") else set())
     names = [n for n, (argument, _) in SETTINGS.items() if argument in allowed]
     for setting in settings:

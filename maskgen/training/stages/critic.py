@@ -109,8 +109,8 @@ class CriticStage:
     ):
         judged: Any = MaskedImagePipeline.from_pretrained(generator)
         self.tokenizer, self.generator = judged.tokenizer, judged.transformer.eval().requires_grad_(False)
-        self.places = TokenLayout(self.tokenizer, self.generator)
-        if not self.places.size:
+        self.layout = TokenLayout(self.tokenizer, self.generator)
+        if not self.layout.codebook_size:
             raise ValueError(f"stage.generator {generator} draws continuous tokens; a critic judges codes")
         check_cache(dataset, self.tokenizer)
         classes = self.generator.num_classes
@@ -122,17 +122,17 @@ class CriticStage:
         self.class_names = judged.config.class_names
         self.ratio, self.sampler, self.holdout = build(RATIO, ratio), RandomSampler(), holdout
         if model is None:
-            network = started_from(self.generator, self.places.groups)
+            network = started_from(self.generator, self.layout.codes_per_position)
         else:
             network = build(
                 NETWORK,
                 model,
-                codebook_size=self.places.size,
-                grid=self.places.grid,
+                codebook_size=self.layout.codebook_size,
+                grid=self.layout.grid,
                 num_classes=classes,
                 token_dim=0,
-                predictions=self.places.groups,
-                **({"groups": self.places.groups} if self.places.groups > 1 else {}),
+                predictions=self.layout.codes_per_position,
+                **({"groups": self.layout.codes_per_position} if self.layout.codes_per_position > 1 else {}),
             )
         self.modules: dict[str, nn.Module] = {"model": Critic(network)}
         changes = {"order": "critic", "remask": "none", "roll": False}
@@ -155,14 +155,14 @@ class CriticStage:
         Args:
             generator: CPU generator of masks and draws.
         """
-        real = tokens_of(batch, self.tokenizer, self.places.groups)
+        real = tokens_of(batch, self.tokenizer, self.layout.codes_per_position)
         labels = batch["label"] if self.generator.num_classes is not None else None
         ratio = self.ratio(len(real), generator)
         hidden = self.sampler(ratio, tuple(real.shape[1:]), None, generator).flatten(1).to(real.device)
         predict = Predictor(
-            self.generator.to(real.device), None if labels is None else labels.tolist(), self.places.shape
+            self.generator.to(real.device), None if labels is None else labels.tolist(), self.layout.shape
         )
-        filled = decode(predict, real.flatten(1), hidden, steps=1, temperature=0.0, generator=generator)
+        filled = decode(predict, real.flatten(1), hidden, steps=1, choice_temperature=0.0, generator=generator)
         return filled.view(real.shape), hidden, labels
 
     @torch.no_grad()
