@@ -87,9 +87,9 @@ def inpaint(pipeline: Any, pixels: Tensor, hidden: Tensor, labels: list[int], **
             list(hidden[some]),
             **{"class_labels": labels[some], **options},
             generator=[torch.Generator().manual_seed(start + i) for i in range(len(pixels[some]))],
-            output_type="pt",
+            output_type="pixels",
         ).images
-        made.append(images * 2 - 1)
+        made.append(images)
     return torch.cat(made)
 
 
@@ -110,7 +110,7 @@ def others(pipeline: Any) -> dict[str, Method]:
 
     def reconstructed(pixels: Tensor, hidden: Tensor, labels: list[int]) -> Tensor:
         with torch.no_grad():
-            return pasted(pixels, hidden, pipeline.tokenizer(pixels).pixels.clamp(-1, 1), 0)
+            return pasted(pixels, hidden, pipeline.vqvae(pixels).pixels.clamp(-1, 1), 0)
 
     return {
         "mean fill": lambda pixels, hidden, labels: filled(pixels, hidden, fill="mean"),
@@ -184,7 +184,7 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
 @torch.no_grad()
 def measure_fills(count: int) -> list[dict[str, Any]]:
     """Share of the known tokens whose code is that of the whole image, by fill and mask."""
-    tokenizer, emoji = MaskedImagePipeline.from_pretrained().tokenizer.eval(), Emoji()
+    tokenizer, emoji = MaskedImagePipeline.from_pretrained().vqvae.eval(), Emoji()
     pixels = torch.stack([emoji[i * len(emoji) // count]["pixels"] for i in range(count)])
     codes, entries = tokenizer.encode(pixels), []
     for kind in MASKS:

@@ -73,11 +73,11 @@ def predicted(
     for start in range(0, len(clips), rows):
         part = clips[start : start + rows]
         noise = [torch.Generator().manual_seed(seed * len(clips) + start + i) for i in range(len(part))]
-        options: Any = {"generator": noise, "output_type": "pt"}
+        options: Any = {"generator": noise, "output_type": "pixels"}
         if overlap is not None:
             options["overlap"] = (overlap, h // 2, w // 2)
         frames = pipeline.predict(part[:, :, :context], part.shape[2] - context, **options).frames
-        made.append(frames[:, context:].transpose(1, 2).float() * 2 - 1)
+        made.append(frames[:, :, context:])
         print(f"seed {seed}: {start + len(part)} of {len(clips)}", file=sys.stderr, flush=True)
     return torch.cat(made)
 
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     seconds = (time.process_time() - begun) / len(clips)
     pipeline.scheduler = MaskScheduler.from_config(base)
     samples = [predicted(pipeline, clips, context, 1 + i, options.overlap) for i in range(options.samples)]
-    floor = through(pipeline.tokenizer, clips)[:, :, context:]
+    floor = through(pipeline.vqvae, clips)[:, :, context:]
     shown = range(options.shown)
     rows = {}
     for i in shown:

@@ -231,7 +231,7 @@ def samples(run: Path, image: Path | None, count: int = 500) -> dict[str, Any]:
     def drawn(classes: list[int] | None) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         copies = 1 if classes else count
-        return pipeline(classes, copies, generator=generator, output_type="pt").images * 2 - 1
+        return pipeline(classes, copies, generator=generator, output_type="pixels").images
 
     with torch.enable_grad():
         classifier, facts = train_classifier(labelled()[0], steps=400, progress=False)

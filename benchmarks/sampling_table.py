@@ -42,7 +42,7 @@ from maskgen.evaluation.classifier import (
 from maskgen.pipelines.encode import encode_dataset
 from maskgen.pipelines.generate import sample
 from maskgen.pipelines.image import bundled_pipeline
-from maskgen.pipelines.raster import draw_raster
+from maskgen.pipelines.raster import sample_raster
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.training.loop import bf16_supported
 from maskgen.transformer.autoregressive import CausalTransformer
@@ -203,7 +203,7 @@ def compare(options: argparse.Namespace) -> None:
         for start in range(0, len(judge.labels), 128):
             labels = judge.labels[start : start + 128]
             seeds = [torch.Generator().manual_seed(start + i) for i in range(len(labels))]
-            made.append(draw_raster(tokenizer, causal, labels, seeds, guidance))
+            made.append(sample_raster(tokenizer, causal, labels, seeds, guidance))
         return torch.cat(made).clamp(-1, 1)
 
     for guidance in (1.5, 1.0):

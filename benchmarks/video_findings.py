@@ -56,7 +56,7 @@ DIGITS, SHOWN, CLASSIFIER_STEPS = 10, 100, 400  # the world's digits; videos of 
 MODEL = {"width": 64, "depth": 4, "heads": 2}
 TRAINING = {"batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.99, "log_every": 100}
 STEPS, SAMPLES = 8, 4  # of decoding, where nothing else is said
-GREEDY = {"temperature": 0.0, "draw_temperature": 0.0}
+GREEDY = {"choice_temperature": 0.0, "temperature": 0.0}
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def configuration(model: Model, seed: int, steps: int, work: Path) -> dict[str, 
                 "sampler": {"type": "frames", "context": CONTEXT},
                 "objective": {"type": "cross_entropy", "label_smoothing": 0.0},
             },
-            "scheduler": {"num_inference_steps": STEPS, "temperature": 1.0},
+            "scheduler": {"num_inference_steps": STEPS, "choice_temperature": 1.0},
         }
     stage |= {"tokenizer": str(work / "patches"), "conditional": False}
     training = {**TRAINING, "seed": seed} | ({"steps": steps} if steps else {})
@@ -222,7 +222,7 @@ def trained(name: str, seed: int, options: argparse.Namespace) -> Path:
 def held_out_loss(run: Path, work: Path) -> dict[str, float]:
     """Nats a hidden token at each of `HIDDEN`; the same tokens are hidden from every model."""
     pipeline, found = opened(run), {}
-    codes = pipeline.tokenizer.encode(clips(work))
+    codes = pipeline.vqvae.encode(clips(work))
     for share in HIDDEN:
         generator = torch.Generator().manual_seed(0)
         hidden = FrameSampler(CONTEXT)(torch.full((len(codes),), share), tuple(codes.shape[1:]), generator=generator)
@@ -260,10 +260,10 @@ def _noise(count: int, sample: int) -> list[torch.Generator]:
 def _predicted(
     pipeline: Any, given: Tensor, sample: int, greedy: bool = False, passes: int = STEPS, schedule: str = "cosine"
 ) -> Tensor:
-    settings = {"temperature": 1.0, "mask_schedule": schedule} | (GREEDY if greedy else {"draw_temperature": 1.0})
+    settings = {"choice_temperature": 1.0, "mask_schedule": schedule} | (GREEDY if greedy else {"temperature": 1.0})
     pipeline.scheduler = MaskScheduler.from_config({**pipeline.scheduler.config, **settings})
     noise = {"generator": _noise(len(given), sample), "num_inference_steps": passes}
-    return pipeline.predict(given, FUTURE, output_type="pt", **noise).frames.transpose(1, 2)[:, :, CONTEXT:] * 2 - 1
+    return pipeline.predict(given, FUTURE, output_type="pixels", **noise).frames[:, :, CONTEXT:]
 
 
 @torch.no_grad()
@@ -271,7 +271,7 @@ def _continued(tokenizer: Any, network: CausalTransformer, given: Tensor, sample
     known = tokenizer.encode(given).flatten(1)
     canvas = F.pad(known, (0, network.tokens - known.shape[1]))
     hidden = (torch.arange(network.tokens) >= known.shape[1]).expand(len(given), -1)
-    settings = {"draw_temperature": 0.0 if greedy else 1.0, "generator": _noise(len(given), sample)}
+    settings = {"temperature": 0.0 if greedy else 1.0, "generator": _noise(len(given), sample)}
     codes = decode_raster(NextPredictor(network, rows=len(given)), canvas, hidden, **settings)
     return tokenizer.decode(codes.unflatten(1, network.grid))[:, :, CONTEXT:]
 

@@ -53,8 +53,8 @@ def made_by(pipeline: Any, clips: Tensor, hidden: Tensor, task: str, seed: int, 
     for start in range(0, len(clips), rows):
         part = clips[start : start + rows]
         noise = [torch.Generator().manual_seed(seed * len(clips) + start + i) for i in range(len(part))]
-        frames = pipeline.inpaint(part, hidden, generator=noise, output_type="pt", task=task).frames
-        parts.append(frames.transpose(1, 2).float() * 2 - 1)
+        frames = pipeline.inpaint(part, hidden, generator=noise, output_type="pixels", task=task).frames
+        parts.append(frames)
     return torch.cat(parts)
 
 
@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = {**pipeline.scheduler.config, "num_inference_steps": options.steps}
     drawn, greedy = MaskScheduler.from_config(base), MaskScheduler.from_config(base | GREEDY)
     about = circumstances(options, clips)
-    floor, sheet, found, begun = through(pipeline.tokenizer, clips), {"clip": clips[0]}, {}, time.process_time()
+    floor, sheet, found, begun = through(pipeline.vqvae, clips), {"clip": clips[0]}, {}, time.process_time()
     for spec in about["training"]["config"]["stage"]["tasks"]:
         task: Task = build(TASK, spec)
         hidden = task.hidden(tuple(clips.shape[2:]))

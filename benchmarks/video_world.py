@@ -106,7 +106,7 @@ def configuration(seed: int, steps: int, work: Path) -> dict[str, Any]:
             },
             "conditional": False,
             "actions": True,
-            "scheduler": {"num_inference_steps": STEPS, "temperature": 1.0},
+            "scheduler": {"num_inference_steps": STEPS, "choice_temperature": 1.0},
         },
         "data": data(work),
         "training": {**TRAINING, "steps": steps, "seed": seed},
@@ -116,9 +116,9 @@ def configuration(seed: int, steps: int, work: Path) -> dict[str, Any]:
 def predict(pipeline: Any, videos: Tensor, actions: Tensor, seed: int = 0) -> Tensor:
     """What follows the context, (n, 3, t, s, s)."""
     noise = [torch.Generator().manual_seed(len(videos) * seed + i) for i in range(len(videos))]
-    given = {"actions": actions, "num_inference_steps": STEPS, "generator": noise, "output_type": "pt"}
+    given = {"actions": actions, "num_inference_steps": STEPS, "generator": noise, "output_type": "pixels"}
     frames = pipeline.predict(videos[:, :, :CONTEXT], FUTURE, **given).frames
-    return frames.transpose(1, 2)[:, :, CONTEXT:] * 2 - 1
+    return frames[:, :, CONTEXT:]
 
 
 def summary(samples: list[Tensor], truth: Tensor) -> dict[str, Any]:

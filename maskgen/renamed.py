@@ -85,6 +85,11 @@ RENAMED: dict[str, dict[str, str]] = {
     "ResidualQuantizer": {"levels": "num_quantizers"},
     "maskgen evaluate": {"--temperature": "--choice-temperature"},
     "image parameters": {"temperature": "choice_temperature"},
+    "MaskScheduler": {
+        "draw_temperature": "temperature",
+        "draw_anneal": "temperature_anneal",
+        "anneal": "choice_anneal",
+    },
 }
 
 

@@ -195,7 +195,7 @@ def test_two_images_are_joined_and_pass_into_each_other(models, run, tmp_path):
     np.testing.assert_array_equal(made[:, :4], array(first)[:, :4])
     np.testing.assert_array_equal(made[:, -4:], array(second)[:, -4:])
     _, frames = drawn(models, job_from_form("interpolate", form(run, image_2=second)), tmp_path)
-    tokenizer = models[run].tokenizer
+    tokenizer = models[run].vqvae
     for file, end in ((frames.files[0], first), (frames.files[-1], second)):
         pixels = torch.from_numpy(array(end).copy()).permute(2, 0, 1)[None] / 127.5 - 1
         (expected,) = to_pil(tokenizer.decode(tokenizer.encode(pixels)))

@@ -103,7 +103,7 @@ def test_places_of_several_codes_are_completed_and_known_ones_stay(name, groups,
     assert torch.equal(tokens, done)
     assert not hidden.any()
     assert torch.equal(confidence.isnan(), ~mask)
-    assert len(trace.frames(pipeline.tokenizer, side=16)) == 4
+    assert len(trace.frames(pipeline.vqvae, side=16)) == 4
 
 
 def test_continuous_tokens_are_completed_and_known_ones_stay(data):
@@ -159,9 +159,9 @@ def test_parts_that_were_not_trained_together_are_refused(data):
         ("vq", MODEL), ("maskbit", {**MODEL, "groups": 2, "embedding": "bits"}),
     ))  # fmt: skip
     with pytest.raises(ValueError, match="they were not trained together"):
-        TokenLayout(one.tokenizer, two.transformer)
+        TokenLayout(one.vqvae, two.transformer)
     with pytest.raises(ValueError, match="they were not trained together"):
-        TokenLayout(two.tokenizer, one.transformer)
+        TokenLayout(two.vqvae, one.transformer)
 
 
 def test_contrast_is_refused_for_a_token_cache(data):

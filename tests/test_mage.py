@@ -46,7 +46,7 @@ def test_one_checkpoint_draws_with_and_without_a_class(folder):
 @pytest.mark.train
 def test_its_encoder_gives_features(folder):
     pipeline = MaskedImagePipeline.from_pretrained(folder)
-    codes = pipeline.tokenizer.encode(torch.zeros(2, 3, 8, 8))
+    codes = pipeline.vqvae.encode(torch.zeros(2, 3, 8, 8))
     with torch.no_grad():
         layers = pipeline.transformer.layers(codes)
     assert [layer.shape for layer in layers] == [(2, 17, 16)] * 2

@@ -226,7 +226,7 @@ def test_a_small_model_predicts_better_than_copying_and_reads_its_actions():
         loss.backward()
         optimizer.step()
     pipeline = MaskedVideoPipeline(
-        tokenizer, network.eval(), MaskScheduler(num_inference_steps=6, temperature=0.0, draw_temperature=0.0)
+        tokenizer, network.eval(), MaskScheduler(num_inference_steps=6, choice_temperature=0.0, temperature=0.0)
     )
     pipeline.set_progress_bar_config(disable=True)
     known, truth, actions = (everything[k][224:] for k in ("pixels", "pixels", "actions"))

@@ -65,7 +65,7 @@ def test_any_number_of_frames_in_and_out(pipeline, given, more):
 def test_prediction_within_the_trained_length_is_completion_of_the_future(pipeline):
     known = video(2)
     codes = pipeline.predict(known, 2, output_type="codes", generator=seeded()).frames
-    canvas = torch.cat([pipeline.tokenizer.encode(known), torch.zeros(1, 2, 3, 4, dtype=torch.long)], 1)
+    canvas = torch.cat([pipeline.vqvae.encode(known), torch.zeros(1, 2, 3, 4, dtype=torch.long)], 1)
     mask = torch.zeros_like(canvas, dtype=torch.bool)
     mask[:, 2:] = True
     assert torch.equal(codes, pipeline.complete(canvas, mask, generator=seeded()))
@@ -105,7 +105,7 @@ def test_inpainting_keeps_known_pixels_and_known_tokens(pipeline):
     torch.testing.assert_close(made[known], whole[known])
     assert (made != whole)[mask[:, None]].any()
     codes = pipeline.inpaint(whole, mask, output_type="codes", generator=seeded()).frames
-    same = pipeline.tokenizer.encode(held(whole, mask))
+    same = pipeline.vqvae.encode(held(whole, mask))
     assert torch.equal(codes[:, :, 1:], same[:, :, 1:])
 
 
@@ -374,9 +374,7 @@ BAD = [
     (lambda p: p(class_labels=1), "takes no class_labels"),
     (lambda p: p(output_type="mp4"), "unknown output_type"),
     (
-        lambda p: MaskedVideoPipeline(
-            p.tokenizer, MaskTransformer(16, (3, 4), width=16, depth=1, heads=2), p.scheduler
-        ),
+        lambda p: MaskedVideoPipeline(p.vqvae, MaskTransformer(16, (3, 4), width=16, depth=1, heads=2), p.scheduler),
         r"grid \(t, h, w\)",
     ),
 ]

@@ -82,8 +82,8 @@ def sample(
         seed: image i is sampled with seed + i, whatever the batch size.
         steps, guidance: decode steps and guidance scale; None uses the pipeline's defaults.
     """
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
-    made = [pipeline(**batch, **settings).images.cpu() * 2 - 1 for batch in batches(labels, seed, batch_size)]
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels"}
+    made = [pipeline(**batch, **settings).images.cpu() for batch in batches(labels, seed, batch_size)]
     return torch.cat(made)
 
 
@@ -122,10 +122,10 @@ def generate(
     labels = [row for row in rows for _ in range(count)]
     film = film_for(trace)
     settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "trace": film}
-    made = [pipeline(**batch, **settings).images.cpu() * 2 - 1 for batch in batches(labels, seed, batch_size)]
+    made = [pipeline(**batch, **settings).images.cpu() for batch in batches(labels, seed, batch_size)]
     pixels = torch.cat(made)
     if film is not None and trace is not None:
-        film.save(trace, pipeline.tokenizer)
+        film.save(trace, pipeline.vqvae)
     for i, image in enumerate(to_pil(pixels)):
         kept = parameters(pipeline, model, {"class": labels[i], "seed": seed + i, "steps": steps, "guidance": guidance})
         path = Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-")

@@ -16,10 +16,9 @@ from maskgen.transformer.model import MaskTransformer, Prepared
 CACHED = 2**18  # tokens x width whose activations the caches of a processor's core hold
 
 
-def given_of(labels: list[int] | None, actions: Tensor | None = None) -> dict[str, Tensor]:
-    """The inputs of conditioners from labels and actions; what is None is left out."""
-    given = {} if labels is None else {"label": torch.tensor(labels)}
-    return given if actions is None else {**given, "actions": actions}
+def given_of(labels: list[int] | None) -> dict[str, Tensor]:
+    """The input of a conditioner of labels, one per row; empty where there are none."""
+    return {} if labels is None else {"label": torch.tensor(labels)}
 
 
 class Predictor:

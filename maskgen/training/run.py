@@ -47,7 +47,7 @@ def run(
     stage: Annotated[Any, STAGE],
     data: Annotated[Any, DATA],
     training: Training,
-    augment: Annotated[Any, AUGMENT] = {},  # noqa: B006
+    augment: Annotated[Any, AUGMENT] | None = None,
     holdout: int = 0,
     folder: str = "runs",
 ) -> Path:
@@ -75,7 +75,7 @@ def run(
             raise ValueError("stage centroids does not augment its data; leave augment out")
         built.fit(training.steps, training.seed, path)
     else:
-        train(built, kept, training, path, build(AUGMENT, augment))
+        train(built, kept, training, path, build(AUGMENT, augment or {}))
     return path
 
 

@@ -20,7 +20,7 @@ def sample_sheet(pipeline: Any, columns: int, rows: int) -> Image.Image:
     names = pipeline.class_names[:rows]
     labels = list(range(len(names))) if names else None
     count = columns if names else columns * 4
-    pixels = pipeline(labels, num_images_per_prompt=count, generator=generator, output_type="pt").images * 2 - 1
+    pixels = pipeline(labels, num_images_per_prompt=count, generator=generator, output_type="pixels").images
     return image_grid(pixels.cpu(), columns, row_names=names or None)
 
 
@@ -31,7 +31,7 @@ def prediction_sheet(
 
     Clips of a data set of codes are decoded. `conditional` gives the model their labels, and `actions` their actions.
     """
-    tokenizer, rows = pipeline.tokenizer, dict[str, Tensor]()
+    tokenizer, rows = pipeline.vqvae, dict[str, Tensor]()
     given = 1 + (context - 1) * tokenizer.temporal_downsampling
     for i in range(min(count, len(data))):
         item = {k: v[None].to(pipeline.device) for k, v in data[i].items() if isinstance(v, Tensor)}
@@ -42,9 +42,9 @@ def prediction_sheet(
             class_labels=int(data[i]["label"]) if conditional else None,
             actions=item["actions"] if actions else None,
             generator=torch.Generator().manual_seed(0),
-            output_type="pt",
+            output_type="pixels",
         ).frames
-        rows |= {f"clip {i + 1}": clip[0], f"clip {i + 1} from {given}": made[0].transpose(0, 1) * 2 - 1}
+        rows |= {f"clip {i + 1}": clip[0], f"clip {i + 1} from {given}": made[0]}
     return strip(rows)
 
 
@@ -60,8 +60,8 @@ def task_sheet(pipeline: Any, data: MapDataset, conditions: Conditions) -> Image
             hidden,
             class_labels=int(item["label"]) if task.classes else None,
             generator=torch.Generator().manual_seed(0),
-            output_type="pt",
+            output_type="pixels",
             task=task.name,
         ).frames
-        rows |= {f"{i + 1} {task.prompt}": videos[0], f"{i + 1} made": made[0].transpose(0, 1) * 2 - 1}
+        rows |= {f"{i + 1} {task.prompt}": videos[0], f"{i + 1} made": made[0]}
     return strip(rows)

@@ -41,7 +41,7 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         stage["model"] = network(model)
     if isinstance(stage.get("scheduler"), Mapping):
         stage["scheduler"] = moved("MaskScheduler", stage["scheduler"])
-    return {**config, "stage": stage}
+    return {**config, "stage": stage, "augment": config.get("augment") or None}
 
 
 def _conditioning(stage: Mapping[str, Any], model: Mapping[str, Any]) -> list[Any]:

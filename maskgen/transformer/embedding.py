@@ -23,9 +23,16 @@ class CodeEmbedding(nn.Module):
         shape = (width,) if codes_per_position == 1 else (codes_per_position, width)
         self.mask_token = nn.Parameter(zeros(*shape))
 
-    def forward(self, codes: Int[Tensor, "b n g"], masked: Bool[Tensor, "b n g"] | None) -> Float[Tensor, "b n w"]:
+    def forward(
+        self,
+        codes: Int[Tensor, "b n g"],
+        masked: Bool[Tensor, "b n g"] | None,
+        vectors: Float[Tensor, "b n w"] | None = None,
+    ) -> Float[Tensor, "b n w"]:
+        """`vectors` are added to the codes' own, before the mask token replaces them."""
         if self.codes_per_position == 1:
             x = self.codes(codes[..., 0])
+            x = x if vectors is None else x + vectors
             return x if masked is None else where(masked, self.mask_token, x)
         rows = codes + self.codebook_size * arange(codes.shape[-1], device=codes.device)
         x = self.codes(rows)

@@ -504,7 +504,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         shown = given if given is not None and given.shown is not None else None
         if shown is not None and hidden is not None:
             flat, hidden = _shown(flat, hidden, shown)
-        x = self.embedding(flat, hidden)
+        vectors = () if self.code_vectors is None else (self.code_vectors.embed(flat[..., 0]),)
+        x = self.embedding(flat, hidden, *vectors)
         prepared = given if isinstance(given, Prepared) else self.prepare(given, len(x), grid)
         if prepared.features is not None:
             x = x + prepared.features.to(x.dtype)

@@ -67,7 +67,7 @@ def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference:
     settings["temperature"] = scheduler.get("temperature")
     others = ("num_inference_steps", "guidance_scale", "temperature")
     settings["scheduler"] = {key: value for key, value in scheduler.items() if key not in others}
-    settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("tokenizer", "transformer")}
+    settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("vqvae", "transformer")}
 
     def read(start: int, stop: int) -> np.ndarray:
         asked: list[int | None] = [None] * (stop - start) if labels is None else labels[start:stop].tolist()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskgen.images import grid as image_grid
 from maskgen.pipelines.backbone import save_backbone
-from maskgen.pipelines.raster import draw_raster
+from maskgen.pipelines.raster import sample_raster
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.registry import Part, build
 from maskgen.training.batches import MapDataset
@@ -54,7 +54,7 @@ class NextCode(nn.Module):
 class AutoregressiveStage:
     """What parallel decoding is compared with: the same codes, blocks and training, in raster order.
 
-    The run's pipeline folder holds the tokenizer and the transformer, for :func:`maskgen.pipelines.raster.draw_raster`.
+    The run's pipeline folder holds the tokenizer and the transformer, for :func:`maskgen.pipelines.raster.sample_raster`.
 
     Args:
         tokenizer: a run, pipeline or tokenizer folder, of one code a place.
@@ -115,7 +115,7 @@ class AutoregressiveStage:
         names = None if self.class_names is None else self.class_names[: self.rows]
         labels = None if names is None else [i for i in range(len(names)) for _ in range(self.columns)]
         generator, network = torch.Generator().manual_seed(0), model.network
-        made = draw_raster(self.tokenizer, network, labels, generator, count=4 * self.columns)  # type: ignore[arg-type]
+        made = sample_raster(self.tokenizer, network, labels, generator, count=4 * self.columns)  # type: ignore[arg-type]
         if made.ndim == 5:
             return strip({str(i + 1): clip for i, clip in enumerate(made.cpu())})
         return image_grid(made.cpu(), self.columns, row_names=names)

@@ -117,8 +117,8 @@ class CriticStage:
     ):
         judged: Any = MaskedImagePipeline.from_pretrained(generator)
         self.tokenizer, self.generator = judged.tokenizer, judged.transformer.eval().requires_grad_(False)
-        self.places = TokenLayout(self.tokenizer, self.generator)
-        if not self.places.size:
+        self.layout = TokenLayout(self.tokenizer, self.generator)
+        if not self.layout.codebook_size:
             raise ValueError(f"stage.generator {generator} draws continuous tokens; a critic judges codes")
         check_cache(dataset, self.tokenizer)
         inputs = {name: dict(part) for name, part in self.generator.specs.conditioning.inputs.items()}
@@ -130,15 +130,15 @@ class CriticStage:
         self.class_names = judged.config.class_names
         self.ratio, self.sampler, self.holdout = build(RATIO, ratio), RandomSampler(), holdout
         if model is None:
-            network = started_from(self.generator, self.places.groups)
+            network = started_from(self.generator, self.layout.codes_per_position)
         else:
             own = split(model, NETWORK.default)[1]
-            tokens = {"codebook_size": self.places.size, "codes_per_position": self.places.groups}
+            tokens = {"codebook_size": self.layout.codebook_size, "codes_per_position": self.layout.codes_per_position}
             network = MaskTransformer(
                 **{
                     **own,
-                    "grid": self.places.grid,
-                    "out_dim": self.places.groups,
+                    "grid": self.layout.grid,
+                    "out_dim": self.layout.codes_per_position,
                     "tokens": {**own.get("tokens", {}), **tokens},
                     "conditioning": {**own.get("conditioning", {}), "inputs": inputs},
                 }
@@ -164,12 +164,12 @@ class CriticStage:
         Args:
             generator: CPU generator of masks and draws.
         """
-        real = tokens_of(batch, self.tokenizer, self.places.groups)
+        real = tokens_of(batch, self.tokenizer, self.layout.codes_per_position)
         given = {name: batch[name] for name in self.generator.conditioner}
         ratio = self.ratio(len(real), generator)
         hidden = self.sampler(ratio, tuple(real.shape[1:]), None, generator).flatten(1).to(real.device)
-        predict = Predictor(self.generator.to(real.device), self.places.shape, given, len(real))
-        filled = decode(predict, real.flatten(1), hidden, steps=1, temperature=0.0, generator=generator)
+        predict = Predictor(self.generator.to(real.device), self.layout.shape, given, len(real))
+        filled = decode(predict, real.flatten(1), hidden, steps=1, choice_temperature=0.0, generator=generator)
         return filled.view(real.shape), hidden, given
 
     @torch.no_grad()

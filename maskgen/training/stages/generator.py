@@ -161,7 +161,7 @@ class GeneratorStage:
         if "pixels" not in batch:
             raise ValueError("stage.tasks makes its conditions in pixels; a token cache has none: train on the videos")
         pixels, count = batch["pixels"], len(self.conditions.tasks)
-        drawn = [i % count for i in range(len(pixels))] if in_turn else self.conditions.drawn(len(pixels))
+        drawn = [i % count for i in range(len(pixels))] if in_turn else self.conditions.sample(len(pixels))
         videos, hidden = self.conditions.videos(pixels, drawn)
         tokens, region = self._tokens({"pixels": videos}), condition_region(self.tokenizer, hidden)
         given["label"] = self.conditions.labels(drawn, labels).to(pixels.device)
