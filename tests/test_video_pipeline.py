@@ -487,5 +487,5 @@ def test_the_planning_script_refuses_a_model_without_actions(tmp_path, monkeypat
     script = Path(__file__).parents[1] / "sampling" / "plan_video.py"
     argv = ["plan_video.py", *(str(tmp_path / name) for name in ("clip.npy", "goal.png"))]
     monkeypatch.setattr(sys, "argv", [*argv, "--model", str(tmp_path / "model")])
-    with pytest.raises(SystemExit, match="reads no actions"):
+    with pytest.raises(SystemExit, match="has no actions"):
         runpy.run_path(str(script), run_name="__main__")
