@@ -1,4 +1,4 @@
-"""The commands, from first images to samples, and what a user is told who errs."""
+"""The commands, from first images to samples, and the messages of user errors."""
 
 import json
 import os
@@ -17,8 +17,6 @@ from maskgen import cli
 from maskgen.data.tokens import TokenCache
 from maskgen.pipelines.store import fingerprint, load_tokenizer, save_tokenizer
 
-COMMANDS = ("train", "sample", "inpaint", "outpaint", "edit", "vary", "interpolate", "join", "batch", "parameters")
-COMMANDS += ("reconstruct", "encode", "visualise", "evaluate", "fid", "quickstart", "app")
 PARTS = {
     "encoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
     "quantizer": {"codebook_size": 16, "dim": 4},
@@ -193,9 +191,9 @@ def test_fid_of_two_files_of_statistics_needs_no_network(maskgen, tmp_path):
 def test_help_names_every_command(maskgen):
     done = maskgen("--help")
     assert done.code == 0
-    assert all(command in done.out for command in COMMANDS)
-    for command in COMMANDS:
-        done = maskgen(command, "--help")
+    assert all(command in done.out for command in (*cli.COMMANDS, "make-data"))
+    for command in [*([name] for name in cli.COMMANDS), *(["make-data", name] for name in cli.MAKE_DATA)]:
+        done = maskgen(*command, "--help")
         assert done.code == 0
         assert "Usage: " in done.out
 
@@ -288,6 +286,14 @@ def test_debug_shows_the_traceback(maskgen, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["maskgen", "--debug", "reconstruct", "runs/missing"])
     with pytest.raises(FileNotFoundError, match="no tokenizer at runs/missing"):
         cli.main()
+
+
+@pytest.mark.parametrize("arguments", [["--temperature", "2"], ["--temperature=2"]])
+def test_a_renamed_option_names_the_new_one(maskgen, arguments):
+    done = maskgen("evaluate", "bundled", *arguments)
+    assert done.code == 2
+    assert "--temperature is now called --choice-temperature" in " ".join(done.message.replace("│", " ").split())
+    assert maskgen("sample", "--temperature", "2").code == 2  # an unknown option, since this command never had it
 
 
 @pytest.mark.parametrize("arguments", [["sample", "--count", "0"], ["reconstruct", "runs/tokenizer", "--limit", "0"]])

@@ -168,6 +168,7 @@ BELOW = {
     "transformer": set(),
     "decoding": {"mim"},  # the schedules are the ratios' own functions
     "tasks": {"tokenizer"},
+    "cli": {"data", "evaluation", "pipelines", "training", "app", "quickstart"},
     "app": {"data", "tokenizer", "mim", "transformer", "decoding", "tasks", "pipelines"},
     "evaluation": {"data", "tokenizer", "mim", "transformer", "decoding", "pipelines"},
     "pipelines": {"data", "tokenizer", "mim", "transformer", "decoding", "tasks"},

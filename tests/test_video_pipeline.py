@@ -264,7 +264,7 @@ def test_files_to_files(pipeline, tmp_path):
         predict_video(tmp_path / "nothing", tmp_path / "clip.gif", 4, out=tmp_path / "out.avi")
     np.save(tmp_path / "text.npy", np.array(["a"]))
     for name in ("text.npy", "nothing.npy", "clip.gif"):
-        with pytest.raises(ValueError, match=rf"{name} is no .npy file of actions \(context \+ frames, a\)"):
+        with pytest.raises(ValueError, match=rf"{name} is not an .npy file of actions \(context \+ frames, a\)"):
             predict_video(tmp_path / "model", tmp_path / "clip.gif", 4, actions=tmp_path / name)
 
 
@@ -337,7 +337,7 @@ def test_a_mask_is_cropped_as_its_video_is_and_must_be_of_its_size(pipeline, tmp
             "outpaint does not take box; it takes sides, before",
         ),
         ("inpaint", {"box": (0, 0, 1, 1), "after": 2}, "inpaint does not take after; it takes mask, box"),
-        ("inpaint", {}, "inpaint needs a mask, or a box"),
+        ("inpaint", {}, "inpaint needs a mask or a box"),
         ("interpolate", {}, "give video_2"),
     ],
 )
@@ -485,5 +485,5 @@ def test_the_planning_script_refuses_a_model_without_actions(tmp_path, monkeypat
     script = Path(__file__).parents[1] / "sampling" / "plan_video.py"
     argv = ["plan_video.py", *(str(tmp_path / name) for name in ("clip.npy", "goal.png"))]
     monkeypatch.setattr(sys, "argv", [*argv, "--model", str(tmp_path / "model")])
-    with pytest.raises(SystemExit, match="reads no actions"):
+    with pytest.raises(SystemExit, match="has no actions"):
         runpy.run_path(str(script), run_name="__main__")

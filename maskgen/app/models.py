@@ -81,7 +81,8 @@ def scheduled(pipeline: Any, choice_temperature: float, order: str) -> Any:
     Raises:
         ValueError: an unknown order, or a negative temperature.
     """
-    own, changed = defaults(pipeline), {}
+    own = defaults(pipeline)
+    changed: dict[str, Any] = {}
     if choice_temperature != own["choice_temperature"]:
         changed[CHOICE_TEMPERATURE] = choice_temperature
     if order != own["order"]:
