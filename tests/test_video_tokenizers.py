@@ -161,7 +161,7 @@ def test_parts_that_do_not_fit_are_refused():
     part = {"type": "patch", "patch": 4, "frames": 2, "channels": 1}
     with pytest.raises(ValueError, match="2 frames of 4x4 pixels and 1 channels has 32 numbers"):
         Tokenizer(part, {"type": "none", "dim": 16}, part)
-    with pytest.raises(ValueError, match="tokens of 2 frames need a video .* multiple of 2"):
+    with pytest.raises(ValueError, match=r"tokens of 2 frames need a video .* multiple of 2"):
         Tokenizer(part, {"type": "none", "dim": 32}, part).encode(torch.zeros(1, 1, 8, 8))
 
 
