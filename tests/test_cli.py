@@ -243,7 +243,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         ([*ENCODE, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
         ([*ENCODE, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
         ([*ENCODE, "nan.npz"], "'images' in nan.npz has floats from nan to nan"),
-        (["encode", "runs/tokenizer", "tokens", "--flips"], "another making: flips was false, is true. Give another"),
+        (["encode", "runs/tokenizer", "tokens", "--flips"], "token cache: flips was false, is true. Give another"),
         (["encode", "runs/other", "tokens", "--data", "runs/tokenizer"], "another making: tokenizer was "),
         (
             ["train", "generator.yaml", "name=new", "stage.tokenizer=runs/other"],
