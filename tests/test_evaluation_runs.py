@@ -265,7 +265,7 @@ def test_reports_say_whether_they_may_be_compared(here):
     with pytest.raises(ValueError, match="have no metric in common"):
         compare("a.json", "edited.json")
     (here / "edited.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no report of `maskgen evaluate`"):
+    with pytest.raises(ValueError, match="is not a report of `maskgen evaluate`"):
         compare("a.json", "edited.json")
 
 
