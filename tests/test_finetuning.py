@@ -12,36 +12,37 @@ from torch import nn
 from given import coloured
 from maskgen.evaluation.probes import finetune
 from maskgen.evaluation.probes.finetuning import parameter_groups
-from maskgen.evaluation.probes.mixing import cut_box, erase, mix, soft_targets
+from maskgen.evaluation.probes.mixing import erase, mix, soft_targets
 
 
 def test_mixed_targets_sum_to_one_and_go_by_exact_areas():
-    generator = np.random.default_rng(0)
+    torch.manual_seed(0)
     labels = torch.tensor([0, 1, 2, 3])
     pixels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 10).contiguous()
     shares = []
     for _ in range(50):
-        mixed, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=1.0, smoothing=0.0)
+        mixed, targets = mix(pixels, labels, 5, mixup=0, cutmix=1.0, smoothing=0.0)
         assert torch.allclose(targets.sum(1), torch.ones(4))
         own = (mixed == pixels).float().mean(dim=(1, 2, 3))
         assert torch.allclose(own, targets[torch.arange(4), labels])
         shares.append(float(own[0]))
-    assert min(shares) < 0.35  # boxes of many sizes
+    assert min(shares) < 0.5  # boxes of many sizes
     assert max(shares) > 0.9
     for _ in range(20):
-        mixed, targets = mix(pixels, labels, 5, generator, mixup=0.8, cutmix=0, smoothing=0.1)
+        mixed, targets = mix(pixels, labels, 5, mixup=0.8, cutmix=0, smoothing=0.1)
         assert torch.allclose(targets.sum(1), torch.ones(4))
         share = (float(targets[0, 0]) - 0.02) / 0.9
         assert torch.allclose(mixed[0], share * pixels[0] + (1 - share) * pixels[3], atol=1e-5)
-    same, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=0)
+    same, targets = mix(pixels, labels, 5, mixup=0, cutmix=0)
     assert torch.equal(same, pixels)
     assert torch.equal(targets, soft_targets(labels, 5, 0.1))
 
 
 def test_half_of_the_batches_are_cut():
-    generator, pixels = np.random.default_rng(0), torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 1, 16, 16)
+    torch.manual_seed(0)
+    pixels = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 1, 16, 16)
     labels = torch.tensor([0, 1])
-    cut = [bool((mix(pixels, labels, 2, generator)[0].abs() == 1).all()) for _ in range(200)]
+    cut = [bool((mix(pixels, labels, 2)[0].abs() == 1).all()) for _ in range(200)]
     assert 70 < sum(cut) < 130  # 4 standard deviations
 
 
@@ -50,27 +51,21 @@ def test_smoothing_is_spread_over_all_classes():
     assert torch.allclose(targets, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02]]))
 
 
-def test_boxes_have_the_share_asked_for_where_no_border_cuts_them():
-    generator = np.random.default_rng(0)
-    boxes = [cut_box(40, 20, 0.25, generator) for _ in range(300)]
-    areas = [(bottom - top) * (right - left) for top, bottom, left, right in boxes]
-    assert max(areas) == 20 * 10
-    assert all(0 <= t <= b <= 40 and 0 <= left <= right <= 20 for t, b, left, right in boxes)
-    assert min(areas) < 200  # cut at a border
-
-
 def test_erasing_makes_noise_of_a_box_in_a_share_of_images():
-    pixels = torch.full((400, 3, 16, 16), 5.0)
-    made = erase(pixels, 0.25, np.random.default_rng(0))
-    erased = (made != 5).any(dim=1)
+    torch.manual_seed(0)
+    pixels = torch.full((400, 3, 16, 16), 0.3)
+    made = erase(pixels, 0.25)
+    erased = (made != 0.3).any(dim=1)
     assert 65 < int(erased.flatten(1).any(1).sum()) < 135  # of 400, 4 standard deviations
     for mask in erased[erased.flatten(1).any(1)]:
         high, wide = int(mask.any(1).sum()), int(mask.any(0).sum())
         assert int(mask.sum()) == high * wide  # a box
         assert 0.01 < high * wide / 256 < 0.42
-    assert made[made != 5].abs().max() <= 1
-    assert pixels.eq(5).all()
-    assert torch.equal(erase(pixels, 0.0, np.random.default_rng(0)), pixels)
+    noise = made[made != 0.3]
+    assert noise.abs().max() <= 1
+    assert 0.35 < noise.std() < 0.5  # 0.5 before the clip
+    assert pixels.eq(0.3).all()
+    assert torch.equal(erase(pixels, 0.0), pixels)
 
 
 class Tiny(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -128,7 +127,7 @@ def finetune(
     batch = min(batch_size, len(train))
     per_epoch, peak = len(train) // batch, blr * batch / 256
     steps = epochs * per_epoch
-    order, random = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    order = torch.Generator().manual_seed(seed)
     augment = Augmentation(flip, crop)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -143,8 +142,8 @@ def finetune(
             items = [train[i] for i in index.tolist()]
             pixels = torch.stack([augment(item["pixels"], order) for item in items])
             numbers = torch.tensor([item["label"] for item in items])
-            pixels = erase(pixels, erasing, random)
-            pixels, targets = mix(pixels, numbers, classes, random, mixup=mixup, cutmix=cutmix, smoothing=smoothing)
+            pixels = erase(pixels, erasing)
+            pixels, targets = mix(pixels, numbers, classes, mixup=mixup, cutmix=cutmix, smoothing=smoothing)
             logits = model(pixels.to(device))
             if logits.shape != targets.shape:
                 raise ValueError(
