@@ -238,7 +238,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
         ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
         ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is not a file"),
-        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone holds no classifier.json"),
+        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone has no classifier.json"),
         ([*RECONSTRUCT, "gone-{0..3}.tar", "--size", "8"], "4 of 4 shards of gone-{0..3}.tar do not exist"),
         ([*ENCODE, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
         ([*ENCODE, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
