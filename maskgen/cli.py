@@ -445,9 +445,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="image i is drawn with seed + i")] = 0,
     steps: Annotated[int | None, typer.Option(help="decode steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="u + s (c - u); 1 is none")] = None,
-    temperature: Annotated[float | None, typer.Option(help="of the choice of the tokens to keep")] = None,
+    temperature: Annotated[float | None, typer.Option(help="temperature of token sampling")] = None,
+    choice_temperature: Annotated[
+        float | None, typer.Option(help="noise on the confidence, by which tokens are kept")
+    ] = None,
     classes: Annotated[str | None, typer.Option(help="equal, uniform, reference (its labels' shares) or none")] = None,
-    sweep: Annotated[list[str] | None, typer.Option(metavar="guidance=1,2,3", help="also temperature, steps")] = None,
+    sweep: Annotated[list[str] | None, typer.Option(metavar="guidance=1,2,3", help="also temperature, choice_temperature, steps")] = None,
     crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="take grey images as RGB")] = False,
     limit: Annotated[int | None, typer.Option(help="use so many of given images, evenly spread")] = None,
@@ -487,7 +490,7 @@ def evaluate(
         samples,
         reference,
         metrics,
-        sampling=Sampling(num_samples, seed, steps, guidance, temperature, classes),
+        sampling=Sampling(num_samples, seed, steps, guidance, temperature, classes, choice_temperature),
         reading=Reading(crop, grey, limit),
         sweeps=sweep or [],
         weights=weights,

@@ -58,7 +58,7 @@ class Models:
 def defaults(pipeline: Any) -> dict[str, Any]:
     """Its scheduler's `steps`, `guidance`, `temperature` (the first one, where it changes) and `order`."""
     config = pipeline.scheduler.config
-    temperature = config.temperature
+    temperature = config.choice_temperature
     first = temperature if isinstance(temperature, (int, float)) else temperature[0]
     return {
         "steps": config.num_inference_steps,
@@ -79,8 +79,11 @@ def scheduled(pipeline: Any, temperature: float, order: str) -> Any:
     Raises:
         ValueError: an unknown order, a negative temperature.
     """
-    given = {"temperature": temperature, "order": order}
-    changed = {name: value for name, value in given.items() if value != defaults(pipeline)[name]}
+    own, changed = defaults(pipeline), dict[str, Any]()
+    if temperature != own["temperature"]:
+        changed["choice_temperature"] = temperature
+    if order != own["order"]:
+        changed["order"] = order
     scheduler = MaskScheduler.from_config({**pipeline.scheduler.config, **changed})
     names = pipeline.config.get("class_names")
     view = MaskedImagePipeline(**{**pipeline.components, "scheduler": scheduler}, class_names=names)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskgen.pipelines.generate import class_label, pick_device
 from maskgen.pipelines.video import MaskedVideoPipeline
-from maskgen.pipelines.video_inputs import VideoReader, open_footage
+from maskgen.pipelines.video_inputs import VideoReader, open_video
 from maskgen.registry import choose
 from maskgen.tasks.masks import box_mask
 from maskgen.videos import check_output, save
@@ -42,7 +42,7 @@ def predict_video(
 
     Args:
         model: run, pipeline folder or Hub name.
-        video: see :func:`maskgen.pipelines.video_inputs.open_footage`; frames are cropped and resized to the model's.
+        video: see :func:`maskgen.pipelines.video_inputs.open_video`; frames are cropped and resized to the model's.
         frames: to predict, any number.
         context: how many of the last frames the model sees; all, but one fewer than it was trained on, where None.
         count: results, each with its own seed; numbers are added to the name where there are several.
@@ -55,7 +55,7 @@ def predict_video(
     Raises:
         ValueError: no video that can be read, fewer frames than the context; what the pipeline raises.
     """
-    footage = open_footage(video)
+    footage = open_video(video)
     held = len(_rows(footage, stride))
     check_output(out, rate := _rate(footage, stride, fps))
     if context is not None and not 1 <= context <= held:
@@ -124,7 +124,7 @@ def edit_video(
         raise ValueError("interpolate needs a second video, or image, to end with; give video_2")
     if task == "inpaint" and (mask is None) == (box is None):
         raise ValueError("inpaint needs a mask, or a box: what is to be drawn anew; give one of both")
-    footage = open_footage(video)
+    footage = open_video(video)
     check_output(out, rate := _rate(footage, stride, fps))
     pipeline: Any = MaskedVideoPipeline.from_pretrained(model).to(pick_device(device))
     trained, height, width = pipeline.size
@@ -136,7 +136,7 @@ def edit_video(
     rows, channels = _rows(footage, stride)[: None if task == "interpolate" else frames], pipeline.vqvae.channels
     clip = footage.clip(rows, size, channels)[None]
     if task == "interpolate":
-        end = open_footage(video_2)  # type: ignore[arg-type]
+        end = open_video(video_2)  # type: ignore[arg-type]
         last = end.clip(_rows(end, stride), size, channels)[None]
         between = max(1, trained - clip.shape[2] - last.shape[2]) if frames is None else frames
         return _saved(pipeline.interpolate(clip, last, between, **settings), out, rate)

@@ -27,7 +27,7 @@ class Sampling:
     Args:
         count: images; papers draw 50,000.
         seed: image i is drawn with seed + i, so neither processes nor batches change it.
-        steps, guidance, temperature: of the decode loop; guidance is ``u + s (c - u)``, 1 is none.
+        steps, guidance, temperature, choice_temperature: of the decode loop; guidance is ``u + s (c - u)``, 1 is none.
         classes: whose images are drawn. ``equal``: all classes in turn, so each has its equal share; ``uniform``:
             each image's at random; ``reference``: at random as often as in the reference's labels; ``none``: without
             a class. None is ``equal`` where the pipeline has classes.
@@ -39,6 +39,7 @@ class Sampling:
     guidance: float | None = None
     temperature: float | None = None
     classes: str | None = None
+    choice_temperature: float | None = None
 
 
 def load_pipeline(path: str | Path | None, device: torch.device | str | None) -> Any:
@@ -56,16 +57,17 @@ def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference:
     """
     if sampling.count < 1:
         raise ValueError(f"count must be at least 1, got {sampling.count}")
-    if sampling.temperature is not None:
+    temperatures = {"temperature": sampling.temperature, "choice_temperature": sampling.choice_temperature}
+    if changed := {name: value for name, value in temperatures.items() if value is not None}:
         pipe = copy.copy(pipe)  # the caller's keeps its own
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, temperature=sampling.temperature)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changed)
     protocol, labels = labels_of(list(pipe.class_names), sampling, reference)
     settings = asdict(sampling) | {"classes": protocol}
     scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     settings["steps"] = sampling.steps or scheduler.get("num_inference_steps")
     settings["guidance"] = scheduler.get("guidance_scale") if sampling.guidance is None else sampling.guidance
-    settings["temperature"] = scheduler.get("temperature")
-    others = ("num_inference_steps", "guidance_scale", "temperature")
+    settings |= {name: scheduler.get(name) for name in temperatures}
+    others = ("num_inference_steps", "guidance_scale", *temperatures)
     settings["scheduler"] = {key: value for key, value in scheduler.items() if key not in others}
     settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("vqvae", "transformer")}
 

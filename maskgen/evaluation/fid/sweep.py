@@ -1,4 +1,4 @@
-"""Guidance and temperature against quality: an evaluation a point, and FID against the Inception score as an image."""
+"""Guidance and temperatures against quality: an evaluation a point, and FID against the Inception score as an image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from maskgen.evaluation.fid.report import Report
 from maskgen.evaluation.fid.sampling import Sampling
 
-SWEPT = ("guidance", "temperature", "steps")
+SWEPT = ("guidance", "temperature", "choice_temperature", "steps")
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """``["guidance=1,2,3", "temperature=1,2"]`` -> the values of each setting.
+    """``["guidance=1,2,3", "choice_temperature=1,2"]`` -> the values of each setting.
 
     Raises:
         ValueError: another setting, the same one twice, or values that are no numbers.
