@@ -33,7 +33,7 @@ from maskgen.pipelines.jobs import run_task
 def run(make_pipeline, tmp_path_factory):
     """The folder of a saved pipeline."""
     folder = tmp_path_factory.mktemp("app") / "run"
-    make_pipeline(temperature=(3.0, 1.0)).save_pretrained(folder)
+    make_pipeline(choice_temperature=(3.0, 1.0)).save_pretrained(folder)
     return str(folder)
 
 
@@ -76,7 +76,7 @@ def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
     pipeline = models[run]
     assert defaults(pipeline) == {"steps": 4, "guidance": 1.0, "choice_temperature": 3.0, "order": "confidence"}
     view = scheduled(pipeline, 0.5, "raster")
-    assert (view.scheduler.config.temperature, view.scheduler.config.order) == (0.5, "raster")
+    assert (view.scheduler.config.choice_temperature, view.scheduler.config.order) == (0.5, "raster")
     assert view.transformer is pipeline.transformer
     assert view.class_names == ["ant", "bee", "cat"]
     assert defaults(pipeline)["order"] == "confidence"

@@ -222,7 +222,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["sample", "runs/generator", "--device", "cuda:99"], "device cuda:99: this machine has"),
         (["make-data", "moving-mnist", "out.npy", "--digits", "nowhere"], "out.npy must end in .npz"),
         (["sample", "runs/generator", "--steps", "0"], "steps must be at least 1"),
-        (["reconstruct", "runs/missing"], "no tokenizer at runs/missing: give a run (with pipeline/tokenizer/), a"),
+        (["reconstruct", "runs/missing"], "no tokenizer at runs/missing: give a run (with pipeline/vqvae/), a"),
         (["reconstruct", "runs/generator"], "its data are codes already; name the images with --data"),
         ([*RECONSTRUCT, "images"], "a folder of images needs a size: --size 256"),
         ([*RECONSTRUCT, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.pipelines.tokens import actions_of_tokens
-from maskgen.pipelines.video_inputs import open_footage
+from maskgen.pipelines.video_inputs import open_video
 from maskgen.pipelines.video_jobs import edit_video, predict_video
 from maskgen.tasks.planning import cross_entropy_plan, goal_distance, rollout_cost
 from maskgen.tasks.videos import held, video_token_mask
@@ -252,7 +252,7 @@ def test_files_to_files(pipeline, tmp_path):
     assert all(path.stat().st_size > 0 for path in paths)
     (sheet,) = predict_video(tmp_path / "model", tmp_path / "clip.gif", out=tmp_path / "out.png", **settings)
     assert Image.open(sheet).width > 6 * 8
-    clip = open_footage(tmp_path / "clip.gif").clip(range(5), (6, 8), 1)
+    clip = open_video(tmp_path / "clip.gif").clip(range(5), (6, 8), 1)
     assert clip.shape == (1, 5, 6, 8)
     torch.testing.assert_close(clip[0, :, 0, 0], torch.arange(5) * 20 / 127.5 - 1, atol=0.02, rtol=0)
     with pytest.raises(ValueError, match="has 5 frames; give 1 to 5"):
@@ -304,16 +304,16 @@ def test_a_video_may_be_a_folder_of_frames_or_one_of_an_array(tmp_path):
     for i, frame in enumerate(videos[1]):
         Image.fromarray(frame).save(tmp_path / "frames" / f"{i}.png")
     for name in ("x.npz:1", "one.npy", "frames"):
-        footage = open_footage(tmp_path / name)
+        footage = open_video(tmp_path / name)
         assert footage.length == 4
         found = (footage.clip([1, 3], (6, 8), 1) + 1) * 127.5
         torch.testing.assert_close(found[0], torch.from_numpy(videos[1, [1, 3]]).float(), atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match=r"x.npz holds 3 videos; name one of them, as .*x.npz:3"):
-        open_footage(tmp_path / "x.npz")
+        open_video(tmp_path / "x.npz")
     with pytest.raises(ValueError, match=r"x.npz:3 holds 3 videos"):
-        open_footage(tmp_path / "x.npz:3")
+        open_video(tmp_path / "x.npz:3")
     with pytest.raises(ValueError, match=r"nothing.mp4 does not exist; give a video's file"):
-        open_footage(tmp_path / "nothing.mp4")
+        open_video(tmp_path / "nothing.mp4")
 
 
 def test_a_mask_is_cropped_as_its_video_is_and_must_be_of_its_size(pipeline, tmp_path):
@@ -321,11 +321,11 @@ def test_a_mask_is_cropped_as_its_video_is_and_must_be_of_its_size(pipeline, tmp
     hidden = np.zeros((12, 32, 4), np.uint8)  # transparent is known
     hidden[:, 16:] = 255
     Image.fromarray(hidden).save(tmp_path / "mask.png")
-    hole = open_footage(tmp_path / "wide.mp4").hole(tmp_path / "mask.png", (6, 8))
+    hole = open_video(tmp_path / "wide.mp4").hole(tmp_path / "mask.png", (6, 8))
     assert torch.equal(hole, torch.arange(8).expand(6, -1) >= 4)
     Image.fromarray(hidden[:, :16]).save(tmp_path / "half.png")
     with pytest.raises(ValueError, match=r"the mask is 16x12 pixels \(w x h\) and its image 32x12"):
-        open_footage(tmp_path / "wide.mp4").hole(tmp_path / "half.png", (6, 8))
+        open_video(tmp_path / "wide.mp4").hole(tmp_path / "half.png", (6, 8))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskgen.pipelines.generate import class_label, pick_device
 from maskgen.pipelines.video import MaskedVideoPipeline
-from maskgen.pipelines.video_inputs import VideoReader, open_footage
+from maskgen.pipelines.video_inputs import VideoReader, open_video
 from maskgen.registry import choose
 from maskgen.tasks.masks import box_mask
 from maskgen.videos import check_output, save
@@ -43,7 +43,7 @@ def predict_video(
 
     Args:
         model: run, pipeline folder or Hub name.
-        video: as in :func:`maskgen.pipelines.video_inputs.open_footage`; frames are cropped and resized for the model.
+        video: as in :func:`maskgen.pipelines.video_inputs.open_video`; frames are cropped and resized for the model.
         frames: number of frames to predict; it may exceed the trained length.
         context: number of last frames that the model sees; None is the trained length less one, or all if fewer.
         count: number of results; if there are several, a number is added to the name of each.
@@ -62,7 +62,7 @@ def predict_video(
     Raises:
         ValueError: the video cannot be read or has fewer frames than the context; or what the pipeline raises.
     """
-    footage = open_footage(video)
+    footage = open_video(video)
     held = len(_rows(footage, stride))
     check_output(out, rate := _rate(footage, stride, fps))
     if context is not None and not 1 <= context <= held:
@@ -135,7 +135,7 @@ def edit_video(
         raise ValueError("interpolate needs a second video or image at the end; give video_2")
     if task == "inpaint" and (mask is None) == (box is None):
         raise ValueError("inpaint needs a mask or a box for the part to replace; give one of the two")
-    footage = open_footage(video)
+    footage = open_video(video)
     check_output(out, rate := _rate(footage, stride, fps))
     pipeline: Any = MaskedVideoPipeline.from_pretrained(model).to(pick_device(device))
     trained, height, width = pipeline.size
@@ -149,13 +149,13 @@ def edit_video(
     rows, channels = _rows(footage, stride)[: None if task == "interpolate" else frames], pipeline.vqvae.channels
     clip = footage.clip(rows, size, channels)[None]
     if task == "interpolate":
-        end = open_footage(video_2)  # type: ignore[arg-type]
+        end = open_video(video_2)  # type: ignore[arg-type]
         last = end.clip(_rows(end, stride), size, channels)[None]
         between = max(1, trained - clip.shape[2] - last.shape[2]) if frames is None else frames
         return _saved(pipeline.interpolate(clip, last, between, **settings), out, rate)
     if task == "outpaint":
         return _saved(pipeline.outpaint(clip, left, top, right, bottom, before, after, **settings), out, rate)
-    hole = box_mask(size, box) if box is not None else footage.hole(mask, size)  # type: ignore[arg-type]
+    hole = box_mask(size, box) if box is not None else footage.hole(mask, size)
     return _saved(pipeline.inpaint(clip, hole.expand(clip.shape[2], -1, -1), **settings), out, rate)
 
 

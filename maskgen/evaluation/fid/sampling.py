@@ -27,7 +27,8 @@ class Sampling:
     Args:
         count: number of images; papers use 50,000.
         seed: image i is generated with seed + i, so processes and batches do not change it.
-        steps, guidance, temperature: settings of the decode loop; guidance is ``u + s (c - u)``, and 1 means none.
+        steps, guidance, temperature, choice_temperature: settings of the decode loop; guidance is
+            ``u + s (c - u)``, and 1 means none.
         classes: the protocol of the classes. ``equal``: all classes in turn, so that each has an equal share;
             ``uniform``: a random class per image; ``reference``: random classes with the frequencies of the reference's
             labels; ``none``: no class. None is ``equal`` if the pipeline has classes, else ``none``.
@@ -39,6 +40,7 @@ class Sampling:
     guidance: float | None = None
     temperature: float | None = None
     classes: str | None = None
+    choice_temperature: float | None = None
 
 
 def load_pipeline(path: str | Path | None, device: torch.device | str | None) -> Any:
@@ -56,16 +58,17 @@ def of_pipeline(pipe: Any, name: str, sampling: Sampling, reading: Reading, refe
     """
     if sampling.count < 1:
         raise ValueError(f"count must be at least 1, got {sampling.count}")
-    if sampling.temperature is not None:
+    temperatures = {"temperature": sampling.temperature, "choice_temperature": sampling.choice_temperature}
+    if changed := {name: value for name, value in temperatures.items() if value is not None}:
         pipe = copy.copy(pipe)  # the caller's pipeline stays as it is
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, temperature=sampling.temperature)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changed)
     protocol, labels = labels_of(list(pipe.class_names), sampling, reference)
     settings = asdict(sampling) | {"classes": protocol}
     scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     settings["steps"] = sampling.steps or scheduler.get("num_inference_steps")
     settings["guidance"] = scheduler.get("guidance_scale") if sampling.guidance is None else sampling.guidance
-    settings["temperature"] = scheduler.get("temperature")
-    others = ("num_inference_steps", "guidance_scale", "temperature")
+    settings |= {name: scheduler.get(name) for name in temperatures}
+    others = ("num_inference_steps", "guidance_scale", *temperatures)
     settings["scheduler"] = {key: value for key, value in scheduler.items() if key not in others}
     settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("vqvae", "transformer")}
 

@@ -1,4 +1,4 @@
-"""Sweeps over guidance, temperature and steps: one evaluation per point, and a plot of FID over the Inception score."""
+"""Sweeps over guidance, temperatures and steps: one evaluation per point, and a plot of FID over the Inception score."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from maskgen.evaluation.fid.report import Report
 from maskgen.evaluation.fid.sampling import Sampling
 
-SWEPT = ("guidance", "temperature", "steps")
+SWEPT = ("guidance", "temperature", "choice_temperature", "steps")
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """``["guidance=1,2,3", "temperature=1,2"]`` -> the values of each setting.
+    """``["guidance=1,2,3", "choice_temperature=1,2"]`` -> the values of each setting.
 
     Raises:
         ValueError: a setting is unknown or occurs twice, or a value is not a number.
