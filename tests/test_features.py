@@ -83,7 +83,7 @@ def test_extract_says_what_is_wrong():
         go(tokens_of, coloured(0))
     codes = coloured(0)
     codes.append({"codes": 0, "label": 0})
-    with pytest.raises(ValueError, match=r"items hold codes, label and no pixels"):
+    with pytest.raises(ValueError, match=r"items have codes, label but no pixels"):
         go(tokens_of, codes)
 
 
