@@ -328,7 +328,7 @@ def test_bad_sweeps_and_mixed_questions_are_refused(here):
         run("pipeline", None, "psnr", **options)
     with pytest.raises(ValueError, match="unknown metric 'fidd'"):
         run("pipeline", "real.npz", "fidd", **options)
-    with pytest.raises(ValueError, match="a classifier takes the place of Inception"):
+    with pytest.raises(ValueError, match="a classifier replaces Inception"):
         run("pipeline", "real.npz", "fid", weights="x.pth", **options)
 
 
