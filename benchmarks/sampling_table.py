@@ -1,15 +1,15 @@
-"""What steps, orders, guidance and temperature do to the bundled model's samples, and parallel against autoregressive.
+"""How steps, orders, guidance and temperature affect samples of the bundled model; and parallel against autoregressive.
 
     python benchmarks/sampling_table.py --train     # a critic, and a masked and a causal transformer for the comparison
-    python benchmarks/sampling_table.py             # goes on with results/sampling.json where it stopped
+    python benchmarks/sampling_table.py             # continues results/sampling.json
     python benchmarks/sampling_table.py --compare
     python benchmarks/sampling_table.py --plot      # docs/images/sampling.png
     python benchmarks/tables.py                     # the tables of docs/decoding.md
 
-Every setting draws as many images, of classes drawn from the emoji's own, with the same seeds. A small classifier of
-the nine categories, trained on the emoji, judges them: the Fréchet distance in its features to all emoji (never called
-FID), its agreement with the class asked for, the mean distance in features between samples of one category (diversity),
-and the pixels' distance to the nearest emoji, of which the model was trained on every one. The transformer draws in
+Every setting samples the same number of images, with the classes of random emoji and the same seeds. A small classifier
+of the nine categories, trained on the emoji, measures them: the Fréchet distance in its features to all emoji (never
+called FID), its agreement with the requested class, the mean distance in features between samples of one category
+(diversity), and the pixel distance to the nearest emoji, all of which the model was trained on. The transformer runs in
 bfloat16 where the processor computes in it.
 """
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from maskgen import MaskedImagePipeline, MaskScheduler
 from maskgen.config import load
 from maskgen.data.emoji import Emoji
-from maskgen.evaluation.classifier.model import (
+from maskgen.evaluation.classifier import (
     class_agreement,
     classifier_frechet,
     nearest_neighbour_distance,
@@ -42,7 +42,7 @@ from maskgen.evaluation.classifier.model import (
 from maskgen.pipelines.encode import encode_dataset
 from maskgen.pipelines.generate import sample
 from maskgen.pipelines.image import bundled_pipeline
-from maskgen.pipelines.raster import draw_raster
+from maskgen.pipelines.raster import sample_raster
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.training.loop import bf16_supported
 from maskgen.transformer.autoregressive import CausalTransformer
@@ -129,7 +129,7 @@ def decoded(pipeline: Any, labels: list[int], row: dict[str, Any], seed: int) ->
     """Images of a setting."""
     pipeline.scheduler = MaskScheduler(
         order=row["order"],
-        temperature=row["temperature"],
+        choice_temperature=row["temperature"],
         guidance_schedule=row["schedule"],
         guidance_scale=row["guidance"],
         num_inference_steps=row["steps"],
@@ -203,7 +203,7 @@ def compare(options: argparse.Namespace) -> None:
         for start in range(0, len(judge.labels), 128):
             labels = judge.labels[start : start + 128]
             seeds = [torch.Generator().manual_seed(start + i) for i in range(len(labels))]
-            made.append(draw_raster(tokenizer, causal, labels, seeds, guidance))
+            made.append(sample_raster(tokenizer, causal, labels, seeds, guidance))
         return torch.cat(made).clamp(-1, 1)
 
     for guidance in (1.5, 1.0):
@@ -238,7 +238,7 @@ def found(results: dict[str, Any], row: dict[str, Any], seed: int = 0) -> dict[s
 
 
 def table(results: dict[str, Any], name: str) -> str:
-    """Markdown: a row a setting."""
+    """Markdown: one row per setting."""
     shown = {
         "temperature": ["guidance", "temperature"],
         "guidance": ["guidance", "schedule"],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from maskgen.data.source import open_dataset
-from maskgen.evaluation.classifier.model import (
+from maskgen.evaluation.classifier import (
     class_agreement,
     classifier_frechet,
     nearest_neighbour_distance,

@@ -42,7 +42,7 @@ if __name__ == "__main__":
     pipeline = MaskedVideoPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     known = torch.from_numpy(np.load(arguments.video)).float()
-    (goal,) = images_of(arguments.goal, pipeline.tokenizer.channels)
+    (goal,) = images_of(arguments.goal, pipeline.vqvae.channels)
     numbers = pipeline.transformer.config.action_dim // pipeline.factor
     if not numbers:
         raise SystemExit(f"{arguments.model} has no actions, so it cannot plan; train a model with `actions: true`")

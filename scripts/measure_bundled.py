@@ -32,7 +32,7 @@ if __name__ == "__main__":
         "torch": torch.__version__,
         "scheduler": {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")},
         "seconds_to_load_and_draw_160_images": round(seconds, 1),
-        "tokenizer": measure(pipeline.tokenizer, Emoji()),
+        "tokenizer": measure(pipeline.vqvae, Emoji()),
         "generator": judge(pipeline, Emoji(), Emoji(groups="subcategory").labels),
     }
     (DOCS / "results").mkdir(exist_ok=True)

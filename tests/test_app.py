@@ -33,7 +33,7 @@ from maskgen.pipelines.jobs import run_task
 def run(make_pipeline, tmp_path_factory):
     """The folder of a saved pipeline."""
     folder = tmp_path_factory.mktemp("app") / "run"
-    make_pipeline(temperature=(3.0, 1.0)).save_pretrained(folder)
+    make_pipeline(choice_temperature=(3.0, 1.0)).save_pretrained(folder)
     return str(folder)
 
 
@@ -76,12 +76,12 @@ def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
     pipeline = models[run]
     assert defaults(pipeline) == {"steps": 4, "guidance": 1.0, "choice_temperature": 3.0, "order": "confidence"}
     view = scheduled(pipeline, 0.5, "raster")
-    assert (view.scheduler.config.temperature, view.scheduler.config.order) == (0.5, "raster")
+    assert (view.scheduler.config.choice_temperature, view.scheduler.config.order) == (0.5, "raster")
     assert view.transformer is pipeline.transformer
     assert view.class_names == ["ant", "bee", "cat"]
     assert defaults(pipeline)["order"] == "confidence"
     untouched = scheduled(pipeline, **{k: defaults(pipeline)[k] for k in ("choice_temperature", "order")})
-    assert tuple(untouched.scheduler.config.temperature) == (3.0, 1.0)
+    assert tuple(untouched.scheduler.config.choice_temperature) == (3.0, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- painting
@@ -187,7 +187,7 @@ def test_two_images_are_joined_and_pass_into_each_other(models, run, tmp_path):
     np.testing.assert_array_equal(made[:, :4], array(first)[:, :4])
     np.testing.assert_array_equal(made[:, -4:], array(second)[:, -4:])
     _, frames = drawn(models, job_from_form("interpolate", form(run, image_2=second)), tmp_path)
-    tokenizer = models[run].tokenizer
+    tokenizer = models[run].vqvae
     for file, end in ((frames.files[0], first), (frames.files[-1], second)):
         pixels = torch.from_numpy(array(end).copy()).permute(2, 0, 1)[None] / 127.5 - 1
         (expected,) = to_pil(tokenizer.decode(tokenizer.encode(pixels)))
@@ -292,7 +292,7 @@ def test_an_image_keeps_its_sources_and_its_parameters(tmp_path):
     an_image().save(tmp_path / "b.png")
     assert sources_of(tmp_path / "b.png") == {}
     (tmp_path / "c.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"cannot read what .*c.png was made from"):
+    with pytest.raises(ValueError, match=r"cannot read the sources of .*c.png"):
         sources_of(tmp_path / "c.png")
 
 

@@ -25,6 +25,7 @@ sync_playwright = pytest.importorskip("playwright.sync_api", reason="playwright 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
     pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed: pip install 'maskgen[app]'"),
 ]

@@ -82,6 +82,7 @@ def maskgen(folder, maskgen, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- the whole path
 
 
+@pytest.mark.train
 def test_the_runs_lie_where_the_readme_says(folder):
     for name in ("tokenizer", "generator"):
         run = folder / "runs" / name
@@ -169,6 +170,7 @@ def test_reconstruct_measures_and_shows(maskgen, tmp_path):
     assert json.loads((tmp_path / "c/metrics.json").read_text())["count"] == 3
 
 
+@pytest.mark.train
 def test_train_takes_overrides_and_goes_on(maskgen, folder):
     assert maskgen("train", "tokenizer.yaml", "name=more", "training.steps=2").out.strip() == "runs/more"
     assert maskgen("train", "tokenizer.yaml", "name=more", "training.steps=4").code == 0
@@ -232,7 +234,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
             "'images' in nan.npz has floats from nan to nan; they must lie in [0, 1] or [-1, 1]",
         ),
         ([*RECONSTRUCT, "emoji", "images/cats/0.png"], "image files (images/cats/0.png) are given too; give one"),
-        (["reconstruct", "runs/tokenizer", "images"], "images is no file; a folder of images is given as --data"),
+        (["reconstruct", "runs/tokenizer", "images"], "images is not a file; give a folder of images as --data"),
         (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
         ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
         ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is no file"),
@@ -252,7 +254,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["encode", "runs/tokenizer", "out", "--data", "{type: emoji"], "not valid YAML: while parsing a flow mapping"),
         (["train", "generator.yaml", "name=new", "data.path=gone"], "gone holds no token cache (meta.json); make one"),
         (["train", "tokenizer.yaml", "name=new", "stage.perceptuel=1"], "unknown key; did you mean 'perceptual'?"),
-        (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5 since this run was begun"),
+        (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5"),
         (["train", "tokeniser.yaml"], "no such file; did you mean 'tokenizer/"),
         (["fid", "gone", "images"], "gone does not exist; give a folder of images, an .npz file or a saved"),
         (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is no file"),
@@ -302,6 +304,7 @@ def test_counts_below_one_are_wrong_usage(maskgen, arguments):
     assert arguments[-2] in done.message
 
 
+@pytest.mark.train
 def test_an_error_from_a_shell_is_one_message_and_exit_code_1(folder):
     command = [sys.executable, "-m", "maskgen", "train", "tokenizer.yaml", "training.stepps=3"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)

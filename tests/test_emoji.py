@@ -85,8 +85,8 @@ def test_emoji_resizes_both_ways():
     [
         ({"classes": ["flag"]}, "unknown category 'flag'; nearest is 'flags'; choose from smileys, people, .*objects"),
         ({"classes": ["food"], "groups": "subcategory"}, "unknown subcategory 'food'; nearest is 'food-.*choose from"),
-        ({"classes": []}, "name each wanted category once"),
-        ({"classes": ["food", "food"]}, "name each wanted category once"),
+        ({"classes": []}, "name each category once"),
+        ({"classes": ["food", "food"]}, "name each category once"),
         ({"size": 0}, "size is 0; give one positive integer"),
     ],
 )

@@ -106,11 +106,11 @@ def test_a_crop_is_the_data_sets_own(tmp_path):
 
 def test_bad_images_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no images; looked in all its folders for .*\.png"):
+    with pytest.raises(ValueError, match=r"no images in .*empty; looked for \.png"):
         open_source(tmp_path / "empty")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
         pass
-    with pytest.raises(ValueError, match=r"empty\.zip holds no images"):
+    with pytest.raises(ValueError, match=r"no images in .*empty\.zip; looked for"):
         open_source(tmp_path / "empty.zip")
     with pytest.raises(FileNotFoundError, match="gone/x does not exist; give a folder"):
         open_source("gone/x")
@@ -131,7 +131,7 @@ def test_bad_images_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read the image .*broken\.png"):
         everything(folder)
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "broken.png")
-    with pytest.raises(ValueError, match=r"broken\.png has more than 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"broken\.png has more than 8 bits"):
         everything(folder)
     for name, message in (
         ("text.npz", "is no .npz file"),

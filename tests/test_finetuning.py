@@ -12,16 +12,15 @@ from torch import nn
 from given import coloured
 from maskgen.evaluation.probes import finetune
 from maskgen.evaluation.probes.finetuning import parameter_groups
-from maskgen.evaluation.probes.mixing import cut_box, erase, mix, soft_targets
+from maskgen.evaluation.probes.mixing import erase, mix, soft_targets
 
 
 def test_mixed_targets_sum_to_one_and_go_by_exact_areas():
-    generator = np.random.default_rng(0)
     labels = torch.tensor([0, 1, 2, 3])
-    pixels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 10).contiguous()
+    pixels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 40).contiguous()
     shares = []
-    for _ in range(50):
-        mixed, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=1.0, smoothing=0.0)
+    for _ in range(200):
+        mixed, targets = mix(pixels, labels, 5, mixup=0, cutmix=1.0, smoothing=0.0)
         assert torch.allclose(targets.sum(1), torch.ones(4))
         own = (mixed == pixels).float().mean(dim=(1, 2, 3))
         assert torch.allclose(own, targets[torch.arange(4), labels])
@@ -29,19 +28,19 @@ def test_mixed_targets_sum_to_one_and_go_by_exact_areas():
     assert min(shares) < 0.35  # boxes of many sizes
     assert max(shares) > 0.9
     for _ in range(20):
-        mixed, targets = mix(pixels, labels, 5, generator, mixup=0.8, cutmix=0, smoothing=0.1)
+        mixed, targets = mix(pixels, labels, 5, mixup=0.8, cutmix=0, smoothing=0.1)
         assert torch.allclose(targets.sum(1), torch.ones(4))
         share = (float(targets[0, 0]) - 0.02) / 0.9
         assert torch.allclose(mixed[0], share * pixels[0] + (1 - share) * pixels[3], atol=1e-5)
-    same, targets = mix(pixels, labels, 5, generator, mixup=0, cutmix=0)
+    same, targets = mix(pixels, labels, 5, mixup=0, cutmix=0)
     assert torch.equal(same, pixels)
     assert torch.equal(targets, soft_targets(labels, 5, 0.1))
 
 
 def test_half_of_the_batches_are_cut():
-    generator, pixels = np.random.default_rng(0), torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 1, 16, 16)
+    pixels = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 1, 16, 16)
     labels = torch.tensor([0, 1])
-    cut = [bool((mix(pixels, labels, 2, generator)[0].abs() == 1).all()) for _ in range(200)]
+    cut = [bool((mix(pixels, labels, 2)[0].abs() == 1).all()) for _ in range(200)]
     assert 70 < sum(cut) < 130  # 4 standard deviations
 
 
@@ -50,27 +49,20 @@ def test_smoothing_is_spread_over_all_classes():
     assert torch.allclose(targets, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02]]))
 
 
-def test_boxes_have_the_share_asked_for_where_no_border_cuts_them():
-    generator = np.random.default_rng(0)
-    boxes = [cut_box(40, 20, 0.25, generator) for _ in range(300)]
-    areas = [(bottom - top) * (right - left) for top, bottom, left, right in boxes]
-    assert max(areas) == 20 * 10
-    assert all(0 <= t <= b <= 40 and 0 <= left <= right <= 20 for t, b, left, right in boxes)
-    assert min(areas) < 200  # cut at a border
-
-
 def test_erasing_makes_noise_of_a_box_in_a_share_of_images():
-    pixels = torch.full((400, 3, 16, 16), 5.0)
-    made = erase(pixels, 0.25, np.random.default_rng(0))
-    erased = (made != 5).any(dim=1)
+    pixels = torch.full((400, 3, 16, 16), 0.3)
+    made = erase(pixels, 0.25)
+    erased = (made != pixels).any(dim=1)
     assert 65 < int(erased.flatten(1).any(1).sum()) < 135  # of 400, 4 standard deviations
     for mask in erased[erased.flatten(1).any(1)]:
         high, wide = int(mask.any(1).sum()), int(mask.any(0).sum())
         assert int(mask.sum()) == high * wide  # a box
         assert 0.01 < high * wide / 256 < 0.42
-    assert made[made != 5].abs().max() <= 1
-    assert pixels.eq(5).all()
-    assert torch.equal(erase(pixels, 0.0, np.random.default_rng(0)), pixels)
+    noise = made[made != pixels]
+    assert noise.abs().max() == 1
+    assert 0.45 < float(noise.std()) < 0.5  # 0.5 before it is clipped
+    assert pixels.eq(0.3).all()
+    assert torch.equal(erase(pixels, 0.0), pixels)
 
 
 class Tiny(nn.Module):
@@ -108,11 +100,11 @@ def test_rates_fall_from_layer_to_layer_and_biases_and_tokens_do_not_decay():
 
 def test_layers_must_list_every_parameter_once():
     model = Tiny(3)
-    with pytest.raises(ValueError, match=r"missing: head.weight, head.bias; listed twice: 0; not of the model: 0"):
+    with pytest.raises(ValueError, match=r"missing: head.weight, head.bias; listed twice: 0; not in the model: 0"):
         parameter_groups(model, model.layers()[:2], 0.65, 0.05)
     with pytest.raises(ValueError, match=r"listed twice: 2"):
         parameter_groups(model, [*model.layers(), list(model.head.parameters())], 0.65, 0.05)
-    with pytest.raises(ValueError, match=r"not of the model: 1"):
+    with pytest.raises(ValueError, match=r"not in the model: 1"):
         parameter_groups(model, [*model.layers(), [nn.Parameter(torch.zeros(1))]], 0.65, 0.05)
     model.block.requires_grad_(False)
     assert len(parameter_groups(model, model.layers(), 0.65, 0.05)) == 4  # frozen ones have no group
@@ -146,9 +138,9 @@ def test_finetuning_says_what_is_wrong():
     model, wide, broken, data = Tiny(3), Tiny(4), Tiny(3), coloured(12)
     nn.init.constant_(broken.head.bias, math.nan)
     tune = partial(finetune, epochs=6, progress=False)
-    with pytest.raises(ValueError, match=r"need logits of \(12, 3\); give it a head for the data's classes"):
+    with pytest.raises(ValueError, match=r"need logits \(12, 3\); give it a head"):
         tune(wide, wide.layers(), data, data)
-    with pytest.raises(ValueError, match=r"name different classes \(3 and 4\)"):
+    with pytest.raises(ValueError, match=r"different class names \(3 and 4"):
         tune(model, model.layers(), data, coloured(12, classes=4))
     with pytest.raises(ValueError, match=r"got erasing=1.5, warmup_epochs=5"):
         tune(model, model.layers(), data, data, erasing=1.5)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pickle
+import zipfile
 
 import pytest
 import torch
@@ -180,3 +182,49 @@ def test_unreadable_images_are_counted_over_workers_and_epochs(tmp_path):
     truncate(noise(tmp_path / "good0.png"))
     with pytest.raises(ValueError, match=r"4 unreadable images(?s:.*)good0.png(?s:.*)cut0.jpg"):
         list(DataLoader(dataset, batch_size=1))
+
+
+def zipped(folder):
+    """The files of a folder in a .zip, in reverse, with a link to the first."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in reversed(files):
+            archive.write(file, file.relative_to(folder).as_posix())
+        link = zipfile.ZipInfo("a/link.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "1.png")
+    return folder.with_suffix(".zip")
+
+
+def test_a_zip_file_is_read_as_its_folder_also_by_workers_and_after_pickling(tmp_path):
+    folder = tmp_path / "images"
+    for name in ("b/1.png", "a/2.jpg", "a/deep/3.png", "__MACOSX/a/2.jpg", "a/._2.jpg"):
+        noise(folder / name)
+    truncate(noise(folder / "b" / "cut.jpg"))
+    (folder / "l.csv").write_text("filename,label\nb/1.png,1\na/2.jpg,0\na/deep/3.png,1\nb/cut.jpg,0\n")
+    own, zip_file = ImageFolder(str(folder), 4), ImageFolder(str(zipped(folder)), 4)
+    assert zip_file.names == own.names == ["a/2.jpg", "a/deep/3.png", "b/1.png", "b/cut.jpg"]
+    assert zip_file.class_names == own.class_names == ["a", "b"]
+    assert zip_file.labels.tolist() == own.labels.tolist()
+    expected = torch.stack([own[i]["pixels"] for i in range(4)])
+    assert zip_file[3]["label"] == 0  # the next readable one
+    assert "images.zip:b/cut.jpg" in zip_file.unreadable["b/cut.jpg"]
+    copy = pickle.loads(pickle.dumps(zip_file))
+    for dataset in (zip_file, copy):
+        loader = DataLoader(dataset, batch_size=2, num_workers=2)
+        assert torch.equal(torch.cat([batch["pixels"] for batch in loader]), expected)
+    assert ImageFolder(str(folder.with_suffix(".zip")), 4, labels=str(folder / "l.csv")).labels.tolist() == [0, 1, 1, 0]
+
+
+def test_a_member_of_a_zip_file_that_is_damaged_or_too_large_is_named(tmp_path, monkeypatch):
+    noise(tmp_path / "images" / "a" / "1.png")
+    noise(tmp_path / "images" / "a" / "2.png")
+    file = zipped(tmp_path / "images")
+    monkeypatch.setattr("maskgen.data.image_source.MAX_BYTES", 10)
+    with pytest.raises(ValueError, match=r"images\.zip:a/1\.png: \d+ bytes are more than the 10 allowed"):
+        ImageFolder(str(file), 4, max_unreadable=0)
+    monkeypatch.undo()
+    data = bytearray(file.read_bytes())
+    data[100:120] = bytes(20)  # in the first member, a/2.png
+    file.write_bytes(data)
+    assert list(ImageFolder(str(file), 4).unreadable) == ["a/2.png"]

@@ -68,12 +68,12 @@ def test_samples_carry_their_parameters_and_a_trace(maskgen, folder):
 
 def test_images_without_parameters_are_told(tmp_path):
     an_image().save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a.png holds no parameters: another program wrote it"):
+    with pytest.raises(ValueError, match=r"a.png has no parameters: another program wrote it"):
         parameters_of(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no image")
     with pytest.raises(ValueError, match=r"cannot read the parameters of .*b.png"):
         parameters_of(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"c.jpg cannot hold what made it; give a name that ends in .png"):
+    with pytest.raises(ValueError, match=r"c.jpg .*; give a name that ends in .png"):
         save(an_image(), tmp_path / "c.jpg", {"seed": 1})
     save(an_image(), tmp_path / "d.png", {"class": "Fréchet", "box": [1, 2]})
     assert parameters_of(tmp_path / "d.png") == {"class": "Fréchet", "box": [1, 2]}
@@ -170,7 +170,7 @@ def test_tables_that_cannot_be_are_refused(pipeline, folder, text, message):
         (["edit", "a.png", "--class", "ant", "--box", "1,2"], "has 2 numbers; give left, top, right, bottom"),
         (["edit", "a.png", "--class", "ant", "--box", "a,b"], "box is 'a,b'; give left,top,right,bottom"),
         (["outpaint", "a.png"], "outpainting by 0 pixels"),
-        (["parameters", "a.png"], "holds no parameters"),
+        (["parameters", "a.png"], "has no parameters"),
         (["batch", "gone.csv"], "gone.csv"),
     ],
 )

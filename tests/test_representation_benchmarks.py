@@ -15,6 +15,8 @@ from maskgen.config import check
 from maskgen.training.run import run
 from recorded import GOLDEN, Fixture
 
+pytestmark = pytest.mark.bench
+
 THEIR_NAMES = {
     "token_emb.word_embeddings": "words",
     "token_emb.position_embeddings": "positions",

@@ -128,7 +128,7 @@ def test_labels_of_json_are_numbers_or_text(tmp_path):
         ([("a.png", encoded(0)), ("a.cls", b'"cat"')], r":a: label 'cat'; \.cls holds an integer"),
         ([("a.png", encoded(0)), ("a.cls", b"-1")], r":a: label -1 is none of the 0 classes"),
         ([("a.png", encoded(0)), ("a.cls", b"1" * (2 << 20))], r"a label file of 2097152 bytes; more than"),
-        ([("a.txt", b"hello")], r"no images in 1 shards"),
+        ([("a.txt", b"hello")], r"no images in .*x\.tar; looked for"),
     ],
 )
 def test_members_that_make_no_sense_are_refused(tmp_path, members, message):

@@ -143,7 +143,7 @@ def generate(models: Models, job: Job, folder: Path) -> Generator[Image.Image, N
     def work(send: Callable[[Image.Image], None]) -> list[Image.Image]:
         def trace(*step: Tensor) -> None:
             film(*step)
-            send(film.frame(pipeline.tokenizer, len(film.steps) - 1, side))
+            send(film.frame(pipeline.vqvae, len(film.steps) - 1, side))
 
         images: list[Image.Image] = call.method(**call.arguments, trace=trace if has_positions else None).images
         return images
@@ -157,7 +157,7 @@ def generate(models: Models, job: Job, folder: Path) -> Generator[Image.Image, N
     kept = [call.parameters(i) | scheduler for i in range(len(images))]
     name = f"{job.task}-{{seed}}{'-{number}' if call.one_seed else ''}.png"
     files = [save(image, target / name.format(**own), own, sources) for image, own in zip(images, kept)]
-    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.tokenizer, side) if has_positions else None
+    gif = film.save(target / f"{job.task}-{job.seed}.gif", pipeline.vqvae, side) if has_positions else None
     return Generated(files, [own["seed"] for own in kept], gif)
 
 

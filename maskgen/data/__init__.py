@@ -1,8 +1,8 @@
-"""Files to pixels: map-style datasets by name (a token cache gives ``codes`` in place of ``pixels``).
+"""Map-style data sets by name: they turn files into pixels. A token cache gives ``codes`` instead of ``pixels``.
 
-``dataset[i]`` is ``{"pixels": float32 (c, h, w) in [-1, 1], "label": int}``; every dataset has ``labels`` (int64 (n,)),
-``class_names``, ``names`` (one an image), ``channels`` and ``size`` (h, w). Of videos pixels are (c, t, h, w), with
-``actions`` (t, a) beside them where there are any.
+``dataset[i]`` is ``{"pixels": float32 (c, h, w) in [-1, 1], "label": int}``. Each data set has ``labels`` (int64 (n,)),
+``class_names``, ``names`` (one per image), ``channels`` and ``size`` (h, w). Videos have pixels (c, t, h, w) and, if
+their files have actions, ``actions`` (t, a).
 """
 
 from maskgen.data.arrays import FashionMNIST, IdxFiles, NpzArrays

@@ -17,19 +17,19 @@ from PIL import Image
 
 from maskgen.data.pixels import check_size, fit, to_tensor
 
-Images = UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]  # values in [0, 255]
+ImageArray = UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]  # values in [0, 255]
 MAX_CLASSES = 100_000  # a label beyond this is a mistake, not a class
 
 
 class _Arrays:
-    """What the datasets of this module share: images (n, h, w, c) with values in [0, 255], labels, names.
+    """The base of the data sets in this module: images (n, h, w, c) with values in [0, 255], labels and names.
 
-    Where there are text features (n, t, e), items have them too, as ``text``: float (t, e).
+    If there are text features (n, t, e), items also have ``text``, float (t, e).
     """
 
     def __init__(
         self,
-        images: Images,
+        images: ImageArray,
         labels: Int64[np.ndarray, " n"],
         size: int | None,
         class_names: list[str] | None = None,
@@ -59,19 +59,19 @@ def _resize(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class NpzArrays(_Arrays):
     """Images and labels in an .npz archive of arrays, such as ADM's sample files (arr_0, arr_1).
 
-    Layout: (n, h, w), or (n, h, w, c) or (n, c, h, w) with 1 or 3 channels; an array which reads both ways is refused.
-    Values: uint8 as it is; uint16 scaled by 1/257; bool as 0 and 1; floats are taken as [-1, 1] where any is negative
-    and as [0, 1] otherwise, and anything beyond [-1, 1] is refused.
+    The layout is (n, h, w), or (n, h, w, c) or (n, c, h, w) with 1 or 3 channels; an array that could be either is an
+    error. Values of uint8 are kept, uint16 is scaled by 1/257, and bool counts as 0 and 1. Floats count as [-1, 1] if
+    any is negative and as [0, 1] otherwise; values beyond [-1, 1] are an error.
 
     Args:
         path: the file.
-        images: the images' key. None: "images", "arr_0" or "x", whichever there is, or the only array.
-        labels: the labels' key; integers (n,) from 0. None: "labels", "arr_1" or "y"; where there is none, all are 0.
+        images: the key of the images. None: the first of "images", "arr_0" and "x" that exists, or the only array.
+        labels: the key of the labels, integers (n,) from 0. None: "labels", "arr_1" or "y"; without labels all are 0.
         size: side of the square to crop and resize to (see `pixels.fit`). None: as stored.
-        text: the key of text features, float (n, t, e), for decoders that read text. None: "text", where there is one.
+        text: the key of text features, float (n, t, e), for decoders that read text. None: "text", if it exists.
 
     Raises:
-        ValueError: no such file or key, pickled objects, or images, labels or text not as above.
+        ValueError: the file or a key does not exist, an array holds pickled objects, or an array is not as above.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class NpzArrays(_Arrays):
 def _check_text(array: np.ndarray, count: int, what: str) -> None:
     if array.dtype.kind != "f" or array.ndim != 3 or len(array) != count or not np.isfinite(array).all():
         raise ValueError(
-            f"{what} must be finite text features, float ({count}, tokens, features), one row an image; got "
+            f"{what} must be finite text features, float ({count}, tokens, features), one row per image; got "
             f"{array.dtype} {array.shape}"
         )
 
@@ -137,7 +137,7 @@ def read_array(data: Any, key: str, file: Path) -> np.ndarray:
 
 
 def to_nhwc(array: np.ndarray, what: str) -> np.ndarray:
-    """(n, h, w), (n, h, w, c) or (n, c, h, w), c of 1 or 3 -> (n, h, w, c); ValueError where unclear or empty."""
+    """(n, h, w), (n, h, w, c) or (n, c, h, w) with c = 1 or 3 -> (n, h, w, c); ValueError if unclear or empty."""
     shape = array.shape
     if array.size == 0 or array.ndim not in (3, 4):
         raise ValueError(f"{what} has shape {shape}; images are (n, h, w), (n, h, w, c) or (n, c, h, w)")
@@ -154,8 +154,8 @@ def to_nhwc(array: np.ndarray, what: str) -> np.ndarray:
     return array if last else np.moveaxis(array, 1, 3)
 
 
-def to_255(array: np.ndarray, what: str) -> Images:
-    """The value rule of `NpzArrays` -> uint8, or float32 in [0, 255]."""
+def to_255(array: np.ndarray, what: str) -> ImageArray:
+    """Values as described in :class:`NpzArrays` -> uint8, or float32 in [0, 255]."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
@@ -183,7 +183,7 @@ def check_labels(array: np.ndarray, count: int, what: str) -> Int64[np.ndarray, 
 
 
 def read_idx(file: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
-    """An IDX file of uint8, plain or gzipped, with magic number 0x0000080D (D dimensions) and exact length checked."""
+    """An IDX file of uint8, plain or gzipped; the magic number 0x0000080D (D dimensions) and the length must match."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; give an idx{dimensions}-ubyte file, plain or .gz")
     data = file.read_bytes()
@@ -210,7 +210,7 @@ class IdxFiles(_Arrays):
         size: side of the square to crop and resize to (see `pixels.fit`). None: as stored.
 
     Raises:
-        ValueError: a missing or damaged file, the wrong magic number or length, or labels that do not match.
+        ValueError: a file is missing or damaged, its magic number or length is wrong, or the labels do not match.
     """
 
     def __init__(self, images: str, labels: str, size: int | None = None) -> None:
@@ -229,13 +229,13 @@ class FashionMNIST(_Arrays):
 
     Args:
         root: the folder of the four .gz (or unpacked) files, or torchvision's root, which has them in FashionMNIST/raw.
-            None, or where `root` has none: Debian's folder /usr/share/datasets/fashion-mnist.
+            If it is None or has no such files, Debian's folder /usr/share/datasets/fashion-mnist is used.
         split: "train" or "test".
-        size: at least 28; the images are padded with black (-1) to it, not resized.
-        download: fetch the files into `root` with torchvision where they are not found.
+        size: at least 28; the images are not resized but padded with black (-1).
+        download: if the files are not found, torchvision downloads them into `root`.
 
     Raises:
-        ValueError: the files are nowhere, or an argument is not allowed.
+        ValueError: the files are not found, or an argument is not allowed.
     """
 
     def __init__(self, root: str | None = None, split: Split = "train", size: int = 32, download: bool = False) -> None:

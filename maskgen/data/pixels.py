@@ -1,4 +1,4 @@
-"""Images to pixels: one way to read, crop, resize and scale, used wherever an image enters."""
+"""Images to pixels: the one way in which images are read, cropped, resized and scaled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_PIXELS = 89_478_485  # PIL's own "decompression bomb" threshold: 256 MiB of 
 
 
 class UnreadableImage(ValueError):
-    """An image which cannot be decoded; the message names it and says why."""
+    """An image cannot be decoded; the message gives its name and the reason."""
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:
@@ -57,13 +57,13 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:
-    """Any PIL image -> mode L (1 channel) or RGB (3), transparency composited on white; 16-bit grey -> mode F.
+    """Any PIL image -> mode L (1 channel) or RGB (3), with transparency on white; 16-bit grey -> mode F.
 
     16-bit grey is scaled by 1/257 (65535 -> 255) and keeps its precision; PIL's own conversion would clip it at 255.
-    CMYK, palette and the rest are converted by PIL; grey from colour is ITU-R 601 luma.
+    PIL converts CMYK, palette and other modes; colour becomes grey by ITU-R 601 luma.
 
     Raises:
-        ValueError: 32-bit integers beyond 16 bits, or floats: their range is unknown.
+        ValueError: pixels are 32-bit integers beyond 16 bits, or floats, whose range is unknown.
     """
     if image.mode.startswith("I"):  # I;16, I;16B, and I: how some PIL versions open 16-bit PNGs
         values = np.asarray(image).astype(np.float32)
@@ -90,19 +90,19 @@ def load_image(
 ) -> Float[Tensor, "c h w"]:
     """Read an image file, upright, at exactly `size`.
 
-    In order: the EXIF orientation is applied; see `flatten` for colour, transparency and 16 bits; see `fit` for the
-    crop and resize; see `to_tensor` for the range. Of an animation, the first frame.
+    The EXIF orientation is applied first. :func:`flatten` describes colour, transparency and 16 bits, :func:`fit` the
+    crop and resize, :func:`to_tensor` the range. An animation gives its first frame.
 
     Args:
         file: a path or an open binary file.
-        size: the side of a square, or (height, width); None leaves the image at its own.
+        size: the side of a square, or (height, width); None keeps the size of the image.
         channels: 1 (grey) or 3 (RGB).
 
     Returns:
         float32 (channels, height, width) in [-1, 1].
 
     Raises:
-        UnreadableImage: missing, damaged, truncated, more than MAX_PIXELS pixels, or not an image.
+        UnreadableImage: the file is missing, damaged, truncated or not an image, or has more than MAX_PIXELS pixels.
         ValueError: `size` or `channels` is not allowed.
     """
     pair, channels = None if size is None else check_size(size), check_channels(channels)

@@ -1,4 +1,4 @@
-"""A simulated world that is acted on: one of gymnasium's environments, drawn on the CPU."""
+"""A simulated world with actions: an environment of gymnasium, rendered on the CPU."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from maskgen.data.pixels import fit
 
 
 class Simulator:
-    """An environment of gymnasium (the extra ``video``) with continuous actions, seen as small images.
+    """An environment of gymnasium (the extra ``video``) with continuous actions, rendered as small images.
 
-    The pendulum (Pendulum-v1) is swung by a torque in [-2, 2]; gymnasium draws the torque of the last step over it,
-    which is left out here: images would tell the action that a model is to be told.
+    A torque in [-2, 2] swings the pendulum (Pendulum-v1). Gymnasium renders the last torque as an arrow; the arrow is
+    left out here, because it would show the action that a model receives as its input.
 
     Args:
-        environment: its name there.
+        environment: its name in gymnasium.
         size: side of the images in pixels.
-        repeat: steps that an action is held for, between two images.
-        zoom: the middle 1/zoom of what the environment draws is shown.
-        options: of the environment; ``{"g": 0.0}`` takes the pendulum's gravity away.
+        repeat: number of steps for which an action is held, between two images.
+        zoom: the images show the middle 1/zoom of the rendered image.
+        options: options of the environment; ``{"g": 0.0}`` removes the gravity of the pendulum.
 
     Raises:
-        ValueError: gymnasium is missing, no such environment, or one without continuous actions or images.
+        ValueError: gymnasium is missing, it has no such environment, or the environment has no continuous actions.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Simulator:
         options: Mapping[str, float] | None = None,
     ) -> None:
         if size < 1 or repeat < 1 or zoom < 1:
-            raise ValueError(f"size {size} and repeat {repeat} are at least 1, zoom {zoom} is at least 1.0")
+            raise ValueError(f"size {size} and repeat {repeat} must be at least 1, zoom {zoom} at least 1.0")
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display needed
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         try:
@@ -60,25 +60,25 @@ class Simulator:
         self.low, self.high = space.low.astype(np.float32), space.high.astype(np.float32)
 
     def reset(self, seed: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Begin anew; the first image."""
+        """Start a new episode and return its first image."""
         self.state, _ = self.world.reset(seed=seed)
         return self.image()
 
     def step(self, action: Float32[np.ndarray, " a"]) -> UInt8[np.ndarray, "s s 3"]:
-        """Hold `action`, in [-1, 1] of the environment's range, for `repeat` steps; the image after it.
+        """Hold `action` (in [-1, 1], scaled to the range of the environment) for `repeat` steps and return the image.
 
         Raises:
-            ValueError: the environment came to an end.
+            ValueError: the episode ended.
         """
         own = self.low + (np.clip(action, -1, 1) + 1) / 2 * (self.high - self.low)
         for _ in range(self.repeat):
             self.state, _, ended, _, _ = self.world.step(own)
             if ended:
-                raise ValueError(f"{self.environment} came to an end within a video; choose one that goes on")
+                raise ValueError(f"{self.environment} ended within a video; choose an environment that does not end")
         return self.image()
 
     def image(self) -> UInt8[np.ndarray, "s s 3"]:
-        """What is to be seen now."""
+        """The image of the current state."""
         if hasattr(self.world.unwrapped, "last_u"):
             self.world.unwrapped.last_u = None  # the pendulum's arrow
         full = Image.fromarray(self.world.render())
@@ -96,13 +96,13 @@ def simulate(
     repeat: int = 2,
     options: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Videos under random actions, drawn evenly from [-1, 1] of their range, and what made them.
+    """Videos with random actions, uniform in [-1, 1] of their range, and the facts of how they were made.
 
-    Video i depends on (seed, i) alone.
+    Video i depends only on (seed, i).
 
     Returns:
         ``videos`` uint8 (n, t, s, s, 3); ``actions`` float32 (n, t, a): row k leads from frame k to frame k + 1;
-        ``states`` float32 (n, t, s): what the environment says of itself at each frame, for tests of planning.
+        ``states`` float32 (n, t, s): the state of the environment at each frame, for tests of planning.
 
     Raises:
         ValueError: see :class:`Simulator`.
@@ -141,5 +141,5 @@ def read_options(texts: Sequence[str]) -> dict[str, float]:
         try:
             found[key] = float(number)
         except ValueError:
-            raise ValueError(f"{text!r} is no option; write key=number, as g=0") from None
+            raise ValueError(f"{text!r} is not an option; write key=number, as g=0") from None
     return found

@@ -1,4 +1,4 @@
-"""A data set from what a user types."""
+"""Opens the data set that a user names on the command line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def open_dataset(text: str, size: int | None = None) -> Any:
     """The data set that `text` names.
 
     Args:
-        text: a data set's name (``emoji``), a folder of images or of tar shards, shards (``a.tar``,
-            ``train-*.tar``, ``train-{000..012}.tar``), an ``.npz`` file, a run (its own data), or a YAML mapping
-            (``{type: emoji, classes: [flags]}``).
-        size: side of the images, where `text` leaves it open.
+        text: the name of a data set (``emoji``), a folder of images or of tar shards, a .zip of images, shards
+            (``a.tar``, ``train-*.tar``, ``train-{000..012}.tar``), an ``.npz`` file, a run (its own data), or a YAML
+            mapping (``{type: emoji, classes: [flags]}``).
+        size: side of the images, if `text` does not give it.
 
     Raises:
-        ConfigError: nothing of that name, a folder or shards without a size, or data that are codes already.
+        ConfigError: nothing has that name, files have no size, or the data are codes already.
     """
     path = Path(text).expanduser()
     problems: list[str] = []
@@ -32,16 +32,16 @@ def open_dataset(text: str, size: int | None = None) -> Any:
         spec, problems = parse(text)
     elif (path / "config.yaml").is_file():
         spec = _data_of_run(path / "config.yaml")
-    elif path.is_dir() or path.suffix == ".tar":
+    elif path.is_dir() or path.suffix in (".tar", ".zip"):
         shards = path.suffix == ".tar" or any(path.glob("*.tar"))
         if size is None:
-            what = "shards need" if shards else "a folder of images needs"
+            what = "shards need" if shards else "a folder of images needs" if path.is_dir() else "a .zip file needs"
             raise ConfigError(text, [f"{what} a size: --size 256"])
         spec = {"type": "tar_shards" if shards else "image_folder", "path": str(path), "size": size}
     elif path.suffix == ".npz":
         spec = {"type": "npz", "path": str(path), "size": size}
     elif path.is_file():
-        raise ConfigError(text, ["a file of images must be an .npz or .tar; give others as {type: idx, images: ...}"])
+        raise ConfigError(text, ["a file of images must be .npz, .tar or .zip; give others as {type: idx, ...}"])
     elif "/" in text:
         raise ConfigError(text, ["no such file or folder"])
     else:
@@ -57,11 +57,11 @@ def open_dataset(text: str, size: int | None = None) -> Any:
 def open_files_or_dataset(
     files: Sequence[str] | None, data: str | None, tokenizer: str, size: int | None, channels: int
 ) -> Any:
-    """Image files, each at its own size where `size` is None; else the set `data`; else that of the run `tokenizer`.
+    """Image files (each at its own size if `size` is None), or the data set `data`, or that of the run `tokenizer`.
 
     Raises:
-        ConfigError: both files and data; see :func:`open_dataset`.
-        ValueError: a file that is not there.
+        ConfigError: files and data are both given; see also :func:`open_dataset`.
+        ValueError: a file does not exist.
     """
     if not files:
         return open_dataset(data or tokenizer, size)
@@ -78,4 +78,4 @@ def _data_of_run(file: Path) -> Any:
 
 
 def _holder(data: Annotated[Any, DATA]) -> None:
-    """A signature to check against."""
+    """The signature that a data set is checked against."""

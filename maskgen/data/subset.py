@@ -1,4 +1,4 @@
-"""Some images of a data set, and one as training takes it."""
+"""A part of a data set, and the items that training reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Generator
 
 
 class Subset:
-    """Some images of a data set."""
+    """The items of a data set at some indices."""
 
     def __init__(self, dataset: Any, indices: list[int]):
         self.dataset, self.indices = dataset, indices
@@ -23,10 +23,10 @@ class Subset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dataset[self.indices[index]]
 
-    def draw(self, index: int, generator: Generator) -> dict[str, Any]:
-        return draw(self.dataset, self.indices[index], generator)
+    def sample(self, index: int, generator: Generator) -> dict[str, Any]:
+        return training_item(self.dataset, self.indices[index], generator)
 
 
-def draw(dataset: Any, index: int, generator: Generator) -> dict[str, Any]:
-    """An item to train on: of data sets that draw something of it themselves (where a clip begins), as drawn."""
-    return dataset.draw(index, generator) if hasattr(dataset, "draw") else dataset[index]
+def training_item(dataset: Any, index: int, generator: Generator) -> dict[str, Any]:
+    """An item for training; a data set with a ``sample`` method makes some of it at random (where a clip begins)."""
+    return dataset.sample(index, generator) if hasattr(dataset, "sample") else dataset[index]

@@ -1,8 +1,8 @@
-"""Token caches: a data set encoded once, so that the transformer's training never runs the tokenizer.
+"""Token caches: a data set that is encoded once, so that training a transformer never runs the tokenizer.
 
-A cache is a folder: ``codes.npy`` (n, *grid), also (n, *grid, levels) or, of continuous tokens, (n, *grid, d);
-``labels.npy`` int64 (n,); and ``meta.json``, which is written last. While it is made, ``plan.json`` (what will be
-``meta.json``) and ``progress/``, an empty file a finished chunk, stand in its place.
+A cache is a folder with ``codes.npy`` (n, *grid), (n, *grid, levels) or, for continuous tokens, (n, *grid, d);
+``labels.npy`` int64 (n,); and ``meta.json``, which is written last. Until then the folder has ``plan.json`` (the future
+``meta.json``) and ``progress/`` with one empty file per finished chunk.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-PATIENCE = 1800  # seconds without a sign of the other processes
+PATIENCE = 1800  # seconds to wait without progress by other processes
 
 
 class TokenCache:
     """A token cache, memory-mapped.
 
     Items are ``{"codes": int64 (*grid) or (*grid, levels), or float32 (*grid, d); "label": int}``. `meta` has
-    codebook_size (0 where tokens are continuous), class_names, the fingerprint of the tokenizer that made it, and what
-    else its maker wrote down. `levels` is the number of codes a place.
+    codebook_size (0 for continuous tokens), class_names, the fingerprint of the tokenizer, and further facts from the
+    command that wrote it. `levels` is the number of codes per position.
 
     Raises:
-        FileNotFoundError: no token cache there.
-        ValueError: when read, a code outside the codebook.
+        FileNotFoundError: the folder holds no token cache.
+        ValueError: reading an item finds a code outside the codebook.
     """
 
     def __init__(self, path: str):
@@ -44,9 +44,9 @@ class TokenCache:
         self.labels = np.load(self.folder / "labels.npy")
         self.class_names: list[str] = self.meta["class_names"]
         self.codebook_size: int = self.meta["codebook_size"]
-        self.levels: int = self.meta.get("levels", 1)  # caches of before there were levels
-        beside = self.levels > 1 or self.codebook_size == 0
-        self.grid: tuple[int, ...] = tuple(self.codes.shape[1:-1] if beside else self.codes.shape[1:])
+        self.levels: int = self.meta.get("levels", 1)  # older caches have no such entry
+        last_axis = self.levels > 1 or self.codebook_size == 0
+        self.grid: tuple[int, ...] = tuple(self.codes.shape[1:-1] if last_axis else self.codes.shape[1:])
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -55,41 +55,41 @@ class TokenCache:
         codes = torch.from_numpy(self.codes[index].astype(np.int64 if self.codebook_size else np.float32))
         if self.codebook_size and int(codes.max()) >= self.codebook_size:
             raise ValueError(
-                f"row {index} of {self.folder} holds code {int(codes.max())}; the codebook it was made with has 0 to "
+                f"row {index} of {self.folder} holds code {int(codes.max())}; its codebook has 0 to "
                 f"{self.codebook_size - 1}, so the cache is damaged: remove it and encode again"
             )
         return {"codes": codes, "label": int(self.labels[index])}
 
 
 class TokenCacheWriter:
-    """Makes a token cache in chunks, by any number of processes and over any number of interrupted runs.
+    """Writes a token cache in chunks, with any number of processes and over any number of interrupted runs.
 
-    The first process lays out the files; each process writes chunks and marks them done; whichever finds all of them
-    done writes ``meta.json``. Chunks are written by their place in the file, flushed, then marked, so that a chunk
-    without its mark is simply done again.
+    The first process creates the files. Each process writes chunks at their offset, flushes them, and then marks them
+    as done, so that a chunk without a mark is written again. The process that finds all chunks done writes
+    ``meta.json``.
 
     Args:
         path: the folder.
-        meta: what ``meta.json`` will hold; a run goes on with a cache begun with exactly this.
-        rows: of the cache.
-        item: shape and dtype of one row of codes, as :meth:`Tokenizer.encode` gives it.
-        chunks: number of chunks; what they are is the caller's affair.
-        first: whether this process lays out the files, or waits for the one that does.
+        meta: the content of ``meta.json``; an interrupted run is resumed only if its content is equal.
+        rows: number of rows of the cache.
+        item: a tensor with the shape and dtype of one row of codes, as from :meth:`Tokenizer.encode`.
+        chunks: number of chunks; the caller decides which rows they have.
+        first: whether this process creates the files or waits for the process that does.
 
     Raises:
-        ValueError: the folder holds a cache, whole or begun, of another making; the message says what differs.
+        ValueError: the folder holds a complete or partial cache with another `meta`; the message lists the differences.
     """
 
     def __init__(
         self, path: str | Path, meta: Mapping[str, Any], rows: int, item: Tensor, chunks: int, first: bool = True
     ):
         self.folder, self.chunks = Path(path), chunks
-        self.meta = json.loads(json.dumps(meta))  # as it will be read
+        self.meta = json.loads(json.dumps(meta))  # as it is when read back
         self.size = int(meta["codebook_size"])
         self.plan, self.progress = self.folder / "plan.json", self.folder / "progress"
         if first and not self._begun():
             self._lay_out(rows, item)
-        wait_until(self._begun, "the first process has not laid out its files", lambda: 0)
+        wait_until(self._begun, "the first process has not created its files", lambda: 0)
         self._refuse_another()
         codes = np.load(self.folder / "codes.npy", mmap_mode="r")
         self.dtype, self.row_bytes, self.offset = codes.dtype, codes[:1].nbytes, codes.offset
@@ -99,7 +99,7 @@ class TokenCacheWriter:
         return self.plan.is_file() or self.complete()
 
     def complete(self) -> bool:
-        """Whether the cache is whole."""
+        """Whether the cache is complete."""
         return (self.folder / "meta.json").is_file()
 
     def _lay_out(self, rows: int, item: Tensor) -> None:
@@ -115,7 +115,7 @@ class TokenCacheWriter:
     def _refuse_another(self) -> None:
         try:
             found = json.loads(self.plan.read_text())
-        except FileNotFoundError:  # finished since, or long ago
+        except FileNotFoundError:  # the cache is complete
             found = json.loads((self.folder / "meta.json").read_text())
         differing = [
             f"{key} was {_short(found.get(key))}, is {_short(self.meta.get(key))}"
@@ -124,8 +124,8 @@ class TokenCacheWriter:
         ]
         if differing:
             raise ValueError(
-                f"{self.folder} holds a token cache of another making: {'; '.join(differing)}. Give another folder, "
-                "or remove this one to encode anew"
+                f"{self.folder} holds another token cache: {'; '.join(differing)}. Give another folder, "
+                "or remove this one to encode again"
             )
 
     def done(self) -> set[int]:
@@ -134,10 +134,10 @@ class TokenCacheWriter:
         return set(range(self.chunks)) if self.complete() else found
 
     def write(self, start: int, codes: Tensor, labels: np.ndarray) -> None:
-        """Put codes and labels at the rows from `start`.
+        """Write codes and labels to the rows from `start` on.
 
         Raises:
-            ValueError: a code outside the codebook.
+            ValueError: a code lies outside the codebook.
         """
         if self.size and not (int(codes.min()) >= 0 and int(codes.max()) < self.size):
             raise ValueError(
@@ -147,16 +147,18 @@ class TokenCacheWriter:
         _put(self.folder / "labels.npy", self.label_offset + start * 8, labels.astype(np.int64))
 
     def mark(self, chunk: int) -> None:
-        """Say that all rows of a chunk are written."""
+        """Mark a chunk whose rows are all written."""
         (self.progress / str(chunk)).touch()
 
     def finish(self) -> Path:
-        """Wait for the chunks of other processes, write ``meta.json``, give the folder.
+        """Wait for the chunks of other processes, write ``meta.json`` and return the folder.
 
         Raises:
-            RuntimeError: the other processes have done nothing for half an hour.
+            RuntimeError: the other processes have made no progress for half an hour.
         """
-        wait_until(lambda: len(self.done()) == self.chunks, "other processes do nothing", lambda: len(self.done()))
+        wait_until(
+            lambda: len(self.done()) == self.chunks, "other processes have made no progress", lambda: len(self.done())
+        )
         try:
             os.replace(self.plan, self.folder / "meta.json")
         except FileNotFoundError:  # another process was faster
@@ -174,10 +176,10 @@ def write_token_cache(
     class_names: list[str],
     fingerprint: str,
 ) -> Path:
-    """Write codes as they come, int64 (b, *grid) a batch, over whatever cache the folder holds.
+    """Write batches of codes, int64 (b, *grid), to a folder whose previous cache is replaced.
 
     Raises:
-        ValueError: a code outside the codebook.
+        ValueError: a code lies outside the codebook.
     """
     for name in ("meta.json", "plan.json"):
         (Path(path) / name).unlink(missing_ok=True)
@@ -192,14 +194,14 @@ def write_token_cache(
 
 
 def _dtype(codebook_size: int, dtype: torch.dtype) -> Any:
-    """The smallest that holds the codes; continuous tokens keep half precision where they come in it."""
+    """The smallest dtype that holds the codes; continuous tokens in half precision keep it."""
     if codebook_size:
         return np.uint16 if codebook_size <= 2**16 else np.int32
     return np.float16 if dtype == torch.float16 else np.float32
 
 
 def _put(file: Path, offset: int, values: np.ndarray) -> None:
-    """Write at a place, safely on disk on return. No memory map: machines that share a folder share no pages."""
+    """Write at an offset and flush to disk, without a memory map: machines that share a folder share no pages."""
     with file.open("r+b") as stream:
         stream.seek(offset)
         stream.write(values.tobytes())
@@ -213,11 +215,11 @@ def _short(value: Any, most: int = 60) -> str:
 
 
 def wait_until(condition: Callable[[], bool], problem: str, sign_of_life: Callable[[], int]) -> None:
-    """Poll until `condition()`; RuntimeError where `sign_of_life()` stays the same for `PATIENCE` seconds."""
+    """Wait until `condition()`; RuntimeError if `sign_of_life()` stays the same for `PATIENCE` seconds."""
     last, since = sign_of_life(), time.monotonic()
     while not condition():
         time.sleep(0.2)
         if (now := sign_of_life()) != last:
             last, since = now, time.monotonic()
         if time.monotonic() - since > PATIENCE:
-            raise RuntimeError(f"{problem} for {PATIENCE} seconds; start the same command again, which goes on")
+            raise RuntimeError(f"{problem} for {PATIENCE} seconds; start the same command again to resume")

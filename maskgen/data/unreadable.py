@@ -1,4 +1,4 @@
-"""Files that cannot be read: passed over, named and counted."""
+"""Files that cannot be read are skipped, logged by name and counted."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ Item = TypeVar("Item")
 
 
 class UnreadableVideo(ValueError):
-    """A video which cannot be decoded; the message names it and says why."""
+    """A video cannot be decoded; the message gives its name and the reason."""
 
 
 class Unreadable:
-    """Which files of a data set cannot be read, over the whole run and all DataLoader workers.
+    """Counts the files of a data set that cannot be read, over the whole run and all DataLoader workers.
 
-    Each is logged once by name and counted; more than `limit` altogether is an error that lists them.
+    Each is logged once by name; more than `limit` in total are an error that lists them.
 
     Args:
-        where: the data set's place, for the message.
-        what: its files: "image" or "video".
-        limit: how many may be passed over; a data set's ``max_unreadable``.
+        where: the path of the data set, for messages.
+        what: the kind of its files, "image" or "video".
+        limit: how many may be skipped; the ``max_unreadable`` of a data set.
     """
 
     def __init__(self, where: Path, what: str, limit: int) -> None:
         self.where, self.what, self.limit = where, what, limit
-        self.reasons: dict[str, str] = {}  # name -> reason: those met in this process
+        self.reasons: dict[str, str] = {}  # name -> reason: those that this process has met
 
     def leave_out(self, name: str, problem: str) -> None:
-        """`name` is not read when the data set is made.
+        """Leave `name` out while the data set is constructed.
 
         Raises:
-            ValueError: one too many.
+            ValueError: more than `limit` files are unreadable.
         """
         self._note(name, problem, len(self.reasons) + 1)
 
-    def watch(self, names: Sequence[str], places: Sequence[str]) -> None:
-        """These are the data set's; `places` tell a user where each is."""
-        self._names, self._places, self._left_out = names, places, len(self.reasons)
-        # In shared memory: DataLoader workers see each other's, and every later epoch's workers inherit it.
+    def watch(self, names: Sequence[str], paths: Sequence[str]) -> None:
+        """Begin to count failures of these files of the data set; messages give their `paths`."""
+        self._names, self._paths, self._left_out = names, paths, len(self.reasons)
+        # In shared memory, so that DataLoader workers and the workers of later epochs see each other's failures.
         self._failed = torch.zeros(len(names), dtype=torch.bool).share_memory_()
 
     def first(self, start: int, read: Callable[[int], Item]) -> Item:
-        """`read(i)` of the first readable i from `start` on, and then from 0: the same at every reading.
+        """`read(i)` for the first readable i from `start` on, then from 0; it is the same i each time.
 
         Raises:
-            ValueError: none is, or one too many is not.
+            ValueError: no file is readable, or more than `limit` are unreadable.
         """
         count = len(self._names)
         for i in chain(range(start, count), range(start)):
@@ -67,14 +67,14 @@ class Unreadable:
         raise ValueError(f"none of the {count} {self.what}s in {self.where} can be read")
 
     def _note(self, name: str, problem: str, count: int) -> None:
-        """Log the `count`-th of the run; ValueError past the limit."""
+        """Log the `count`-th unreadable file of the run; ValueError beyond the limit."""
         self.reasons[name] = problem
-        log.warning("unreadable %s passed over (%d so far): %s", self.what, count, problem)
+        log.warning("unreadable %s skipped (%d so far): %s", self.what, count, problem)
         if count > self.limit:
             problems = list(self.reasons.values())
-            if count > len(problems):  # the rest were met by other workers; their reasons are in the log
+            if count > len(problems):  # other workers met the rest and logged the reasons
                 others = self._failed.nonzero().flatten().tolist()
-                problems += [self._places[i] for i in others if self._names[i] not in self.reasons]
+                problems += [self._paths[i] for i in others if self._names[i] not in self.reasons]
             raise ValueError(
                 f"{count} unreadable {self.what}s in {self.where}, more than max_unreadable={self.limit}; "
                 "remove or replace them, or raise max_unreadable:\n  " + "\n  ".join(problems)

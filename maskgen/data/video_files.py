@@ -1,4 +1,4 @@
-"""Encoded videos, read with PyAV (imageio[pyav] brings it): where each frame lies in time, and single frames."""
+"""Encoded videos, read with PyAV (part of imageio[pyav]): the timestamps of all frames, and single frames."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from maskgen.data.pixels import MAX_PIXELS
 from maskgen.data.unreadable import UnreadableVideo
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".gif", ".webm", ".mov", ".mkv", ".m4v")
-CHECKED = 16  # first frames that are decoded to see whether their timestamps can be relied on
-VERSION = 2  # of what an index says
-UNEVEN = 1.5  # frames are unevenly spaced where two gaps differ by this factor; timestamps are rounded to milliseconds
+CHECKED = 16  # number of frames that are decoded to check their timestamps
+VERSION = 2  # of the content of an index
+UNEVEN = 1.5  # frames are unevenly spaced if two gaps differ by this factor (timestamps are rounded)
 
 Frame = UInt8[np.ndarray, "h w c"]
 
 
 @dataclass
 class Index:
-    """What is known of a video before any of its frames is decoded.
+    """Facts about a video with which single frames can be found.
 
     Args:
-        runs: the frames' timestamps in order of display, as [first, [gap, repeats], [gap, repeats], ...].
-        base: of the timestamps, in seconds, as a fraction.
+        runs: the timestamps of the frames in order of display, as [first, [gap, repeats], [gap, repeats], ...].
+        base: the unit of the timestamps in seconds, as a fraction.
         size: [height, width], upright.
-        ordered: whether the decoder's frames bear these timestamps in their order. Files whose writer left the order of
-            display out (B-frames stamped as they are coded) do not: of these, frames are counted from the first.
+        ordered: whether the decoded frames have these timestamps in this order. In some files they have not (B-frames
+            with timestamps in coding order); in these, frames are counted from the first.
     """
 
     runs: list[Any]
@@ -49,7 +49,7 @@ class Index:
 
     @property
     def seconds(self) -> np.ndarray:
-        """When each frame is shown, from 0: float64 (n,)."""
+        """The time at which each frame is shown, from 0: float64 (n,)."""
         stamps = self.stamps
         return (stamps - stamps[0]) * float(Fraction(self.base))
 
@@ -61,11 +61,11 @@ class Index:
 
 
 def index_video(file: Path) -> Index:
-    """Read the packets of a video, and decode its first frames.
+    """Read the packets of a video and decode its first frames.
 
     Raises:
-        UnreadableVideo: damaged, no video in it (audio only), frames that do not say when they are shown, or more than
-            MAX_PIXELS pixels.
+        UnreadableVideo: the file is damaged or has no video (audio only), frames have no timestamps, or a frame has
+            more than MAX_PIXELS pixels.
     """
     import av
 
@@ -98,7 +98,7 @@ def _damaged(file: Path, error: Exception) -> UnreadableVideo:
 
 
 def _first_frames(file: Path) -> tuple[list[int], list[int]]:
-    """Timestamps of the first frames as the decoder gives them, and the first one's [height, width]."""
+    """The timestamps of the first frames in the decoder's order, and the [height, width] of the first."""
     import av
 
     with av.open(str(file)) as container:
@@ -109,7 +109,7 @@ def _first_frames(file: Path) -> tuple[list[int], list[int]]:
 
 
 def _stream(container: Any) -> Any:
-    """The first stream of moving images: an audio file's cover is none."""
+    """The first video stream; the cover image of an audio file does not count."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -122,22 +122,22 @@ def _stream(container: Any) -> Any:
 def _stamp(packet: Any) -> int:
     stamp = packet.pts if packet.pts is not None else packet.dts
     if stamp is None:
-        raise UnreadableVideo("its frames do not say when they are shown; write it anew as .mp4")
+        raise UnreadableVideo("its frames have no timestamps; convert it to .mp4")
     return int(stamp)
 
 
 def read_frames(file: Path, index: Index, rows: Sequence[int]) -> Iterator[Frame]:
-    """The frames `rows` (in order, repeats allowed), uint8 RGB (h, w, 3); found by their timestamps, from the last
-    keyframe before them, or by counting where these cannot be relied on.
+    """The frames `rows` (ascending, repeats allowed), uint8 RGB (h, w, 3). They are found by their timestamps from the
+    last keyframe before them, or counted if the timestamps are not ordered.
 
     Raises:
-        UnreadableVideo: a frame that cannot be decoded or found.
+        UnreadableVideo: a frame cannot be found or decoded.
     """
     stamps = index.stamps
     wanted = [int(stamps[row]) if index.ordered else int(row) for row in rows]
     found: dict[int, Frame] = {}
     try:
-        for start in (wanted[0], None) if index.ordered else (None,):  # a few files find no keyframe: from the first
+        for start in (wanted[0], None) if index.ordered else (None,):  # without a keyframe: from the first frame
             found = _decode(file, set(wanted), start, index.ordered)
             if len(found) == len(set(wanted)):
                 break
@@ -149,7 +149,7 @@ def read_frames(file: Path, index: Index, rows: Sequence[int]) -> Iterator[Frame
 
 
 def _decode(file: Path, wanted: set[int], start: int | None, stamped: bool) -> dict[int, Frame]:
-    """The frames of these timestamps, or of these numbers."""
+    """The frames with these timestamps, or with these numbers if not `stamped`."""
     import av
 
     found: dict[int, Frame] = {}
@@ -167,19 +167,19 @@ def _decode(file: Path, wanted: set[int], start: int | None, stamped: bool) -> d
 
 
 def _shown(frame: Any) -> int | None:
-    """When a decoded frame is shown."""
+    """The timestamp of a decoded frame."""
     return frame.pts if frame.pts is not None else frame.dts
 
 
 def _upright(frame: Any) -> UInt8[np.ndarray, "_ _ c"]:
-    """RGB, turned as the file asks (telephones lay their videos down)."""
+    """RGB, rotated as the file's metadata ask (phones store upright videos rotated)."""
     image, turns = frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)  # degrees, counterclockwise
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 class IndexCache:
-    """Indices kept in a JSON file; a video whose length in bytes or time of change differs is indexed anew, and all are
-    where an index says something else since (VERSION)."""
+    """Indices in a JSON file. A video is indexed again if its size in bytes or its modification time has changed, or if
+    the index has another VERSION."""
 
     def __init__(self, file: Path | None) -> None:
         self.file, self.changed = file, False
@@ -188,10 +188,10 @@ class IndexCache:
             try:
                 self._known = dict(json.loads(file.read_text(encoding="utf-8")))
             except ValueError as error:
-                raise ValueError(f"{file} is no index of videos ({error}); remove it, and it is made anew") from error
+                raise ValueError(f"{file} is not an index of videos ({error}); remove it to index again") from error
 
     def index(self, name: str, file: Path) -> Index:
-        """As :func:`index_video`; failures are remembered too."""
+        """As :func:`index_video`; failures are kept, too."""
         stat = file.stat()
         state = [VERSION, stat.st_size, stat.st_mtime_ns]
         entry = self._known.get(name, {})
@@ -207,7 +207,7 @@ class IndexCache:
         return Index(**entry["index"])
 
     def save(self) -> None:
-        """Write the file, whole or not at all, where something was indexed."""
+        """Write the file atomically, if a video was indexed."""
         if self.file is not None and self.changed:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             part = self.file.with_name(f".{self.file.name}.{os.getpid()}")

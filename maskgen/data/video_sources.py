@@ -1,4 +1,4 @@
-"""Where videos lie: files in folders, frames in folders, arrays. Each gives names, lengths and single frames."""
+"""Sources of videos (files, folders of frames, arrays), which give names, lengths and single frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from maskgen.data.arrays import check_labels, find_key, open_npz, read_array
-from maskgen.data.images import EXTENSIONS
+from maskgen.data.image_source import EXTENSIONS
 from maskgen.data.labels import classes_of_file, classes_of_folders
 from maskgen.data.pixels import check_header, flatten
 from maskgen.data.unreadable import Unreadable, UnreadableVideo
@@ -26,10 +26,10 @@ Layout = Literal["nthw", "tnhw"]
 
 
 @runtime_checkable
-class Source(Protocol):
-    """Videos: `frames_of(i, rows)` gives frames uint8 (h, w, c) of video i; the other lists have one entry a video.
+class VideoSource(Protocol):
+    """Videos by index: `frames_of(i, rows)` gives frames uint8 (h, w, c) of video i; lists have one entry per video.
 
-    `size` and `channels` are those of the frames as stored, `size` None where they differ.
+    `size` and `channels` are those of the stored frames; `size` is None if they differ.
     """
 
     names: list[str]
@@ -55,7 +55,7 @@ class VideoFiles:
     labels_file: str | None = None
     cache: Path | None = None
     channels: int = 3
-    variable: list[str] = field(default_factory=list)  # whose frame rate varies
+    variable: list[str] = field(default_factory=list)  # names of videos whose frame rate varies
 
     def __post_init__(self) -> None:
         cache = IndexCache(self.cache)
@@ -80,7 +80,7 @@ class VideoFiles:
         files = [self.root / f"{os.path.splitext(name)[0]}.actions.npy" for name in self.names]
         self._actions = _read_actions(files, self.lengths)
         if self._actions and self.fps is not None:
-            raise ValueError(f"actions in {self.root} belong to frames as stored; leave fps out")
+            raise ValueError(f"actions in {self.root} belong to the stored frames; leave fps out")
 
     def _length(self, index: Index) -> int:
         if self.fps is None:
@@ -89,7 +89,7 @@ class VideoFiles:
 
     def frames_of(self, i: int, rows: Sequence[int]) -> Iterator[Frame]:
         index = self._indices[i]
-        if self.fps is not None:  # at each moment the frame that is then shown
+        if self.fps is not None:  # the frame that is shown at each moment
             moments = np.asarray(rows) / self.fps
             rows = (np.searchsorted(index.seconds, moments + 1e-6, side="right") - 1).tolist()
         return read_frames(self.root / self.names[i], index, rows)
@@ -100,10 +100,10 @@ class VideoFiles:
 
 @dataclass
 class FrameFolders:
-    """Folders of which each holds the frames of one video as images, in the order of their names (2 before 10)."""
+    """Folders that each hold the frames of one video as images, in the order of their names (2 before 10)."""
 
     root: Path
-    folders: dict[str, list[str]]  # the frames' names by the folder's
+    folders: dict[str, list[str]]  # folder -> names of its frames
     tally: Unreadable
     labels_file: str | None = None
     channels: int = 3
@@ -151,16 +151,16 @@ def _rgb(file: Path) -> Frame:
 
 
 class ArrayVideos:
-    """Videos in an .npz or .npy file; the latter is mapped, not read, so it may be larger than memory.
+    """Videos in an .npz or .npy file; the latter is memory-mapped, so it may be larger than memory.
 
     Args:
-        file: in an .npz, ``videos`` (or ``clips``, ``frames``, ``arr_0``, ``x``, or the only array): uint8 (n, t, h, w)
-            or (n, t, h, w, c), c of 1 or 3; ``actions``: float (n, t, a), where there are any; ``labels``: integers
-            (n,), where there are any. An .npy is the videos.
-        layout: "tnhw" where time comes first, as in Moving MNIST's own mnist_test_seq.npy.
+        file: an .npz with ``videos`` (or ``clips``, ``frames``, ``arr_0``, ``x``, or the only array), uint8
+            (n, t, h, w) or (n, t, h, w, c) with c = 1 or 3, and optionally ``actions``, float (n, t, a), and
+            ``labels``, integers (n,); or an .npy with the videos alone.
+        layout: "tnhw" if time is the first axis, as in Moving MNIST's mnist_test_seq.npy.
 
     Raises:
-        ValueError: no such file, or arrays not as above.
+        ValueError: the file does not exist, or its arrays are not as above.
     """
 
     def __init__(self, file: Path, layout: Layout = "nthw") -> None:
@@ -204,10 +204,10 @@ class ArrayVideos:
 
 
 def npz_file(path: str | Path) -> Path:
-    """Where :func:`save_videos` may write.
+    """The path of a file that :func:`save_videos` can write.
 
     Raises:
-        ValueError: another kind of file.
+        ValueError: the path does not end in .npz.
     """
     file = Path(path).expanduser()
     if file.suffix != ".npz":
@@ -216,11 +216,11 @@ def npz_file(path: str | Path) -> Path:
 
 
 def save_videos(path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
-    """Write an .npz that :class:`ArrayVideos` reads: ``videos``, what stands beside them, and `facts` as JSON under
-    ``metadata``. The same content is the same bytes.
+    """Write an .npz for :class:`ArrayVideos`: `arrays` (``videos`` and others) and `facts` as JSON in ``metadata``.
+    Equal content gives equal bytes.
 
     Raises:
-        ValueError: another kind of file.
+        ValueError: the path does not end in .npz.
     """
     file = npz_file(path)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -246,12 +246,12 @@ def _nthwc(videos: np.ndarray, layout: Layout, what: str) -> UInt8[np.ndarray, "
 
 def _check_actions(actions: np.ndarray, what: str) -> Float32[np.ndarray, "*n t a"]:
     if actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
-        raise ValueError(f"actions in {what} must be finite numbers, one row a frame; got {actions.dtype}")
+        raise ValueError(f"actions in {what} must be finite numbers, one row per frame; got {actions.dtype}")
     return actions.astype(np.float32)
 
 
 def _read_actions(files: list[Path], lengths: list[int]) -> dict[int, Float32[np.ndarray, "t a"]]:
-    """The actions (t, a) of each video; nothing where no video has them."""
+    """The actions (t, a) of each video; empty if no video has actions."""
     found = {}
     for i, file in enumerate(files):
         if not file.is_file():
@@ -269,27 +269,27 @@ def _read_actions(files: list[Path], lengths: list[int]) -> dict[int, Float32[np
     widths = {actions.shape[1]: files[i] for i, actions in found.items()}
     if len(widths) > 1:
         listed = ", ".join(f"{width} ({file})" for width, file in sorted(widths.items()))
-        raise ValueError(f"actions have several lengths: {listed}; give as many numbers a frame everywhere")
+        raise ValueError(f"actions have several lengths: {listed}; give the same number per frame in all videos")
     return found
 
 
 def find_videos(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Video files below `root`, and folders of frames with their frames; relative, hidden ones ignored, in the order of
-    their names (2 before 10)."""
+    """The video files below `root`, and the folders of frames with their frames. Names are relative and in natural
+    order (2 before 10); hidden files are ignored."""
     videos: list[str] = []
     folders: dict[str, list[str]] = {}
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
         shown = [name for name in files if not name.startswith(".")]
-        place = Path(folder).relative_to(root).as_posix()
-        videos += [(Path(place) / n).as_posix() for n in shown if n.lower().endswith(VIDEO_EXTENSIONS)]
+        relative = Path(folder).relative_to(root).as_posix()
+        videos += [(Path(relative) / n).as_posix() for n in shown if n.lower().endswith(VIDEO_EXTENSIONS)]
         if frames := sorted((n for n in shown if n.lower().endswith(FRAME_EXTENSIONS)), key=_natural):
-            folders[place] = frames
-    return sorted(videos, key=_natural), {place: folders[place] for place in sorted(folders, key=_natural)}
+            folders[relative] = frames
+    return sorted(videos, key=_natural), {name: folders[name] for name in sorted(folders, key=_natural)}
 
 
 def _natural(path: str) -> list[list[tuple[int, str]]]:
-    """Folder by folder, numbers as numbers: frame_2 before frame_10."""
+    """A sort key, folder by folder, with numbers compared as numbers: frame_2 before frame_10."""
     return [
         [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name) if piece]
         for name in path.split("/")

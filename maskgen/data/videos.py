@@ -1,4 +1,4 @@
-"""Clips of videos as a data set."""
+"""A data set of clips from videos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from maskgen.data.pixels import check_channels, check_size, fit, flatten
 from maskgen.data.unreadable import Unreadable
-from maskgen.data.video_sources import ArrayVideos, FrameFolders, Layout, Source, VideoFiles, find_videos
+from maskgen.data.video_sources import ArrayVideos, FrameFolders, Layout, VideoFiles, VideoSource, find_videos
 
 log = logging.getLogger(__name__)
 
@@ -26,40 +26,42 @@ Frame = UInt8[np.ndarray, "_ _ _"]  # (h, w, c), of any size
 class Videos:
     """Clips of the videos in a folder of files, in folders of frames, or in an array file.
 
-    Map-style: ``dataset[i]`` is ``{"pixels": float32 (c, t, h, w) in [-1, 1], "label": int}``, and ``actions``, float32
-    (t, a), where there are any: ``actions[k]`` is what is done at frame k and leads to frame k + 1. With a stride the
-    actions of the frames passed over stand side by side, (t, stride * a).
+    Map-style: ``dataset[i]`` is ``{"pixels": float32 (c, t, h, w) in [-1, 1], "label": int}``. If the videos have
+    actions, it also has ``actions``, float32 (t, a): the action ``actions[k]`` at frame k leads to frame k + 1. With a
+    stride, the actions of the skipped frames are concatenated, (t, stride * a).
 
-    What `path` may be:
+    `path` is one of:
       - a folder of .mp4, .avi, .gif, .webm, .mov, .mkv or .m4v files, read with PyAV; actions in NAME.actions.npy;
-      - a folder of folders of images, each the frames of a video in the order of their names; actions in actions.npy;
-      - an .npz or .npy, see :class:`maskgen.data.video_sources.ArrayVideos`.
-    Sub-folders are classes, or a labels file says them, as in :class:`maskgen.data.images.ImageFolder`.
+      - a folder of folders of images, each with the frames of one video in the order of their names; actions in
+        actions.npy;
+      - an .npz or .npy file, see :class:`maskgen.data.video_sources.ArrayVideos`.
+    The classes come from sub-folders or a labels file, as in :class:`maskgen.data.images.ImageFolder`.
 
-    Videos that cannot be read (damaged, audio only) are left out when the data set is made, those that fail to decode
-    later are replaced by the next readable; all are logged by name and counted, see `unreadable`. Videos with fewer
-    frames than a clip needs are left out and named in `short`.
+    The constructor leaves out videos that cannot be read (damaged, audio only); those that fail to decode later are
+    replaced by the next readable one. All are logged by name and counted, see `unreadable`. Videos with fewer frames
+    than a clip needs are left out and listed in `short`.
 
     Args:
         path: the folder or file.
-        frames: of a clip.
-        size: side of the square to resize and crop to (see `pixels.fit`), or [height, width]. None: as stored.
-        stride: every which frame is taken.
-        fps: take frames at this rate by their timestamps, repeating or passing over what is stored; for video files
-            only. None: the frames as stored, also where the frame rate varies (a warning says where).
-        clips: of each video; an epoch has so many.
-        start: "random": training draws where a clip begins, from the step's own random numbers. Asked by its index
-            alone (for evaluation), and always with "uniform", a clip begins at the middle of its share of the video.
-        begin, end: use this part of each video: 0.0 to 0.8 to train and 0.8 to 1.0 to test, for instance.
-        channels: 1 (grey) or 3 (RGB). None: as stored.
+        frames: number of frames of a clip.
+        size: side of the square to resize and crop to (see `pixels.fit`), or [height, width]. None: the stored size.
+        stride: distance between the frames of a clip, in frames.
+        fps: take frames at this rate by their timestamps, so that stored frames are repeated or skipped; for video
+            files only. None: all stored frames, even if the frame rate varies (a warning lists such videos).
+        clips: number of clips per video in an epoch.
+        start: "random": in training, each clip begins at a random frame, from the random numbers of the step. With
+            "uniform", and always when an item is read by its index (for evaluation), a clip begins at the middle of its
+            share of the video.
+        begin, end: the part of each video that is used; for instance 0.0 to 0.8 for training and 0.8 to 1.0 for tests.
+        channels: 1 (grey) or 3 (RGB). None: the stored channels.
         labels: a labels file, for folders.
         layout: "tnhw" for an array whose first axis is time.
-        max_unreadable: how many unreadable videos to pass over; 0 stops at the first.
-        cache: a JSON file that keeps what was learnt of video files, so that the next start is fast.
+        max_unreadable: how many unreadable videos are skipped; 0 stops at the first.
+        cache: a JSON file that keeps the indices of video files, so that the next start is fast.
 
     Raises:
-        ValueError: nothing to read at `path`, no video long enough, videos of several sizes without `size`, options
-            that are not for this kind of file, or too many unreadable videos.
+        ValueError: there are no videos at `path`, none is long enough, they have several sizes and `size` is None, an
+            option is not for this kind of file, or too many videos are unreadable.
     """
 
     def __init__(
@@ -83,11 +85,11 @@ class Videos:
         self.frames, self.stride, self.clips, self.start = frames, stride, clips, start
         root = Path(path).expanduser()
         self._tally = Unreadable(root, "video", max_unreadable)
-        self.unreadable = self._tally.reasons  # name -> reason: those met in this process
+        self.unreadable = self._tally.reasons  # name -> reason: those that this process has met
         self._source = source = open_videos(root, self._tally, fps, labels, layout, cache)
         self.class_names = source.class_names
         self.channels = source.channels if channels is None else check_channels(channels)
-        self._parts = {}  # of each video used: its first frame and the number of places a clip may begin at
+        self._parts = {}  # video -> its first frame and the number of frames at which a clip may begin
         self.short: dict[str, str] = {}  # name -> reason
         span = (frames - 1) * stride + 1
         for i, length in enumerate(source.lengths):
@@ -100,10 +102,10 @@ class Videos:
         self._videos = list(self._parts)
         stored = source.size if size is None else check_size(size)
         if stored is None:
-            raise ValueError(f"videos in {root} have several sizes; give the size to bring them to")
+            raise ValueError(f"videos in {root} have several sizes; give a size to resize them to")
         self.size, self._as_stored = stored, size is None
         self._tally.watch([source.names[i] for i in self._videos], [str(root / source.names[i]) for i in self._videos])
-        self.groups = np.repeat(np.arange(len(self._videos)), clips)  # which video each clip is of
+        self.groups = np.repeat(np.arange(len(self._videos)), clips)  # the video of each clip
         self.labels = np.repeat(np.array([source.labels[i] for i in self._videos], np.int64), clips)
         names = [source.names[i] for i in self._videos]
         self.names = names if clips == 1 else [f"{name}:{clip}" for name in names for clip in range(clips)]
@@ -115,19 +117,19 @@ class Videos:
         video, clip = divmod(range(len(self))[index], self.clips)
         return self._clip(video, (clip + 0.5) / self.clips)
 
-    def draw(self, index: int, generator: Generator) -> dict[str, Any]:
-        """The item of training: as ``dataset[index]``, but where the clip begins is drawn if `start` is "random"."""
+    def sample(self, index: int, generator: Generator) -> dict[str, Any]:
+        """An item for training: as ``dataset[index]``, but if `start` is "random" the clip begins at a random frame."""
         if self.start == "uniform":
             return self[index]
         return self._clip(int(self.groups[index]), float(torch.rand((), generator=generator)))
 
-    def _clip(self, video: int, place: float) -> dict[str, Any]:
-        """The clip at `place` in [0, 1) of the video, or of the next readable."""
-        return self._tally.first(video, lambda v: self._read(self._videos[v], place))
+    def _clip(self, video: int, position: float) -> dict[str, Any]:
+        """The clip at `position` in [0, 1) of the video, or of the next readable one."""
+        return self._tally.first(video, lambda v: self._read(self._videos[v], position))
 
-    def _read(self, i: int, place: float) -> dict[str, Any]:
-        first, places = self._parts[i]
-        rows = first + int(place * places) + self.stride * np.arange(self.frames)
+    def _read(self, i: int, position: float) -> dict[str, Any]:
+        first, starts = self._parts[i]
+        rows = first + int(position * starts) + self.stride * np.arange(self.frames)
         frames = self._source.frames_of(i, rows.tolist())
         if self._as_stored:
             frames = (self._of_its_size(frame, i) for frame in frames)
@@ -135,21 +137,23 @@ class Videos:
         item: dict[str, Any] = {"pixels": pixels, "label": int(self._source.labels[i])}
         actions = self._source.actions_of(i)
         if actions is not None:
-            passed = np.minimum(rows[:, None] + np.arange(self.stride), len(actions) - 1)  # the last leads out of it
+            passed = np.minimum(
+                rows[:, None] + np.arange(self.stride), len(actions) - 1
+            )  # the last leads beyond the video
             item["actions"] = torch.from_numpy(actions[passed].reshape(self.frames, -1))
         return item
 
     def _of_its_size(self, frame: Frame, i: int) -> Frame:
-        """ValueError for a frame of another size than the first's: fitting it would zoom."""
+        """ValueError for a frame with another size than the first, since resizing it would zoom."""
         if frame.shape[:2] != self.size:
             raise ValueError(
-                f"a frame of {self._source.names[i]} is {frame.shape[:2]} (h, w), others are {self.size}; give the "
-                "size to bring all to"
+                f"a frame of {self._source.names[i]} is {frame.shape[:2]} (h, w), others are {self.size}; give a "
+                "size to resize all to"
             )
         return frame
 
     def _report(self, root: Path, span: int) -> None:
-        """Say what was left out and what varies; ValueError where nothing is left."""
+        """Log what was left out and which frame rates vary; ValueError if nothing is left."""
         count = len(self.unreadable) + len(self._source.lengths)
         need = f"a clip needs {span} (frames={self.frames}, stride={self.stride})"
         if not self._parts:
@@ -166,13 +170,13 @@ class Videos:
         variable = getattr(self._source, "variable", [])
         if variable and self._source.fps is None:  # type: ignore[attr-defined]
             log.warning(
-                "the frame rate of %d videos varies (%s): frames are taken as stored; give fps to take them by time",
+                "the frame rate of %d videos varies (%s): all stored frames are used; give fps to take frames by time",
                 *(len(variable), ", ".join(variable[:5])),
             )
 
 
 def to_clip(frames: Iterable[Frame], size: tuple[int, int], channels: int) -> Float[Tensor, "c t h w"]:
-    """Frames brought to one size (see `pixels.fit`) and number of channels, in [-1, 1]."""
+    """Frames -> one clip in [-1, 1]; each frame is resized and cropped (`pixels.fit`) and gets `channels` channels."""
     values = torch.from_numpy(np.stack([_fitted(frame, size, channels) for frame in frames]))
     return values.permute(3, 0, 1, 2).float().contiguous() / 127.5 - 1
 
@@ -191,11 +195,11 @@ def open_videos(
     labels: str | None = None,
     layout: Layout = "nthw",
     cache: str | None = None,
-) -> Source:
-    """The videos at `root`, as :class:`Videos` says.
+) -> VideoSource:
+    """The videos at `root`; :class:`Videos` describes the arguments.
 
     Raises:
-        ValueError: none there, or options that are not for this kind of file.
+        ValueError: there are no videos, or an option is not for this kind of file.
     """
     if root.suffix in (".npz", ".npy"):
         _only(fps is None and labels is None and cache is None, "fps, labels and cache are for folders", root)
@@ -207,7 +211,7 @@ def open_videos(
     videos, folders = find_videos(root)
     if videos and folders:
         raise ValueError(
-            f"{root} holds both videos ({videos[0]}) and images (in {next(iter(folders))}); give one kind a folder"
+            f"{root} holds both videos ({videos[0]}) and images (in {next(iter(folders))}); give a folder with one kind"
         )
     if videos:
         kept = None if cache is None else Path(cache).expanduser()
@@ -230,7 +234,7 @@ def _check(
         if value < 1:
             raise ValueError(f"{name} is {value}; give 1 or more")
     if fps is not None and not fps > 0:
-        raise ValueError(f"fps is {fps}; give frames a second, above 0, or leave it out")
+        raise ValueError(f"fps is {fps}; give frames per second, above 0, or leave it out")
     if not 0 <= begin < end <= 1:
         raise ValueError(f"begin is {begin} and end {end}; they are shares of each video, 0 <= begin < end <= 1")
     for name, text, allowed in (("start", start, get_args(Start)), ("layout", layout, get_args(Layout))):
@@ -239,7 +243,7 @@ def _check(
 
 
 def _some(reasons: dict[str, str], most: int = 5) -> str:
-    """`` (a.mp4: 3 frames, ...)``, or nothing."""
+    """`` (a.mp4: 3 frames, ...)``, or an empty text."""
     listed = [f"{name}: {reason}" for name, reason in list(reasons.items())[:most]]
     more = f" and {len(reasons) - most} more" if len(reasons) > most else ""
     return f" ({'; '.join(listed)}{more})" if reasons else ""

@@ -82,10 +82,10 @@ def sample(
         seed: image i is sampled with seed + i, whatever the batch size.
         steps, guidance: decode steps and guidance scale; None uses the pipeline's defaults.
     """
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels"}
     made = []
     for batch in batches(labels, seed, batch_size):
-        made.append(pipeline(**batch, **settings).images.cpu() * 2 - 1)
+        made.append(pipeline(**batch, **settings).images.cpu())
     return torch.cat(made)
 
 
@@ -123,13 +123,13 @@ def generate(
     rows: list[str | None] = [class_label(pipeline, c) for c in classes or spread_over(names)] or [None]
     labels = [row for row in rows for _ in range(count)]
     film = film_for(trace)
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "trace": film}
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels", "trace": film}
     made = []
     for batch in batches(labels, seed, batch_size):
-        made.append(pipeline(**batch, **settings).images.cpu() * 2 - 1)
+        made.append(pipeline(**batch, **settings).images.cpu())
     pixels = torch.cat(made)
     if film is not None and trace is not None:
-        film.save(trace, pipeline.tokenizer)
+        film.save(trace, pipeline.vqvae)
     for i, image in enumerate(to_pil(pixels)):
         kept = parameters(pipeline, model, {"class": labels[i], "seed": seed + i, "steps": steps, "guidance": guidance})
         path = Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-")

@@ -162,7 +162,7 @@ def run_task(
     names = [out if len(images) == 1 else out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(images))]
     paths = [save(image, names[i], call.parameters(i)) for i, image in enumerate(images)]
     if film is not None and trace is not None:
-        paths.append(film.save(trace, pipeline.tokenizer))
+        paths.append(film.save(trace, pipeline.vqvae))
     return paths
 
 

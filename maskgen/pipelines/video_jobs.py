@@ -74,7 +74,7 @@ def predict_video(
     context = min(held, max(1, trained - 1)) if context is None else context
     rows = [footage.length - 1 - stride * i for i in reversed(range(context))]
     made = pipeline.predict(
-        footage.clip(rows, (height, width), pipeline.tokenizer.channels)[None],
+        footage.clip(rows, (height, width), pipeline.vqvae.channels)[None],
         frames,
         actions=given,
         **_settings(pipeline, class_name, count, steps, guidance, seed),
@@ -146,7 +146,7 @@ def edit_video(
         raise ValueError(
             f"sides {tuple(sides)} leave no pixels of the model's {height}x{width} frames (h x w); give less"
         )
-    rows, channels = _rows(footage, stride)[: None if task == "interpolate" else frames], pipeline.tokenizer.channels
+    rows, channels = _rows(footage, stride)[: None if task == "interpolate" else frames], pipeline.vqvae.channels
     clip = footage.clip(rows, size, channels)[None]
     if task == "interpolate":
         end = open_footage(video_2)  # type: ignore[arg-type]
@@ -190,12 +190,12 @@ def _settings(
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "generator": [torch.Generator().manual_seed(seed + i) for i in range(count)],
-        "output_type": "pt",
+        "output_type": "pixels",
     }
 
 
 def _saved(made: Any, out: str | Path, fps: float | int) -> list[Path]:
     """Write one file per result, with a number in the name if there are several."""
-    videos, path = made.frames.transpose(1, 2).cpu() * 2 - 1, Path(out)
+    videos, path = made.frames.cpu(), Path(out)
     names = [path if len(videos) == 1 else path.with_stem(f"{path.stem}_{i:03d}") for i in range(len(videos))]
     return [save(pixels, name, fps) for pixels, name in zip(videos, names)]

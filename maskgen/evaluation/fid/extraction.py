@@ -100,7 +100,7 @@ def extract(
         left[:] = [file for file in left if not file.exists()]
         return len(left)
 
-    wait_until(lambda: not finished(), "other processes do nothing", finished)
+    wait_until(lambda: not finished(), "other processes have made no progress", finished)
     return _joined([_read(file) for file in files.values()])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskgen.data import DATASETS
 from maskgen.data.source import open_dataset
-from maskgen.evaluation.fid.image_files import of_folder, of_tar, of_zip
+from maskgen.evaluation.fid.image_files import of_files
 from maskgen.evaluation.fid.references import read_npz, read_torch_cache
 from maskgen.evaluation.fid.sources import Batch, Images, Reading, Source, evenly, note_grey, of_array
 from maskgen.images import to_uint8
@@ -53,12 +53,8 @@ def open_source(source: Any, reading: Reading | None = None) -> Source:
             f"{path} does not exist; give a folder of images, an .npz file or a saved pipeline, a .zip, .tar or "
             f".yaml, or a data set ({', '.join(DATASETS)}, or a mapping {{type: ...}})"
         )
-    if path.is_dir():
-        return Source(str(path), "folder", of_folder(path, reading))
-    if path.suffix == ".zip":
-        return Source(str(path), "zip", of_zip(path, reading))
-    if path.suffix == ".tar":
-        return Source(str(path), "tar", of_tar(path, reading))
+    if path.is_dir() or path.suffix in (".zip", ".tar"):
+        return Source(str(path), "folder" if path.is_dir() else path.suffix[1:], of_files(path, reading))
     if path.suffix in (".yaml", ".yml"):
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
         spec = spec.get("data", spec) if isinstance(spec, dict) else spec

@@ -58,16 +58,18 @@ def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference:
         raise ValueError(f"count must be at least 1, got {sampling.count}")
     if sampling.temperature is not None:
         pipe = copy.copy(pipe)  # the caller's keeps its own
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, temperature=sampling.temperature)
+        pipe.scheduler = type(pipe.scheduler).from_config(
+            pipe.scheduler.config, choice_temperature=sampling.temperature
+        )
     protocol, labels = labels_of(list(pipe.class_names), sampling, reference)
     settings = asdict(sampling) | {"classes": protocol}
     scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     settings["steps"] = sampling.steps or scheduler.get("num_inference_steps")
     settings["guidance"] = scheduler.get("guidance_scale") if sampling.guidance is None else sampling.guidance
-    settings["temperature"] = scheduler.get("temperature")
-    others = ("num_inference_steps", "guidance_scale", "temperature")
+    settings["temperature"] = scheduler.get("choice_temperature")
+    others = ("num_inference_steps", "guidance_scale", "choice_temperature")
     settings["scheduler"] = {key: value for key, value in scheduler.items() if key not in others}
-    settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("tokenizer", "transformer")}
+    settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("vqvae", "transformer")}
 
     def read(start: int, stop: int) -> np.ndarray:
         asked: list[int | None] = [None] * (stop - start) if labels is None else labels[start:stop].tolist()

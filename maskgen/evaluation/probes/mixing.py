@@ -1,87 +1,56 @@
-"""What fine-tuning does to a batch: mixup, CutMix and random erasing."""
+"""What fine-tuning does to a batch: MixUp, CutMix and random erasing, by torchvision's transforms (v2).
+
+All of them take their random numbers from PyTorch's default generator, since torchvision's transforms have no other.
+"""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from numpy.random import Generator
 from torch import Tensor
 
 from maskgen.evaluation.probes.result import Number
 
 Pixels = Float[Tensor, "b c h w"]
+NOISE = 0.5  # standard deviation of the noise in an erased box, for pixels in [-1, 1]
 
 
 def soft_targets(labels: Int64[Tensor, "b"], classes: int, smoothing: Number) -> Float[Tensor, "b k"]:
-    """One-hot labels, of which `smoothing` is spread over all classes; rows sum to 1."""
+    """One-hot labels with label smoothing; rows sum to 1."""
     return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
-
-
-def cut_box(h: int, w: int, share: Number, generator: Generator) -> tuple[int, int, int, int]:
-    """top, bottom, left, right of a box of the image's own shape and about `share` of its area, cut at the borders.
-
-    Its centre is anywhere, so that a box at the border is smaller (CutMix, arXiv:1905.04899, eq. 2).
-    """
-    high, wide = int(h * math.sqrt(share)), int(w * math.sqrt(share))
-    y, x = int(generator.integers(h)), int(generator.integers(w))
-    top, left = y - high // 2, x - wide // 2
-    return max(0, top), min(h, top + high), max(0, left), min(w, left + wide)
 
 
 def mix(
     pixels: Pixels,
     labels: Int64[Tensor, "b"],
     classes: int,
-    generator: Generator,
     *,
     mixup: Number = 0.8,
     cutmix: Number = 1.0,
     smoothing: Number = 0.1,
 ) -> tuple[Pixels, Float[Tensor, "b k"]]:
-    """A batch mixed with itself in reverse, and its targets, whose rows sum to 1.
+    """A batch in which each image is mixed with the one before it, and its targets, whose rows sum to 1.
 
-    One share for the batch, from Beta(a, a): by mixup (arXiv:1710.09412, a = `mixup`) images are averaged, by CutMix
-    (a = `cutmix`) a box is replaced; each for half of the batches where both are above 0, none where both are 0. The
-    targets go by the box's exact area.
+    The whole batch has one ratio, from Beta(a, a): MixUp (arXiv:1710.09412, a = `mixup`) averages two images, CutMix
+    (arXiv:1905.04899, a = `cutmix`) replaces a box, and the targets follow the exact area of the box. If both are above
+    0, each is used for half of the batches; if both are 0, nothing is mixed.
     """
+    from torchvision.transforms import v2
+
     targets = soft_targets(labels, classes, smoothing)
-    if mixup <= 0 and cutmix <= 0:
-        return pixels, targets
-    cut = cutmix > 0 and (mixup <= 0 or generator.random() < 0.5)
-    alpha = cutmix if cut else mixup
-    kept = float(generator.beta(alpha, alpha))
-    if cut:
-        h, w = pixels.shape[2:]
-        top, bottom, left, right = cut_box(h, w, 1 - kept, generator)
-        kept = 1 - (bottom - top) * (right - left) / (h * w)
-        mixed = pixels.clone()
-        mixed[:, :, top:bottom, left:right] = pixels.flip(0)[:, :, top:bottom, left:right]
-    else:
-        mixed = kept * pixels + (1 - kept) * pixels.flip(0)
-    return mixed, kept * targets + (1 - kept) * targets.flip(0)
+    kinds = [kind(alpha=alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
+    return v2.RandomChoice(kinds)(pixels, targets) if kinds else (pixels, targets)
 
 
-def erase(pixels: Pixels, probability: Number, generator: Generator) -> Pixels:
-    """A copy in which a box of each image is noise, with `probability` (random erasing, arXiv:1708.04896).
+def erase(pixels: Pixels, probability: Number) -> Pixels:
+    """A copy of images in [-1, 1] in which, with `probability`, a box of an image is noise (arXiv:1708.04896).
 
-    The box has 2% to a third of the area and an aspect of 0.3 to 1/0.3; one that does not fit is drawn again, at most
-    ten times. The noise is normal of deviation 0.5, a pixel at a time, cut to [-1, 1].
+    The box has 2% to a third of the area and an aspect ratio of 0.3 to 1/0.3; one that does not fit is sampled again,
+    at most ten times. The noise is normal with standard deviation `NOISE`, independent per value, clipped to [-1, 1].
     """
-    pixels = pixels.clone()
-    h, w = pixels.shape[2:]
-    for image in pixels:
-        if generator.random() >= probability:
-            continue
-        for _ in range(10):
-            area = generator.uniform(0.02, 1 / 3) * h * w
-            aspect = math.exp(generator.uniform(math.log(0.3), -math.log(0.3)))
-            high, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < high < h and 0 < wide < w:
-                top, left = int(generator.integers(h - high + 1)), int(generator.integers(w - wide + 1))
-                noise = generator.normal(0, 0.5, (len(image), high, wide)).clip(-1, 1)
-                image[:, top : top + high, left : left + wide] = torch.from_numpy(noise).to(image)
-                break
-    return pixels
+    from torchvision.transforms import v2
+
+    erasing = v2.RandomErasing(p=probability, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value="random")
+    # torchvision's noise has the standard deviation 1; each image has its own box, so they go one by one.
+    return torch.stack([(erasing(image / NOISE) * NOISE).clamp(-1, 1) for image in pixels])

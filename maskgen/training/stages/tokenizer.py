@@ -115,7 +115,7 @@ class TokenizerStage:
         grad_fit, grad_fooled = torch.autograd.grad(fit, at)[0], torch.autograd.grad(fooled, at)[0]
         weight = torch.as_tensor(self.adversary.weight_at(step), device=pixels.device)
         if self.adversary.adaptive:
-            last = extract_model_from_parallel(self.modules["model"]).decoder.output.weight
+            last = extract_model_from_parallel(self.modules["model"]).decoder.last_layer.weight
             weight = weight * adaptive_weight(made, last, grad_fit, grad_fooled)
         surrogate = (made.float() * (grad_fit + weight * grad_fooled)).sum()
         loss = surrogate - surrogate.detach() + (fit + weight * fooled).detach()
