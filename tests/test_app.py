@@ -234,7 +234,7 @@ def test_an_image_of_the_command_uses_its_models_own_scheduler(models, run, tmp_
         ("sample", {"order": "rastr"}, "did you mean 'raster'?"),
         ("inpaint", {"image": None, "mask": None}, "there is no image yet: upload one"),
         ("edit", {"class": None}, "choose the new class"),
-        ("outpaint", {"right": 0}, "outpainting by 0 pixels on every side"),
+        ("outpaint", {"right": 0}, "0 pixels on every side"),
         ("outpaint", {"right": 1020}, "1028x8 pixels; the page takes sides of at most 1024"),
         ("vary", {"strength": 2}, "strength is 2; give a number from 0 to 1"),
         ("interpolate", {"image_2": None}, "there is no second image yet: upload one"),

@@ -237,13 +237,13 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["reconstruct", "runs/tokenizer", "images"], "images is not a file; give a folder of images as --data"),
         (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
         ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
-        ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is no file"),
-        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone holds no classifier.json"),
+        ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is not a file"),
+        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone has no classifier.json"),
         ([*RECONSTRUCT, "gone-{0..3}.tar", "--size", "8"], "4 of 4 shards of gone-{0..3}.tar do not exist"),
         ([*ENCODE, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
         ([*ENCODE, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
         ([*ENCODE, "nan.npz"], "'images' in nan.npz has floats from nan to nan"),
-        (["encode", "runs/tokenizer", "tokens", "--flips"], "another making: flips was false, is true. Give another"),
+        (["encode", "runs/tokenizer", "tokens", "--flips"], "token cache: flips was false, is true. Give another"),
         (["encode", "runs/other", "tokens", "--data", "runs/tokenizer"], "another making: tokenizer was "),
         (
             ["train", "generator.yaml", "name=new", "stage.tokenizer=runs/other"],
@@ -257,7 +257,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5"),
         (["train", "tokeniser.yaml"], "no such file; did you mean 'tokenizer/"),
         (["fid", "gone", "images"], "gone does not exist; give a folder of images, an .npz file or a saved"),
-        (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is no file"),
+        (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is not a file"),
     ],
 )
 def test_an_error_is_one_message(maskgen, arguments, message):

@@ -265,7 +265,7 @@ def test_reports_say_whether_they_may_be_compared(here):
     with pytest.raises(ValueError, match="have no metric in common"):
         compare("a.json", "edited.json")
     (here / "edited.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no report of `maskgen evaluate`"):
+    with pytest.raises(ValueError, match="is not a report of `maskgen evaluate`"):
         compare("a.json", "edited.json")
 
 
@@ -310,7 +310,7 @@ def test_bad_sweeps_and_mixed_questions_are_refused(here):
     options = {"sampling": Sampling(8), "reading": Reading(), "classifier": "classifier"}
     with pytest.raises(ValueError, match=r"a sweep needs a pipeline .*real\.npz is none"):
         run("real.npz", "real.npz", "fid", sweeps=["guidance=1"], **options)
-    with pytest.raises(ValueError, match="psnr are of a tokenizer"):
+    with pytest.raises(ValueError, match="psnr measure a tokenizer"):
         run("pipeline", "real.npz", "psnr,fid", **options)
     with pytest.raises(ValueError, match="need the images to reconstruct: maskgen evaluate TOKENIZER DATA"):
         run("pipeline", None, "psnr", **options)

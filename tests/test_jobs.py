@@ -169,7 +169,7 @@ def test_tables_that_cannot_be_are_refused(pipeline, folder, text, message):
         (["inpaint", "a.png", "m.png", "--steps", "0"], "steps must be at least 1"),
         (["edit", "a.png", "--class", "ant", "--box", "1,2"], "has 2 numbers; give left, top, right, bottom"),
         (["edit", "a.png", "--class", "ant", "--box", "a,b"], "box is 'a,b'; give left,top,right,bottom"),
-        (["outpaint", "a.png"], "outpainting by 0 pixels"),
+        (["outpaint", "a.png"], "0 pixels on every side"),
         (["parameters", "a.png"], "has no parameters"),
         (["batch", "gone.csv"], "gone.csv"),
     ],

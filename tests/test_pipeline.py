@@ -134,7 +134,7 @@ def test_half_precision_draws_valid_images(make_pipeline, tmp_path, dtype):
     half = MaskedImagePipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     half.set_progress_bar_config(disable=True)
     assert next(half.transformer.parameters()).dtype == dtype
-    assert half.tokenizer.quantizer.codebook.dtype == torch.float32
+    assert half.vqvae.quantizer.codebook.dtype == torch.float32
     images = half([0, 1], guidance_scale=3.0, output_type="pt").images
     assert images.dtype == torch.float32
     assert images.isfinite().all()
