@@ -81,7 +81,7 @@ def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
     assert view.class_names == ["ant", "bee", "cat"]
     assert defaults(pipeline)["order"] == "confidence"
     untouched = scheduled(pipeline, **{k: defaults(pipeline)[k] for k in ("choice_temperature", "order")})
-    assert tuple(untouched.scheduler.config.temperature) == (3.0, 1.0)
+    assert tuple(untouched.scheduler.config.choice_temperature) == (3.0, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- painting
@@ -200,7 +200,15 @@ def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
     with pytest.raises(ValueError, match=r"run has no critic: choose another order, or train"):
         drawn(models, job_from_form("sample", form(run, order="critic")), tmp_path)
     torch.manual_seed(1)
-    critic = MaskTransformer(32, (4, 4), num_classes=3, width=16, depth=1, heads=2, predictions=1)
+    critic = MaskTransformer(
+        (4, 4),
+        16,
+        1,
+        out_dim=1,
+        tokens={"codebook_size": 32},
+        block={"heads": 2},
+        conditioning={"inputs": {"label": {"type": "class", "count": 3}}},
+    )
     torch.nn.init.normal_(critic.head.weight)
     parts = {**pipeline.components, "critic": critic}
     MaskedImagePipeline(**parts, class_names=pipeline.class_names).save_pretrained(tmp_path / "judged")
