@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint format quickstart clean
+.PHONY: setup test test-all lint format quickstart clean
 
 setup: $(VENV)/.stamp
 
@@ -13,8 +13,15 @@ $(VENV)/.stamp: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The default tests: at most 4 minutes on 2 idle cores.
 test: setup lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+# Also the training of every configuration, the wheel, the browser and the benchmarks: at most 15 minutes.
+test-all: setup lint
+	$(PYTEST) -m 'not gpu'
 
 lint: setup
 	$(BIN)/ruff check .

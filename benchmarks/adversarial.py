@@ -1,13 +1,14 @@
-"""The adversarial step of tokenizer training: how fast, beside taming-transformers' formulation, and how safe.
+"""Speed and safety of the adversarial step of tokenizer training, compared with taming-transformers' formulation.
 
     python benchmarks/adversarial.py                # speed -> results/adversarial.json
     python benchmarks/adversarial.py --guards       # does it ruin a run? -> results/adversarial-guards.json
 
-Speed: one process, both sides in turn, round after round, on modules of the same weights; a ratio is taken within a
-round. VGG-16 inside LPIPS has random weights: the time is the same, and nothing is downloaded.
+Speed: one process runs both sides in turn, on modules with the same weights, and a ratio compares times of the same
+round. VGG-16 in LPIPS has random weights, which take the same time and need no download.
 
-Guards: the bundled emoji, a tiny tokenizer, some hundred steps, several seeds; the PSNR of images held out, with no
-discriminator, with one whose constant weight is far too large, with that one and each guard alone, and with all guards.
+Guards: a tiny tokenizer trains on the bundled emoji for some hundred steps with several seeds. The benchmark compares
+the PSNR of held-out images without a discriminator, with one whose constant weight is far too large, with this weight
+and each guard alone, and with all guards.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 from budget import machine, versions
-from timing import in_turn, ratio, told
+from timing import as_text, in_turn, ratio
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -141,7 +142,7 @@ class Taming:
                 parameter.requires_grad_(name == active)
 
     def _adaptive_weight(self, nll: Tensor, fooled: Tensor) -> Tensor:
-        last = self.model.decoder.output.weight
+        last = self.model.decoder.last_layer.weight
         norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (nll, fooled)]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
@@ -280,9 +281,9 @@ def _foot(results: dict[str, Any]) -> str:
 
 
 def speed_table(results: dict[str, Any]) -> str:
-    """Markdown: seconds a step, and how many times as fast we are: median (smallest to largest)."""
+    """Markdown: seconds per step, and how many times as fast our step is: median (smallest to largest)."""
     lines = [
-        "| images | maskgen, s a step | taming's formulation | faster | by processor time | gradients differ by |",
+        "| images | maskgen, s per step | taming's formulation | faster | by processor time | gradients differ by |",
         "| --- | ---: | ---: | --- | --- | ---: |",
     ]
     for case in results["cases"]:
@@ -290,7 +291,7 @@ def speed_table(results: dict[str, Any]) -> str:
         cells = [
             f"{case['batch']} of {case['size']}x{case['size']}",
             *(f"{statistics.median(side['seconds']):.2f}" for side in (ours, theirs)),
-            *(told(case[which]) for which in ("ratio", "cpu_ratio")),
+            *(as_text(case[which]) for which in ("ratio", "cpu_ratio")),
             f"{case['gradient_difference']:.0e}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

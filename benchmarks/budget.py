@@ -1,4 +1,4 @@
-"""Training for a budget of processor time, and what every benchmark here says of its machine."""
+"""Training for a budget of processor time, and the facts about the machine that all benchmarks state."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WARM_UP, SKIPPED = 24, 4  # steps before the run, to know what a step costs; the
 
 
 class _Enough(Exception):
-    """Ends the warm-up where nothing is evaluated or saved yet."""
+    """Ends the warm-up before anything is evaluated or saved."""
 
 
 class Steps:
-    """Processor time at every optimizer step, of whichever stage; raises `_Enough` after `most` of them."""
+    """Records processor time at every optimizer step of any stage; raises `_Enough` after `most` of them."""
 
     def __init__(self, most: int | None = None):
         self.marks: dict[int, list[float]] = {}  # by optimizer: a discriminator has its own
@@ -48,23 +48,23 @@ class Steps:
 
     @property
     def first(self) -> list[float]:
-        """The marks of the optimizer that stepped first."""
+        """The times of the optimizer that stepped first."""
         return next(iter(self.marks.values()), [])
 
 
 def train_for(seconds: float, name: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train `config` anew in ``folder/name`` with as many steps as `seconds` of processor time allow.
+    """Train `config` from scratch in ``folder/name`` for as many steps as `seconds` of processor time allow.
 
-    A short warm-up in the same process tells what a step costs; then ``training.steps`` is set, so that the learning
-    rate's decay ends with the budget. Whatever is a fraction below 1 in ``stage.adversarial.start`` is a share of the
-    steps, of the warm-up's too. Neither the evaluation nor the saving at the end is counted.
+    A short warm-up in the same process measures the time of a step. Then ``training.steps`` is set, so that the decay
+    of the learning rate ends with the budget. A value below 1 of ``stage.adversarial.start`` is a share of the steps,
+    also in the warm-up. The evaluation and the saving at the end do not count.
 
-    Where `config` has its own ``training.steps`` these are run, whatever they cost (rounds of k-means, which takes no
-    optimizer steps: then the whole run is counted).
+    If `config` has its own ``training.steps``, these are run whatever they cost. (Rounds of k-means take no optimizer
+    steps; the whole run then counts.)
 
     Returns:
         ``steps``, ``budget_seconds``, ``cpu_seconds`` (of all steps), ``cpu_seconds_per_step``, ``total_cpu_seconds``
-        (with warm-up, evaluation and saving), ``precision``, ``wall_seconds`` and ``config`` as run.
+        (with warm-up, evaluation and saving), ``precision``, ``wall_seconds`` and ``config`` as it was run.
     """
     begun, wall = time.process_time(), time.perf_counter()
     steps = config.get("training", {}).get("steps") or round(seconds / _cost(name, config, folder))
@@ -88,7 +88,7 @@ def train_for(seconds: float, name: str, config: dict[str, Any], folder: Path) -
 
 
 def _cost(name: str, config: dict[str, Any], folder: Path) -> float:
-    """Processor seconds of a step, from a warm-up that is thrown away."""
+    """Processor seconds per step, from a warm-up whose result is deleted."""
     warm = _with_steps(config, f"{name}-warm-up", WARM_UP, SKIPPED)
     with Steps(WARM_UP) as counted, contextlib.suppress(_Enough):
         _run(warm, folder)

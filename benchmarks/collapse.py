@@ -1,7 +1,7 @@
-"""Does the codebook collapse? 2,000 images, 4,096 codes; the same network and steps, only the quantizer differs.
+"""Does the codebook collapse? One network trains on 2,000 images with 4,096 codes, and only the quantizer differs.
 
     python benchmarks/collapse.py --only recommended "none of it"     # a few minutes each
-    python benchmarks/collapse.py                                     # all variants that are not there yet
+    python benchmarks/collapse.py                                     # all variants without a result
     python benchmarks/collapse.py --plot                              # docs/images/collapse.png and the table
 
 The use at a step is the share of the 4,096 codes that occur when the averaged model encodes all 2,000 images (128,000

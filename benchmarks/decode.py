@@ -1,7 +1,7 @@
-"""Images a second of parallel decoding (tokens only, no image decoder), beside public implementations.
+"""Images per second of parallel decoding (tokens only, without an image decoder), compared with public implementations.
 
-Networks of one size with random weights: the same width, depth, heads, tokens, codes and steps. All sides run in one
-process, in turn, round after round; a ratio is taken within a round. README.md says what the sides are.
+All networks have the same width, depth, heads, tokens, codes and steps, and random weights. All sides run in one
+process and in turn, and a ratio compares times of the same round. README.md describes the sides.
 
     python benchmarks/decode.py                           # the main sides, all cases -> results/decode.json
     python benchmarks/decode.py --set savings --batch 8 --steps 12 --schedule linear   # -> results/decode-savings.json
@@ -135,7 +135,7 @@ def measure(sides: dict[str, Side], case: Case, size: Size, rounds: int, device:
 
 
 def ratio(our: timing.Times, peer: timing.Times) -> dict[str, float]:
-    """How many times as fast as the peer we are; by processor time beside the wall's."""
+    """How many times as fast as the peer we are, in wall time and in processor time."""
     wall, cpu = (timing.ratio(our[clock], peer[clock]) for clock in ("seconds", "cpu_seconds"))
     return wall | {"cpu_median": cpu["median"]}
 
@@ -168,7 +168,7 @@ def run(options: argparse.Namespace, size: Size) -> dict:
 
 
 def table(results: dict) -> str:
-    """Markdown: images a second of each side and how many times as fast we are: median (smallest to largest)."""
+    """Markdown: images per second of each side, and how many times as fast we are: median (smallest to largest)."""
     names = list(results["sides"])
     lines = [["batch", "steps", "guidance", *names], ["---:"] * 3 + ["---"] * len(names)]
     for case in results["cases"]:
@@ -176,15 +176,15 @@ def table(results: dict) -> str:
         for name in names:
             cell = f"{case['sides'][name]['images_per_second']:.2f}"
             if r := case["ratios"].get(name):
-                cell += f"; {timing.told(r)}"
+                cell += f"; {timing.as_text(r)}"
             lines[-1].append(cell)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + footnote(results)
 
 
 def processor_table(results: dict) -> str:
-    """Markdown: a row a side; passes, latency and throughput apart, in processor time: what an idle core takes."""
+    """Markdown: one row per side with passes, latency and throughput in processor time, which an idle core takes."""
     lines = [
-        "| batch | guidance | | passes | rows in them | GFLOP an image | seconds to the end | images a second | |",
+        "| batch | guidance | | passes | rows in them | GFLOP per image | seconds in total | images per second | |",
         "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for case in results["cases"]:
@@ -211,7 +211,7 @@ def footnote(results: dict) -> str:
     first = results["cases"][0]
     sizes = "; ".join(
         f"{name} ({side['about']}): {side['parameters'] / 1e6:.1f} M weights, "
-        f"{first['sides'][name]['gflop_per_image']:.0f} GFLOP an image in the first line"
+        f"{first['sides'][name]['gflop_per_image']:.0f} GFLOP per image in the first line"
         for name, side in results["sides"].items()
     )
     software = ", ".join(f"{name} {version}" for name, version in results["versions"].items())

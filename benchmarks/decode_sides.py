@@ -1,4 +1,4 @@
-"""Our sides of decode.py: the decode as it is, with savings taken off, with hidden tokens dropped, one token a step."""
+"""Our sides of decode.py: the usual decode, without single savings, with dropped hidden tokens, and autoregressive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maskgen.transformer.model import MaskTransformer
 
 @dataclass(frozen=True)
 class Size:
-    """Of every side's network."""
+    """The size of every side's network."""
 
     width: int = 256
     depth: int = 8
@@ -31,7 +31,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of every side. Guidance is ``u + s (c - u)``: 1 is none; its schedule only our sides know."""
+    """The task of every side. Guidance is ``u + s (c - u)``, so 1 is none; only our sides have a guidance schedule."""
 
     batch: int
     steps: int
@@ -41,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Side:
-    """generate: a case to codes (batch, tokens). network: whose `method` it calls, for counting."""
+    """A side. `generate` turns a case into codes (batch, tokens); calls of the network's `method` are counted."""
 
     about: str
     network: nn.Module
@@ -55,7 +55,7 @@ def our_network(size: Size, place: dict, **options: Any) -> MaskTransformer:
 
 
 def awake(network: Any, place: dict) -> Any:
-    """Heads and gates start at zero; a trained network's do not stay there."""
+    """Give random values to the heads and gates that start at zero, as training would."""
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

@@ -1,4 +1,4 @@
-"""A results file of named entries, each written when it is done, so that a killed command is simply given again."""
+"""A results file of named entries. Each is written when it is done, so a command that was killed can be run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def add_entry(file: Path, key: str, entry: dict[str, Any]) -> None:
-    """Into the JSON as it is now, which another command may have written to since; in the order of the keys."""
+    """Add an entry to the JSON, sorted by key; another command may have written to the file meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(dict(sorted({**read(file), key: entry}.items())), indent=1) + "\n")

@@ -1,13 +1,13 @@
-"""What is put into a hole, beside filling it with the mean colour and beside OpenCV's inpainting.
+"""Inpainting compared with a fill by the mean colour and with OpenCV's inpainting.
 
     python benchmarks/inpainting.py                 # needs opencv-python-headless; writes results/inpainting.json
-    python benchmarks/inpainting.py --fills         # which fill leaves the known codes as they were
+    python benchmarks/inpainting.py --fills         # which fill keeps the known codes unchanged
     python benchmarks/tables.py                     # the tables of docs/editing.md
 
-The bundled model on three sets: emoji that it was trained on, their skin-tone variants, which it was not (but whose
-drawings it was), and its own samples. Every method gets the same images and masks. A small classifier of the nine
-categories, trained on the emoji, judges the images after the paste, and its features give the distances to the
-originals. `the tokenizer alone` is pasted from the codes of the unmasked image: the best that any codes could do.
+The bundled model is tested on three sets: emoji that it was trained on, their skin-tone variants (which are new to it
+as images, but not as shapes), and its own samples. Every method gets the same images and masks. A small classifier of
+the nine categories, trained on the emoji, judges the images after the paste, and its features give the distances to
+the originals. `the tokenizer alone` pastes from the codes of the unmasked image, the best that codes can do.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from torch import Tensor
 
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import FILE, Emoji
-from maskgen.evaluation.classifier.model import class_agreement, train_classifier
+from maskgen.evaluation.classifier import class_agreement, train_classifier
 from maskgen.images import to_uint8
-from maskgen.pipelines.generate import draw
+from maskgen.pipelines.generate import sample
 from maskgen.tasks.images import Fill, filled, pasted
 from maskgen.tasks.masks import token_mask
 
@@ -87,9 +87,9 @@ def inpaint(pipeline: Any, pixels: Tensor, hidden: Tensor, labels: list[int], **
             list(hidden[some]),
             **{"class_labels": labels[some], **options},
             generator=[torch.Generator().manual_seed(start + i) for i in range(len(pixels[some]))],
-            output_type="pt",
+            output_type="pixels",
         ).images
-        made.append(images * 2 - 1)
+        made.append(images)
     return torch.cat(made)
 
 
@@ -110,7 +110,7 @@ def others(pipeline: Any) -> dict[str, Method]:
 
     def reconstructed(pixels: Tensor, hidden: Tensor, labels: list[int]) -> Tensor:
         with torch.no_grad():
-            return pasted(pixels, hidden, pipeline.tokenizer(pixels).pixels.clamp(-1, 1), 0)
+            return pasted(pixels, hidden, pipeline.vqvae(pixels).pixels.clamp(-1, 1), 0)
 
     return {
         "mean fill": lambda pixels, hidden, labels: filled(pixels, hidden, fill="mean"),
@@ -132,7 +132,7 @@ def sets(pipeline: Any, count: int) -> dict[str, tuple[Tensor, Tensor, list[int]
         found[name] = (pixels, torch.as_tensor(coarse.labels[chosen]), [int(fine.labels[i]) for i in chosen])
     category = {int(f): int(c) for f, c in zip(fine.labels, coarse.labels)}
     labels = [i * len(fine.class_names) // count for i in range(count)]
-    made = draw(pipeline, labels, seed=2_000_000)
+    made = sample(pipeline, labels, seed=2_000_000)
     made = torch.from_numpy(to_uint8(made)).permute(0, 3, 1, 2) / 127.5 - 1
     found["its own samples"] = (made, torch.tensor([category[label] for label in labels]), labels)
     return found
@@ -184,7 +184,7 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
 @torch.no_grad()
 def measure_fills(count: int) -> list[dict[str, Any]]:
     """Share of the known tokens whose code is that of the whole image, by fill and mask."""
-    tokenizer, emoji = MaskedImagePipeline.from_pretrained().tokenizer.eval(), Emoji()
+    tokenizer, emoji = MaskedImagePipeline.from_pretrained().vqvae.eval(), Emoji()
     pixels = torch.stack([emoji[i * len(emoji) // count]["pixels"] for i in range(count)])
     codes, entries = tokenizer.encode(pixels), []
     for kind in MASKS:
@@ -197,7 +197,7 @@ def measure_fills(count: int) -> list[dict[str, Any]]:
 
 
 def fills_table(results: dict[str, Any]) -> str:
-    """Markdown: a row a mask, a column a fill."""
+    """Markdown: one row per mask, one column per fill."""
     lines = ["| mask | " + " | ".join(get_args(Fill)) + " |", "| --- |" + " ---: |" * len(get_args(Fill))]
     for kind in MASKS:
         same = {e["fill"]: e["same"] for e in results["entries"] if e["mask"] == kind}
@@ -206,7 +206,7 @@ def fills_table(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any], mask: str) -> str:
-    """Markdown: a row a method; class agreement, distance in features and Fréchet distance on each set."""
+    """Markdown: one row per method; class agreement, distance in features and Fréchet distance on each set."""
     entries = results["entries"]
     names = list(dict.fromkeys(e["set"] for e in entries))
     order = list(dict.fromkeys(e["method"] for e in entries if e["mask"] == mask))

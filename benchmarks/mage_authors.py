@@ -1,9 +1,9 @@
-"""MAGE's training forward as its authors formulate it (arXiv:2211.09117's code), rewritten to be timed beside ours.
+"""MAGE's training forward pass in its authors' formulation (the code of arXiv:2211.09117), rewritten for timing.
 
-What costs time is theirs: one ratio a batch, boolean gathers and scatters, attention as an explicit softmax with its
-scores in float32 and their maximum taken off, a head over 2025 words at every place, the loss at every place, then
-masked. No line is copied. Given their weights, codes and noise it gives their recorded logits and loss
-(`tests/golden/mage/pretrain`, LTH14/mage).
+It keeps what costs time there: one ratio per batch, boolean gathers and scatters, attention as an explicit softmax of
+float32 scores with their maximum subtracted, a head over 2025 words at every position, and a loss at every position
+that is masked afterwards. No line is copied. With the authors' weights, codes and noise it reproduces their recorded
+logits and loss (`tests/golden/mage/pretrain`, LTH14/mage).
 """
 
 from __future__ import annotations

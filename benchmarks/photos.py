@@ -1,4 +1,4 @@
-"""Natural photo crops for the tokenizers' benchmark, from photographs that packages bring along; split by photograph.
+"""Crops of photographs for the tokenizers' benchmark, from packages that contain photographs; split by photograph.
 
     pip install --no-deps --target /tmp/packages scikit-image scikit-learn      # 7 photographs
     for p in lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 mate-backgrounds plasma-workspace-wallpapers; do
@@ -6,9 +6,9 @@
     done
     PYTHONPATH=/tmp/packages python benchmarks/photos.py /tmp/photos/photos64.npz --wallpapers /tmp/wallpapers
 
-The file has ``images`` (n, 64, 64, 3) and ``labels`` (n,), which photograph a crop is from, to train on, and
-``holdout_images`` and ``holdout_labels`` from other photographs; ``sources`` and ``holdout_sources`` say where each is
-from and its licence. The wallpapers are read here and never committed: most are under the GPL, the LGPL or CC BY-SA.
+The file has ``images`` (n, 64, 64, 3) for training and ``labels`` (n,), the photograph of each crop;
+``holdout_images`` and ``holdout_labels`` from other photographs; and ``sources`` and ``holdout_sources``, the origin
+and licence of each photograph. The wallpapers are never committed: most are under the GPL, the LGPL or CC BY-SA.
 """
 
 from __future__ import annotations

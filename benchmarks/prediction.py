@@ -1,11 +1,11 @@
-"""Frames that a trained video model predicts, beside its tokenizer's floor and the predictors without a model.
+"""Frames predicted by a trained video model, compared with its tokenizer alone and with predictors without a model.
 
     python benchmarks/prediction.py moving-mnist runs/moving-mnist '{type: videos, path: test.npz, frames: 20, \
         channels: 1}' --context 10 --clips 200 --samples 10
     python benchmarks/tables.py                # the tables of docs/video.md
 
-The result goes to results/prediction-NAME.json, a strip of the first clips to docs/images/NAME.png. Greedy takes every
-token's likeliest code; samples are drawn. All is scored by `maskgen evaluate-video`'s own function.
+The result goes to results/prediction-NAME.json and a strip of the first clips to docs/images/NAME.png. The greedy
+prediction takes the most likely code of every token. The function behind `maskgen evaluate-video` computes all metrics.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from maskgen.training.metrics import read_metrics
 from maskgen.videos import strip
 
 HERE = Path(__file__).parent
-GREEDY = {"temperature": 0.0, "top_k": 1}
+GREEDY = {"choice_temperature": 0.0, "top_k": 1}
 ROWS = {
     "blank": "blank",
     "copy-last": "copy the last frame",
@@ -55,7 +55,7 @@ def clips_of(data: str, count: int) -> Tensor:
 
 
 def opened(run: str) -> Any:
-    """A run's pipeline, its transformer in bfloat16 where that is fast."""
+    """The pipeline of a run, with its transformer in bfloat16 where that is fast."""
     pipeline: Any = MaskedVideoPipeline.from_pretrained(run)
     pipeline.set_progress_bar_config(disable=True)
     if bf16_supported():
@@ -73,18 +73,18 @@ def predicted(
     for start in range(0, len(clips), rows):
         part = clips[start : start + rows]
         noise = [torch.Generator().manual_seed(seed * len(clips) + start + i) for i in range(len(part))]
-        options: Any = {"generator": noise, "output_type": "pt"}
+        options: Any = {"generator": noise, "output_type": "pixels"}
         if overlap is not None:
             options["overlap"] = (overlap, h // 2, w // 2)
         frames = pipeline.predict(part[:, :, :context], part.shape[2] - context, **options).frames
-        made.append(frames[:, context:].transpose(1, 2).float() * 2 - 1)
+        made.append(frames[:, :, context:])
         print(f"seed {seed}: {start + len(part)} of {len(clips)}", file=sys.stderr, flush=True)
     return torch.cat(made)
 
 
 @torch.no_grad()
 def through(tokenizer: Any, clips: Tensor, rows: int = 10) -> Tensor:
-    """What the tokenizer leaves of clips."""
+    """Clips, encoded and decoded by the tokenizer."""
     parts = [tokenizer.decode(tokenizer.encode(part)).clamp(-1, 1) for part in clips.split(rows)]
     return torch.cat(parts)
 
@@ -98,14 +98,18 @@ def write(clips: Tensor, path: Path) -> str:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     clips, context = clips_of(options.data, options.clips), options.context
     pipeline = opened(options.run)
-    base = {**pipeline.scheduler.config, "num_inference_steps": options.steps, "temperature": options.temperature}
+    base = {
+        **pipeline.scheduler.config,
+        "num_inference_steps": options.steps,
+        "choice_temperature": options.choice_temperature,
+    }
     pipeline.scheduler = MaskScheduler.from_config(base | GREEDY)
     begun = time.process_time()
     greedy = predicted(pipeline, clips, context, 0, options.overlap)
     seconds = (time.process_time() - begun) / len(clips)
     pipeline.scheduler = MaskScheduler.from_config(base)
     samples = [predicted(pipeline, clips, context, 1 + i, options.overlap) for i in range(options.samples)]
-    floor = through(pipeline.tokenizer, clips)[:, :, context:]
+    floor = through(pipeline.vqvae, clips)[:, :, context:]
     shown = range(options.shown)
     rows = {}
     for i in shown:
@@ -121,14 +125,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **circumstances(options, clips),
         "frames": [context, clips.shape[2] - context],
-        "temperature": options.temperature,
+        "choice_temperature": options.choice_temperature,
         "cpu_seconds_a_prediction": seconds,
         "metrics": found,
     }
 
 
 def circumstances(options: argparse.Namespace, clips: Tensor) -> dict[str, Any]:
-    """What results say of how they were made."""
+    """The facts in the results about how they were made."""
     return {
         "command": options.command,
         "machine": machine(),
@@ -150,13 +154,13 @@ def training_of(run: Path) -> dict[str, Any]:
 
 
 def trained(how: dict[str, Any]) -> str:
-    """What a table says of the training."""
+    """The training of a run, as a phrase for a table."""
     clips = how["config"]["training"]["batch_size"]
     return f"trained {how['steps']} steps of {clips} clips in {how['seconds'] / 60:.0f} minutes"
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a row a predictor."""
+    """Markdown: one row per predictor."""
     found = results["metrics"]
     shown = {k: v for k, v in METRICS.items() if all(k in metrics for metrics in found.values())}
     lines = ["| | " + " | ".join(name for name, _ in shown.values()) + " |", "|---|" + "---:|" * len(shown)]
@@ -168,7 +172,7 @@ def table(results: dict[str, Any]) -> str:
     given, made = results["frames"]
     facts = (
         f"{results['clips']} clips, {given} frames in and {made} out, N = {results['samples']}, {results['steps']} "
-        f"steps at temperature {results['temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core a "
+        f"steps at choice temperature {results['choice_temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core per "
         f"prediction; {trained(results['training'])}. "
         f"{results['machine']['cpu']}; `{results['command']}`."
     )
@@ -184,7 +188,7 @@ if __name__ == "__main__":
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the order; greedy has 0")
+    parser.add_argument("--choice-temperature", type=float, default=1.0, help="noise on the confidence; greedy has 0")
     parser.add_argument("--overlap", type=int, help="frames of tokens that windows share, beyond the trained length")
     parser.add_argument("--shown", type=int, default=3, help="clips in the strip")
     parser.add_argument("--every", type=int, default=1, help="which frames the strip shows")

@@ -1,16 +1,15 @@
-"""What do the representation learners learn of images in so many seconds? Probes, against what has learnt nothing.
+"""What do representation learners learn in a fixed time? Probes of their features, compared with controls.
 
     apt-get install dataset-fashion-mnist
-    python benchmarks/representation.py            # what is not in results/representation.json yet
+    python benchmarks/representation.py            # all rows without a result in results/representation.json
     python benchmarks/tables.py                    # the table of docs/methods.md
 
-Every method trains on the 60,000 images of Fashion-MNIST without labels, for the same processor time, with the same
-encoder (128 wide, 4 deep; 16 patches of 7x7 pixels). Then a linear probe (the sweep of CAPI, a few hundred steps,
-standardised features) of the mean of its last layer's patch tokens: with 1% and 10% of the labels, tested on the
-10,000 test images. The controls are the pixels themselves and the same networks with random weights; the gain is a
-probe less the best control. MAGE works on the 49 codes of a small tokenizer, trained first for as long again, and sees
-classes as its condition; its checkpoint is probed without one, and its samples, with a class and without, are measured
-too.
+Every method trains on the 60,000 images of Fashion-MNIST without labels, for the same processor time and with the same
+encoder (width 128, 4 layers, 16 patches of 7x7 pixels). A linear probe (CAPI's sweep with a few hundred steps and
+standardised features) then reads the mean of the last layer's patch tokens, with 1% and 10% of the labels, and is
+tested on the 10,000 test images. The controls are raw pixels and the same networks with random weights; the gain is the
+difference to the best control. MAGE works on the 49 codes of a small tokenizer, which trains first for the same time,
+and is conditioned on classes. Its checkpoint is probed without a class, and its samples are measured with and without.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from entries import add_entry, read, slug
 
 from maskgen.data.arrays import FashionMNIST
 from maskgen.data.subset import Subset
-from maskgen.evaluation.classifier.model import class_agreement, classifier_frechet, real_vs_real, train_classifier
+from maskgen.evaluation.classifier import class_agreement, classifier_frechet, real_vs_real, train_classifier
 from maskgen.evaluation.probes import sweep
 from maskgen.evaluation.probes.features import Features, raw_pixels
 from maskgen.evaluation.probes.few_labels import few_labels
@@ -232,7 +231,7 @@ def samples(run: Path, image: Path | None, count: int = 500) -> dict[str, Any]:
     def drawn(classes: list[int] | None) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         copies = 1 if classes else count
-        return pipeline(classes, copies, generator=generator, output_type="pt").images * 2 - 1
+        return pipeline(classes, copies, generator=generator, output_type="pixels").images
 
     with torch.enable_grad():
         classifier, facts = train_classifier(labelled()[0], steps=400, progress=False)
@@ -255,7 +254,7 @@ def samples(run: Path, image: Path | None, count: int = 500) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: each method's probes, and its gain over the best control."""
+    """Markdown: the probes of each method, and its gain over the best control."""
     control = results["controls"]["top1"]
     best = {share: max(found[share] for found in control.values()) for share in SHARES}
     heads = "".join(f" | {share} of the labels | gain" for share in SHARES)

@@ -1,9 +1,10 @@
-"""A real video brought to the size of a CPU: pedestrians in a street, seen by a camera that stands still.
+"""Converts a video to the size for a CPU: pedestrians in a street, filmed by a fixed camera.
 
     apt-get download opencv-doc && dpkg-deb -x opencv-doc_*.deb opencv
     python benchmarks/street.py opencv/usr/share/doc/opencv-doc/examples/data/vtest.avi data/street.npz
 
-Every frame of any video, scaled to 64 x 96 pixels (h x w), as one video of an .npz: so it is decoded once.
+All frames of a video are scaled to 64 x 96 pixels (h x w) and saved as one video in an .npz file, so that the video is
+decoded only once.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Bring the tables of the documents up to date with the committed results.
+"""Update the tables in the documents from the committed results.
 
     python benchmarks/tables.py
 
-A document says ``<!-- table of NAME -->`` ... ``<!-- end -->``; what stands between is made from benchmarks/results.
+A document marks a table by ``<!-- table of NAME -->`` ... ``<!-- end -->``, and this script writes what is between.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ import yaml
 HERE = Path(__file__).parent
 DOCUMENTS = [
     HERE / "README.md",
-    *(HERE.parent / "docs" / f"{name}.md" for name in ("decoding", "tokenizers", "methods", "editing", "video")),
+    *(
+        HERE.parent / "docs" / f"{name}.md"
+        for name in ("decoding", "tokenizers", "methods", "editing", "video", "video-findings")
+    ),
 ]
 
 
@@ -41,7 +44,7 @@ def results(name: str) -> Any:
 
 
 def families(data: str) -> str:
-    """Of the tokenizers that have results on `data`, in the order of their file."""
+    """A table of the tokenizers with results on `data`, in the order of tokenizer_families.yaml."""
     found = results("tokenizers")
     order = yaml.safe_load((HERE / "tokenizer_families.yaml").read_text())
     return tokenizer_families.table([found[f"{data}/{name}"] for name in order if f"{data}/{name}" in found])
@@ -90,7 +93,7 @@ MARK = re.compile(r"<!-- table of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def filled(text: str) -> str:
-    """`text` with every table made anew."""
+    """`text` with every table made from the results."""
     return MARK.sub(lambda mark: f"<!-- table of {mark[1]} -->\n{TABLES[mark[1]]()}\n<!-- end -->", text)
 
 

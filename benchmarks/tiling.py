@@ -1,11 +1,11 @@
-"""Tiled encoding and decoding of a 2048x1536 image: memory, time, and what the seams cost.
+"""Tiled encoding and decoding of a 2048x1536 image: memory, time, and the errors at the seams.
 
     python benchmarks/tiling.py TOKENIZER IMAGE              # writes results/tiling.json
 
-Each measurement runs in a process of its own, so that its peak memory is its own: the largest resident size during the
-work, less the size before it. Errors are against the same image or codes without tiles. The step over a seam is the
-mean absolute difference of neighbouring pixels across the middle of each overlap; the same in the decode without tiles
-stands beside it: a seam that shows makes the first larger.
+Each measurement runs in its own process, so that its peak memory is its own: the largest resident size during the work
+minus the size before it. Errors are against the same image or codes without tiles. The step over a seam is the mean
+absolute difference of neighbouring pixels across the middle of each overlap. A visible seam makes it larger than the
+same step in the decode without tiles, which the table shows as well.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Every family of tokenizer trained for the same processor time, on the bundled images and on natural photo crops.
+"""Trains every family of tokenizers for the same processor time, on the bundled images and on crops of photographs.
 
-    python benchmarks/photos.py /tmp/photos/photos64.npz --wallpapers FOLDER       # once; see its head
-    python benchmarks/tokenizer_families.py --data emoji --only "conv + vq"        # one line of one table
-    python benchmarks/tokenizer_families.py                                        # all that are not there yet
+    python benchmarks/photos.py /tmp/photos/photos64.npz --wallpapers FOLDER       # once; see its docstring
+    python benchmarks/tokenizer_families.py --data emoji --only "conv + vq"        # one row of one table
+    python benchmarks/tokenizer_families.py                                        # all rows without a result
     python benchmarks/tokenizer_families.py --sheet                                # docs/images/tokenizers-*.png
 
-The families are in tokenizer_families.yaml. Each (family, data set) is one entry of results/tokenizers.json, written
-when it is done, so a killed command is simply given again. All numbers but the codebook's are of held-out images.
+tokenizer_families.yaml lists the families. Each (family, data set) is one entry of results/tokenizers.json, written
+when it is done, so a command that was killed can be run again. All numbers but those of the codebook are of held-out
+images.
 
-Not named `tokenizers`: that would shadow Hugging Face's package for everything started from this folder.
+This file is not named `tokenizers`, because that would shadow Hugging Face's package for all scripts in this folder.
 """
 
 from __future__ import annotations

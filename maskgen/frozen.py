@@ -1,4 +1,4 @@
-"""Networks that are looked through and never trained: torchvision's ImageNet classifiers, from a file or a download."""
+"""Networks that are used and never trained, such as torchvision's ImageNet classifiers, from a file or a download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pix
 
 
 class Frozen(nn.Module):
-    """Takes no gradients for its weights and stays in evaluation mode, once its constructor has called `freeze`."""
+    """A module without gradients that stays in evaluation mode, once its constructor has called `freeze`."""
 
     def freeze(self) -> None:
         self.requires_grad_(False).eval()
@@ -25,14 +25,14 @@ class Frozen(nn.Module):
 
 
 def read_weights(published: Any, path: str | None, what: str) -> dict[str, Tensor]:
-    """The state of a torchvision network: the file `path`, or where None the download of `published`.
+    """The state dict of a torchvision network, read from `path` or, if that is None, downloaded.
 
     Args:
         published: an entry of one of torchvision's weights enumerations.
-        what: the part that wants them, for the message.
+        what: the part that needs the weights, for the error message.
 
     Raises:
-        ValueError: no such file, no weights in it, or no download; the message tells both ways.
+        ValueError: the file is missing or has no weights, or the download fails; the message names both ways.
     """
     try:
         if path is None:
@@ -43,7 +43,7 @@ def read_weights(published: Any, path: str | None, what: str) -> dict[str, Tenso
         state = torch.load(file, map_location="cpu", weights_only=True)
         if isinstance(state, dict):
             return state
-        raise ValueError(f"{path} holds a {type(state).__name__}")
+        raise ValueError(f"{path} contains a {type(state).__name__}")
     except Exception as error:  # unpickling fails in many ways
         raise ValueError(
             f"{what} needs torchvision's {published}: either let torchvision download them (internet), or give a local "
@@ -55,7 +55,7 @@ def imagenet_network(name: str, weights: str | None, version: Literal["DEFAULT",
     """A torchvision classifier in evaluation mode, for pixels prepared by :func:`imagenet_input`.
 
     Raises:
-        ValueError: no such network, or weights that are not to be had or not its own.
+        ValueError: torchvision has no such network, or the weights cannot be read or do not fit it.
     """
     from torchvision import models
 
@@ -69,17 +69,17 @@ def imagenet_network(name: str, weights: str | None, version: Literal["DEFAULT",
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"weights={weights} are not those of {name}: {error}") from error
+        raise ValueError(f"weights={weights} do not fit {name}: {error}") from error
     return network.eval()
 
 
 def rgb(pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Grey images with three equal channels; others as they are."""
+    """Repeat the channel of grey images three times; return other images unchanged."""
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
 
 
 def imagenet_input(pixels: Float[Tensor, "b c h w"], size: int) -> Float[Tensor, "b 3 s s"]:
-    """Pixels in [-1, 1], resized to `size` x `size` (bilinear, antialiased), in ImageNet's normalisation."""
+    """Pixels in [-1, 1], resized to `size` x `size` (bilinear, antialiased) and normalised by ImageNet's statistics."""
     if pixels.shape[2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
     mean, std = (pixels.new_tensor(v)[:, None, None] for v in (MEAN, STD))

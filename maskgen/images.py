@@ -1,4 +1,4 @@
-"""Pixels in [-1, 1] to images: PIL, grids with names beside the rows, side-by-side sheets."""
+"""Pixels in [-1, 1] as PIL images, grids and files, with the parameters that made them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PARAMETERS = "maskgen"  # the tEXt chunk's keyword
 
 
 def to_uint8(pixels: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Clip to [-1, 1], scale to 0-255, round."""
+    """Pixels, clipped to [-1, 1], as integers from 0 to 255."""
     unit = (pixels.detach().float().clamp(-1, 1) + 1) * 127.5
     return unit.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_pil(pixels: Float[Tensor, "n c h w"]) -> list[Image.Image]:
-    """One image a row; one channel becomes grey."""
+    """One PIL image per row of the batch; one channel makes a grey image."""
     return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in to_uint8(pixels)]
 
 
@@ -38,10 +38,14 @@ def grid(
     row_names: list[str] | None = None,
     legend: Sequence[str] = (),
 ) -> Image.Image:
-    """Images side by side, row by row, enlarged `scale` times without smoothing and named at the left of each row.
+    """A grid of images, filled row by row, with optional names to the left of the rows.
 
-    `scale` None enlarges so that an image is about 64 pixels. The sentences of `legend` stand below, each on lines of
-    its own.
+    Args:
+        pixels: the images, in [-1, 1].
+        columns: number of images in a row.
+        scale: factor by which images are enlarged, without smoothing; None makes the longer side about 64 pixels.
+        row_names: one name per row.
+        legend: sentences to write below the grid, each on new lines.
     """
     images = to_pil(pixels)
     height, width = pixels.shape[2:]
@@ -65,7 +69,7 @@ def grid(
 
 
 def wrapped(text: str, width: int, font: Any) -> list[str]:
-    """Lines of whole words, no wider than `width` pixels where the words allow it."""
+    """Break a text into lines of whole words that are at most `width` pixels wide, unless a word is wider."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -79,7 +83,7 @@ def wrapped(text: str, width: int, font: Any) -> list[str]:
 def side_by_side(
     originals: Float[Tensor, "n c h w"], others: Float[Tensor, "n c h w"], columns: int = 8
 ) -> Image.Image:
-    """Rows of originals, each above the row of their counterparts."""
+    """A grid in which each row of originals stands above the row of their reconstructions."""
     pixels, names = [], []
     for start in range(0, len(originals), columns):
         for name, batch in (("original", originals), ("reconstruction", others)):
@@ -96,20 +100,20 @@ def save(
     parameters: Mapping[str, Any] | None = None,
     sources: Mapping[str, Image.Image] | None = None,
 ) -> Path:
-    """Write an image, making its folder.
+    """Write an image, and make its folder where needed.
 
     Args:
-        parameters: what made it, kept in the file as JSON for :func:`parameters_of`; PNG only.
-        sources: images that it was made from, by name, kept beside the parameters for :func:`sources_of`.
+        parameters: what made the image, kept in the file as JSON for :func:`parameters_of`; PNG only.
+        sources: the images, by name, that it was made from, kept with the parameters for :func:`sources_of`.
 
     Raises:
-        ValueError: parameters for another kind of file.
+        ValueError: parameters are given and the file is no PNG.
     """
     path = Path(path)
     options: dict[str, Any] = {}
     if parameters is not None:
         if path.suffix.lower() != ".png":
-            raise ValueError(f"{path} cannot hold what made it; give a name that ends in .png")
+            raise ValueError(f"{path} cannot keep the parameters of the image; give a name that ends in .png")
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(PARAMETERS, json.dumps(parameters))
         for name, source in (sources or {}).items():
@@ -122,30 +126,29 @@ def save(
 
 
 def parameters_of(path: str | Path) -> dict[str, Any]:
-    """What made an image of ours, as :func:`save` kept it: task, model, class, seed, steps, guidance, version ...
+    """The parameters that :func:`save` kept in an image, such as task, model, class, seed, steps and version.
 
     Raises:
-        ValueError: no image, or one without parameters.
+        ValueError: the file is no image, or has no parameters.
     """
     try:
         with Image.open(path) as image:
-            image.load()  # text may stand behind the pixels
+            image.load()  # the text may come after the pixels
             found = json.loads(image.info[PARAMETERS])
     except KeyError:
-        raise ValueError(f"{path} holds no parameters: another program wrote it") from None
+        raise ValueError(f"{path} has no parameters: another program wrote it") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the parameters of {path}: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"the parameters of {path} are no mapping")
+        raise ValueError(f"the parameters of {path} are not a mapping")
     return found
 
 
 def sources_of(path: str | Path) -> dict[str, Image.Image]:
-    """The images, by name, that an image of ours was made from, as :func:`save` kept them; their pixels are not
-    read yet.
+    """The images, by name, that :func:`save` kept in an image as its sources. Their pixels are not read yet.
 
     Raises:
-        ValueError: no image, or sources that are none.
+        ValueError: the file or one of its sources is no image.
     """
     start = f"{PARAMETERS} "
     try:
@@ -154,4 +157,4 @@ def sources_of(path: str | Path) -> dict[str, Image.Image]:
             kept = {str(k).removeprefix(start): v for k, v in image.info.items() if str(k).startswith(start)}
         return {name: Image.open(BytesIO(base64.b64decode(text))) for name, text in kept.items()}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read what {path} was made from: {error}") from error
+        raise ValueError(f"cannot read the sources of {path}: {error}") from error

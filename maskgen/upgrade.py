@@ -56,4 +56,46 @@ def load_saved(
     model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     dtype = options.get("torch_dtype")
     model.register_to_config(_name_or_path=str(folder))
-    return (model.to(dtype) if isinstance(dtype, torch.dtype) else model).eval()
+    if isinstance(dtype, torch.dtype):
+        kept = cls._keep_in_fp32_modules or ()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point() and not any(part in kept for part in name.split(".")):
+                tensor.data = tensor.data.to(dtype)
+    return model.eval()
+
+
+def earlier_names(network: Any, prefix: str) -> dict[str, list[str]]:
+    """The `names` of :func:`upgrade_optimizer` of a network that is part of a larger module, under `prefix`."""
+    own = getattr(network, "earlier_names", None)
+    names = {name: [name] for name, _ in network.named_parameters()} if own is None else own()
+    return {prefix + old: [prefix + name for name in present] for old, present in names.items()}
+
+
+def upgrade_optimizer(
+    optimizer: Any, module: nn.Module, names: dict[str, list[str]], state: dict[str, Any]
+) -> dict[str, Any]:
+    """The state of `optimizer` as an earlier version saved it, with the present numbers of the parameters.
+
+    PyTorch numbers parameters in the order of their registration, within each group.
+
+    Args:
+        module: the network that the optimizer trains.
+        names: the earlier name of each parameter, in the earlier order, and its present names; more than one where the
+            parameter was split along its first axis.
+        state: the ``state_dict`` of the earlier version's optimizer.
+    """
+    own = {id(parameter): name for name, parameter in module.named_parameters()}
+    made: dict[str, Any] = {"state": {}, "param_groups": []}
+    after = 0
+    for group, saved in zip(optimizer.param_groups, state["param_groups"]):
+        number = {own[id(parameter)]: i for i, parameter in enumerate(group["params"], start=after)}
+        after += len(number)
+        earlier = [present for present in names.values() if present[0] in number]
+        for old, present in zip(saved["params"], earlier, strict=True):
+            for i, name in enumerate(present if old in state["state"] else ()):
+                made["state"][number[name]] = {
+                    key: value.chunk(len(present))[i].clone() if value.ndim else value.clone()
+                    for key, value in state["state"][old].items()
+                }
+        made["param_groups"].append({**saved, "params": list(number.values())})
+    return made

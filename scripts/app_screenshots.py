@@ -21,8 +21,8 @@ EYES = [(0.3, 0.36), (0.4, 0.34), (0.5, 0.36), (0.6, 0.34), (0.7, 0.38)]
 
 def draw(page: Any, task: str) -> None:
     """Press the task's button and wait for its images."""
-    page.click(f"#draw-{task}")
-    for word in ("Drawing", "Done"):
+    page.click(f"#run-{task}")
+    for word in ("Generating", "Done"):
         page.wait_for_function(f"document.querySelector('#status').innerText.includes('{word}')", timeout=120_000)
 
 
@@ -91,7 +91,7 @@ def main(address: str = "http://127.0.0.1:7860", folder: str | Path = IMAGES) ->
         for name, (scheme, work) in SHOTS.items():
             page = browser.new_page(viewport={"width": 1320, "height": 940}, color_scheme=scheme)
             page.goto(address)
-            page.wait_for_selector("#draw-sample")
+            page.wait_for_selector("#run-sample")
             work(page)
             page.mouse.move(5, 5)
             page.wait_for_timeout(6200)  # the decode's last frame stands still for a while

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     pipeline = MaskedImagePipeline.from_pretrained(sys.argv[1])
     target = Path(__file__).parents[1] / "maskgen" / "pretrained" / "emoji"
     target.parent.mkdir(exist_ok=True)
-    for part in (pipeline.tokenizer, pipeline.transformer):
+    for part in (pipeline.vqvae, pipeline.transformer):
         part.to(torch.float16)
     replace_folder(target, pipeline.save_pretrained)
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())

@@ -126,7 +126,7 @@ def trace(pipeline: MaskedImagePipeline) -> None:
     hidden = torch.zeros(32, 32, dtype=torch.bool)
     hidden[4:28, 4:28] = True
     pipeline.inpaint(pixels, hidden, label, generator=seeds(1)[0], trace=film)
-    film.save(IMAGES / "editing-decode.gif", pipeline.tokenizer)
+    film.save(IMAGES / "editing-decode.gif", pipeline.vqvae)
 
 
 SHEETS = {f.__name__: f for f in (inpaint, outpaint, edit, vary, interpolate, join, trace)}

@@ -14,14 +14,14 @@ import torch
 from maskgen import MaskedImagePipeline
 from maskgen.data.emoji import Emoji
 from maskgen.evaluation.reconstruction.measures import measure
-from maskgen.pipelines.generate import generate
+from maskgen.pipelines.generate import generate, load
 from maskgen.quickstart import judge
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 if __name__ == "__main__":
     start = time.perf_counter()
-    sheet = generate(count=10, out="runs/bundled-samples")
+    sheet = generate(load(None, "auto"), count=10, out="runs/bundled-samples")
     seconds = time.perf_counter() - start
     (DOCS / "images").mkdir(exist_ok=True)
     sheet.rename(DOCS / "images" / "emoji.png")
@@ -32,7 +32,7 @@ if __name__ == "__main__":
         "torch": torch.__version__,
         "scheduler": {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")},
         "seconds_to_load_and_draw_160_images": round(seconds, 1),
-        "tokenizer": measure(pipeline.tokenizer, Emoji()),
+        "tokenizer": measure(pipeline.vqvae, Emoji()),
         "generator": judge(pipeline, Emoji(), Emoji(groups="subcategory").labels),
     }
     (DOCS / "results").mkdir(exist_ok=True)

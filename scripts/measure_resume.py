@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from maskgen.data import Emoji
-from maskgen.evaluation.classifier.model import save_classifier, train_classifier
+from maskgen.evaluation.classifier import save_classifier, train_classifier
 
 WORK = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/resume")
 OUT = Path(__file__).parents[1] / "docs/results/evaluation_resume.json"

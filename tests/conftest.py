@@ -54,7 +54,7 @@ def pipeline(make_pipeline):
 @pytest.fixture(scope="session")
 def classifier_folder(tmp_path_factory):
     """A small classifier of random weights, saved."""
-    from maskgen.evaluation.classifier.model import SmallClassifier, save_classifier
+    from maskgen.evaluation.classifier import SmallClassifier, save_classifier
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("classifier")

@@ -59,3 +59,18 @@ class Images:
 
     def __getitem__(self, index):
         return {"pixels": self.pixels[index], "label": int(self.labels[index])}
+
+
+def scaled_on_cpu(monkeypatch):
+    """Let training in fp16 scale its gradients on the CPU, where accelerate refuses fp16."""
+    from maskgen.training import loop
+
+    def make(precision, trackers, folder):
+        accelerator = accelerate("fp32" if precision == "fp16" else precision, trackers, folder)
+        if precision == "fp16":
+            accelerator.state._mixed_precision, accelerator.native_amp = precision, True
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
+        return accelerator
+
+    accelerate = loop._accelerator
+    monkeypatch.setattr(loop, "_accelerator", make)

@@ -99,7 +99,7 @@ def test_the_lean_step_has_the_plain_sums_gradients_with_every_term_on(kind, ada
     fooled = generator_loss(critic(made), kind)
     weight = torch.tensor(0.5 * 3 / 4)
     if adaptive:
-        last = model.decoder.output.weight
+        last = model.decoder.last_layer.weight
         norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (fit, fooled)]
         weight = weight * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
     total = fit + weight * fooled + output.loss
@@ -141,7 +141,7 @@ def test_the_autoencoder_and_the_perceptual_network_are_passed_once(classifier_f
 
 
 def test_text_goes_to_a_decoder_that_reads_it():
-    vit = {"type": "vit", "size": 16, "patch": 4, "width": 8, "depth": 1, "heads": 2}
+    vit = {"type": "vit", "size": 16, "patch": 4, "transformer": {"width": 8, "depth": 1, "heads": 2}}
     decoder = {**vit, "text_dim": 5, "text_length": 3}
     stage = TokenizerStage(Images(), tokenizer={**TOKENIZER, "encoder": vit, "decoder": decoder}, adversarial=CRITIC)
     batch = {"pixels": Images().pixels[:2], "text": torch.randn(2, 3, 5)}
@@ -177,7 +177,7 @@ def test_the_adaptive_weight_bounds_the_terms_gradient_by_the_fits():
         stage.adversary.discriminator.layers[-1].weight *= 1e4
     pixels = Images().pixels[:4]
     model = stage.modules["model"].eval()
-    last = model.decoder.output.weight
+    last = model.decoder.last_layer.weight
     output = model(pixels)
     (fit,) = torch.autograd.grad((output.pixels - pixels).abs().mean(), last)
     _, terms = next(stage.losses({"pixels": pixels}, 0))
@@ -246,9 +246,10 @@ def test_small_gradients_of_large_images_survive_float16():
         _, terms = next(stage.losses({"pixels": Images().pixels[:6]}, 0))
     (2.0**16 * terms["loss"]).backward()
     assert terms["adversarial_weight"] > 0
-    assert stage.modules["model"].decoder.output.weight.grad.norm() > 0
+    assert stage.modules["model"].decoder.last_layer.weight.grad.norm() > 0
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_with_every_term_stays_finite(precision, tmp_path, classifier_folder):
     stage = stage_of(
@@ -295,6 +296,7 @@ def test_the_loss_is_one_less_the_cosine_to_the_teachers_features():
     torch.testing.assert_close(terms["loss"], 1 - cosine + terms["quantizer"])
 
 
+@pytest.mark.train
 def test_a_tokenizer_of_features_learns_its_teachers(tmp_path, classifier_folder):
     stage = VqkdStage(Images(), Thirds(), holdout=Images(8), tokenizer=of_features())
     settings = Training(
@@ -360,6 +362,7 @@ torch.save(state, f"{folder}/rank{rank}.pt")
 """
 
 
+@pytest.mark.train
 def test_two_processes_have_the_discriminators_gradients_and_anchors_of_one(tmp_path):
     pixels, made = Images(8).pixels, torch.randn(8, 3, 16, 16)
     torch.save((pixels, made), tmp_path / "images.pt")

@@ -3,6 +3,9 @@
 import json
 
 import adversarial
+import pytest
+
+pytestmark = pytest.mark.bench
 
 
 def test_the_benchmarks_two_sides_have_the_same_gradients():

@@ -12,12 +12,21 @@ from PIL import Image
 from given import an_image, array, mask
 from maskgen import MaskedImagePipeline, MaskTransformer
 from maskgen.app import serve
-from maskgen.app.drawing import TASKS, Job, as_told, check, draw, job_from, job_of, told_of
+from maskgen.app.generation import (
+    TASKS,
+    Job,
+    check,
+    generate,
+    job_from_form,
+    job_from_image,
+    streamed,
+    summary_of,
+)
 from maskgen.app.models import Models, defaults, orders, scheduled
 from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
 from maskgen.images import parameters_of, save, sources_of, to_pil
 from maskgen.pipelines.jobs import TASKS as COMMANDS
-from maskgen.pipelines.jobs import perform
+from maskgen.pipelines.jobs import run_task
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +44,15 @@ def models(run):
 
 def form(run, **changes):
     """As the page fills it."""
-    numbers = {"count": 1, "steps": 3, "guidance": 1.5, "seed": 5, "temperature": 2.0, "grow": 1, "strength": 0.5}
-    more = {"left": 0, "top": 0, "right": 3, "bottom": 0, "frames": 4, "gap": 4, "keep": 3}
+    numbers = {"count": 1, "steps": 3, "guidance": 1.5, "seed": 5, "choice_temperature": 2.0}
+    more = {"grow": 1, "strength": 0.5, "left": 0, "top": 0, "right": 3, "bottom": 0, "frames": 4, "gap": 4, "keep": 3}
     filled = {"model": run, "class": "bee", "order": "halton", "image": an_image(), "mask": mask()}
     return {**numbers, **more, **filled, "image_2": an_image(9, 7, 1), **changes}
 
 
 def drawn(models, job, folder):
     """The steps' images and the result."""
-    frames, steps = [], draw(models, job, folder)
+    frames, steps = [], generate(models, job, folder)
     while True:
         try:
             frames.append(next(steps))
@@ -65,13 +74,13 @@ def test_the_models_given_come_first_and_the_bundled_one_is_there(models, run, t
 
 def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
     pipeline = models[run]
-    assert defaults(pipeline) == {"steps": 4, "guidance": 1.0, "temperature": 3.0, "order": "confidence"}
+    assert defaults(pipeline) == {"steps": 4, "guidance": 1.0, "choice_temperature": 3.0, "order": "confidence"}
     view = scheduled(pipeline, 0.5, "raster")
     assert (view.scheduler.config.temperature, view.scheduler.config.order) == (0.5, "raster")
     assert view.transformer is pipeline.transformer
     assert view.class_names == ["ant", "bee", "cat"]
     assert defaults(pipeline)["order"] == "confidence"
-    untouched = scheduled(pipeline, **{k: defaults(pipeline)[k] for k in ("temperature", "order")})
+    untouched = scheduled(pipeline, **{k: defaults(pipeline)[k] for k in ("choice_temperature", "order")})
     assert tuple(untouched.scheduler.config.temperature) == (3.0, 1.0)
 
 
@@ -123,29 +132,29 @@ def test_images_that_cannot_be_worked_on_are_told(tmp_path):
 
 
 def test_a_drawing_shows_its_steps_and_is_what_the_command_draws(models, run, tmp_path):
-    job = job_from("sample", form(run, order="confidence", temperature=3.0, count=3))
+    job = job_from_form("sample", form(run, order="confidence", choice_temperature=3.0, count=3))
     frames, result = drawn(models, job, tmp_path)
     assert len(frames) == 4  # the blank canvas and 3 steps
     with Image.open(result.film) as film:
         assert film.n_frames == 4
     settings = {"class": "bee", "count": 3, "steps": 3, "guidance": 1.5}
-    expected = perform(models[run], "sample", settings, tmp_path / "x.png", 5)
+    expected = run_task(models[run], "sample", settings, tmp_path / "x.png", 5)
     for got, wanted in zip(result.files, expected, strict=True):
         np.testing.assert_array_equal(array(got), array(wanted))
-    kept = {**settings, "task": "sample", "model": run, "seed": 7, "number": 2, "temperature": 3.0}
+    kept = {**settings, "task": "sample", "model": run, "seed": 7, "number": 2, "choice_temperature": 3.0}
     assert kept.items() <= parameters_of(result.files[2]).items()
 
 
 def test_the_order_and_the_class_of_the_form_are_used(models, run, tmp_path):
     made = {}
     for changes in ({}, {"order": "raster"}, {"class": "ant"}, {"class": None}):
-        _, result = drawn(models, job_from("sample", form(run, **changes)), tmp_path)
+        _, result = drawn(models, job_from_form("sample", form(run, **changes)), tmp_path)
         made[str(changes)] = array(result.files[0]).tobytes()
     assert len(set(made.values())) == 4
 
 
 def test_what_is_not_painted_stays_bit_for_bit(models, run, tmp_path):
-    _, result = drawn(models, job_from("inpaint", form(run, count=2)), tmp_path)
+    _, result = drawn(models, job_from_form("inpaint", form(run, count=2)), tmp_path)
     hidden = array(mask()) > 0
     for file in result.files:
         np.testing.assert_array_equal(array(file)[~hidden], array(an_image())[~hidden])
@@ -154,16 +163,16 @@ def test_what_is_not_painted_stays_bit_for_bit(models, run, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_any_image_of_a_batch_can_be_made_again_from_its_file(models, run, tmp_path, task):
-    _, result = drawn(models, job_from(task, form(run, count=3)), tmp_path)
+    _, result = drawn(models, job_from_form(task, form(run, count=3)), tmp_path)
     frames = task == "interpolate"  # of one seed, and made again together
     assert result.seeds == ([5, 5, 5, 5] if frames else [5, 6, 7])
-    job = job_of(models, result.files[2])
-    assert (job.task, job.seed, job.order, job.temperature) == (task, result.seeds[2], "halton", 2.0)
+    job = job_from_image(models, result.files[2])
+    assert (job.task, job.seed, job.order, job.choice_temperature) == (task, result.seeds[2], "halton", 2.0)
     assert job.settings.get("count") == (None if frames else 1)
     _, again = drawn(models, job, tmp_path)
     assert len(again.files) == (4 if frames else 1)
     np.testing.assert_array_equal(array(again.files[2 if frames else 0]), array(result.files[2]))
-    assert told_of(job).startswith(f"{task} of bee by {run}: seed {job.seed}")
+    assert summary_of(job).startswith(f"{task} of bee by {run}: seed {job.seed}")
 
 
 def test_every_task_of_the_commands_is_on_the_page():
@@ -172,13 +181,13 @@ def test_every_task_of_the_commands_is_on_the_page():
 
 def test_two_images_are_joined_and_pass_into_each_other(models, run, tmp_path):
     first, second = an_image(), an_image(seed=1)
-    _, joined = drawn(models, job_from("join", form(run, image_2=second, gap=4, keep=4)), tmp_path)
+    _, joined = drawn(models, job_from_form("join", form(run, image_2=second, gap=4, keep=4)), tmp_path)
     made = array(joined.files[0])
     assert made.shape == (8, 12, 3)
     np.testing.assert_array_equal(made[:, :4], array(first)[:, :4])
     np.testing.assert_array_equal(made[:, -4:], array(second)[:, -4:])
-    _, frames = drawn(models, job_from("interpolate", form(run, image_2=second)), tmp_path)
-    tokenizer = models[run].tokenizer
+    _, frames = drawn(models, job_from_form("interpolate", form(run, image_2=second)), tmp_path)
+    tokenizer = models[run].vqvae
     for file, end in ((frames.files[0], first), (frames.files[-1], second)):
         pixels = torch.from_numpy(array(end).copy()).permute(2, 0, 1)[None] / 127.5 - 1
         (expected,) = to_pil(tokenizer.decode(tokenizer.encode(pixels)))
@@ -188,8 +197,8 @@ def test_two_images_are_joined_and_pass_into_each_other(models, run, tmp_path):
 def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
     pipeline = models[run]
     assert "critic" not in orders(pipeline)
-    with pytest.raises(ValueError, match=r"run has no critic to go by: choose another order, or train one"):
-        drawn(models, job_from("sample", form(run, order="critic")), tmp_path)
+    with pytest.raises(ValueError, match=r"run has no critic: choose another order, or train"):
+        drawn(models, job_from_form("sample", form(run, order="critic")), tmp_path)
     torch.manual_seed(1)
     critic = MaskTransformer(32, (4, 4), num_classes=3, width=16, depth=1, heads=2, predictions=1)
     torch.nn.init.normal_(critic.head.weight)
@@ -200,14 +209,14 @@ def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
     assert "critic" in orders(both[judged])
     made = {}
     for order in ("critic", "confidence"):
-        _, result = drawn(both, job_from("sample", form(judged, order=order)), tmp_path)
+        _, result = drawn(both, job_from_form("sample", form(judged, order=order)), tmp_path)
         made[order] = array(result.files[0]).tobytes()
     assert made["critic"] != made["confidence"]
 
 
-def test_a_image_of_the_command_is_drawn_by_its_models_own_scheduler(models, run, tmp_path):
-    (file,) = perform(models[run], "sample", {"class": "2"}, tmp_path / "x.png", 3, model=run)
-    job = job_of(models, file)
+def test_an_image_of_the_command_uses_its_models_own_scheduler(models, run, tmp_path):
+    (file,) = run_task(models[run], "sample", {"class": "2"}, tmp_path / "x.png", 3, model=run)
+    job = job_from_image(models, file)
     assert job == Job(run, "sample", {"class": "cat", "steps": 4, "guidance": 1.0, "count": 1}, 3, 3.0, "confidence")
     _, again = drawn(models, job, tmp_path)
     np.testing.assert_array_equal(array(again.files[0]), array(file))
@@ -220,12 +229,12 @@ def test_a_image_of_the_command_is_drawn_by_its_models_own_scheduler(models, run
         ("sample", {"count": 17}, "count is 17; give a whole number from 1 to 16"),
         ("sample", {"seed": None}, "seed is None; give a whole number from 0"),
         ("sample", {"guidance": float("nan")}, "guidance is nan; give a number from 0 to 20"),
-        ("sample", {"temperature": "hot"}, "temperature is 'hot'; give a number from 0"),
+        ("sample", {"choice_temperature": "hot"}, "choice_temperature is 'hot'; give a number from 0"),
         ("sample", {"class": "be"}, "unknown class 'be': did you mean 'bee'?"),
         ("sample", {"order": "rastr"}, "did you mean 'raster'?"),
         ("inpaint", {"image": None, "mask": None}, "there is no image yet: upload one"),
-        ("edit", {"class": None}, "choose the class to change to"),
-        ("outpaint", {"right": 0}, "outpainting by 0 pixels on every side"),
+        ("edit", {"class": None}, "choose the new class"),
+        ("outpaint", {"right": 0}, "0 pixels on every side"),
         ("outpaint", {"right": 1020}, "1028x8 pixels; the page takes sides of at most 1024"),
         ("vary", {"strength": 2}, "strength is 2; give a number from 0 to 1"),
         ("interpolate", {"image_2": None}, "there is no second image yet: upload one"),
@@ -239,21 +248,21 @@ def test_a_image_of_the_command_is_drawn_by_its_models_own_scheduler(models, run
 )
 def test_what_cannot_be_drawn_is_told(models, run, tmp_path, task, changes, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        drawn(models, job_from(task, form(run, **changes)), tmp_path)
+        drawn(models, job_from_form(task, form(run, **changes)), tmp_path)
     assert message in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_files_that_do_not_say_how_they_were_made_are_told(models, run, tmp_path):
     an_image().save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"^a.png does not say what made it: give a PNG that maskgen wrote"):
-        job_of(models, tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"^a.png does not hold its settings: give a PNG that maskgen wrote"):
+        job_from_image(models, tmp_path / "a.png")
     an_image().save(tmp_path / "b.png")
     mask().save(tmp_path / "m.png")
     settings = {"image": tmp_path / "b.png", "mask": tmp_path / "m.png"}
-    (file,) = perform(models[run], "inpaint", settings, tmp_path / "c.png", model=run)
+    (file,) = run_task(models[run], "inpaint", settings, tmp_path / "c.png", model=run)
     with pytest.raises(ValueError, match=r"c.png does not hold the image and the mask that it was made from"):
-        job_of(models, file)
+        job_from_image(models, file)
     kept = {"task": "sample", "model": run}
     for wrong, message in (
         ({"model": "runs/other"}, "the model 'runs/other' is not open here"),
@@ -264,10 +273,16 @@ def test_files_that_do_not_say_how_they_were_made_are_told(models, run, tmp_path
     ):
         file = save(an_image(), tmp_path / "d.png", {**kept, **wrong})
         with pytest.raises(ValueError, match=message.replace(".", r"\.")):
-            job_of(models, file)
+            job_from_image(models, file)
 
 
-def test_a_image_keeps_its_sources_beside_its_parameters(tmp_path):
+def test_an_image_with_old_parameter_names_can_be_made_again(models, run, tmp_path):
+    old = {"task": "sample", "model": run, "class": "bee", "seed": 3, "temperature": 0.5, "order": "raster"}
+    job = job_from_image(models, save(an_image(), tmp_path / "old.png", old))
+    assert (job.choice_temperature, job.order, job.seed) == (0.5, "raster", 3)
+
+
+def test_an_image_keeps_its_sources_and_its_parameters(tmp_path):
     file = save(an_image(), tmp_path / "a.png", {"seed": 1}, {"image": an_image(9, 7, 1), "mask": mask()})
     assert parameters_of(file) == {"seed": 1}
     kept = sources_of(file)
@@ -277,7 +292,7 @@ def test_a_image_keeps_its_sources_beside_its_parameters(tmp_path):
     an_image().save(tmp_path / "b.png")
     assert sources_of(tmp_path / "b.png") == {}
     (tmp_path / "c.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"cannot read what .*c.png was made from"):
+    with pytest.raises(ValueError, match=r"cannot read the sources of .*c.png"):
         sources_of(tmp_path / "c.png")
 
 
@@ -293,7 +308,7 @@ def test_steps_come_while_the_work_goes_on():
         tell("second")
         return "result"
 
-    steps = as_told(work)
+    steps = streamed(work)
     assert next(steps) == "first"  # though the work has not ended
     proceed.set()
     assert next(steps) == "second"
@@ -307,7 +322,7 @@ def test_an_error_of_the_work_comes_after_its_steps():
         tell(1)
         raise ValueError("no more")
 
-    steps = as_told(work)
+    steps = streamed(work)
     assert next(steps) == 1
     with pytest.raises(ValueError, match="no more"):
         next(steps)
@@ -321,7 +336,7 @@ def test_the_work_ends_when_nobody_waits():
             tell(1)
             told.append(1)
 
-    steps = as_told(work)
+    steps = streamed(work)
     next(steps)
     steps.close()  # returns when the thread has ended
     count = len(told)
@@ -339,7 +354,7 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
 
 
 def test_a_check_before_the_page_is_a_check_in_it(models, run):
-    job = job_from("sample", form(run))
+    job = job_from_form("sample", form(run))
     check(job, models)
     with pytest.raises(ValueError, match="count is True"):
         check(replace(job, settings={**job.settings, "count": True}), models)

@@ -25,6 +25,7 @@ sync_playwright = pytest.importorskip("playwright.sync_api", reason="playwright 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
     pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed: pip install 'maskgen[app]'"),
 ]
@@ -83,15 +84,15 @@ def page(address):
         page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
         page.goto(address)
-        page.wait_for_selector("#draw-sample")
+        page.wait_for_selector("#run-sample")
         yield page
         browser.close()
 
 
 def draw(page, task):
     """Press the task's button and wait for its images."""
-    page.click(f"#draw-{task}" if task != "again" else "#remake")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('Drawing')")
+    page.click(f"#run-{task}" if task != "again" else "#remake")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('Generating')")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Done')")
 
 
@@ -223,7 +224,7 @@ def test_a_result_and_a_file_are_joined_and_pass_into_each_other(page, generated
 
 def test_a_model_without_a_critic_says_so_and_the_other_orders_are_there(page):
     page.get_by_text("Order of the tokens").click()
-    page.get_by_text("Order critic is for models that have one; this has none.").wait_for()
+    page.get_by_text("This model has no critic, so it has no order critic.").wait_for()
     page.click("#order input")
     offered = page.locator("[role=option]").all_inner_texts()
     assert [name.split()[-1] for name in offered] == ["confidence", "random", "halton", "raster"]

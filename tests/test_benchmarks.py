@@ -5,7 +5,7 @@ import pytest
 import tables
 import torch
 
-from maskgen.evaluation.classifier.model import SmallClassifier
+from maskgen.evaluation.classifier import SmallClassifier
 
 
 def test_documents_show_the_committed_results():

@@ -1,4 +1,4 @@
-"""The commands, from first images to samples, and what a user is told who errs."""
+"""The commands, from first images to samples, and the messages of user errors."""
 
 import json
 import os
@@ -17,8 +17,6 @@ from maskgen import cli
 from maskgen.data.tokens import TokenCache
 from maskgen.pipelines.store import fingerprint, load_tokenizer, save_tokenizer
 
-COMMANDS = ("train", "sample", "inpaint", "outpaint", "edit", "vary", "interpolate", "join", "batch", "parameters")
-COMMANDS += ("reconstruct", "encode", "visualise", "evaluate", "fid", "quickstart", "app")
 PARTS = {
     "encoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
     "quantizer": {"codebook_size": 16, "dim": 4},
@@ -84,6 +82,7 @@ def maskgen(folder, maskgen, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- the whole path
 
 
+@pytest.mark.train
 def test_the_runs_lie_where_the_readme_says(folder):
     for name in ("tokenizer", "generator"):
         run = folder / "runs" / name
@@ -171,6 +170,7 @@ def test_reconstruct_measures_and_shows(maskgen, tmp_path):
     assert json.loads((tmp_path / "c/metrics.json").read_text())["count"] == 3
 
 
+@pytest.mark.train
 def test_train_takes_overrides_and_goes_on(maskgen, folder):
     assert maskgen("train", "tokenizer.yaml", "name=more", "training.steps=2").out.strip() == "runs/more"
     assert maskgen("train", "tokenizer.yaml", "name=more", "training.steps=4").code == 0
@@ -191,9 +191,9 @@ def test_fid_of_two_files_of_statistics_needs_no_network(maskgen, tmp_path):
 def test_help_names_every_command(maskgen):
     done = maskgen("--help")
     assert done.code == 0
-    assert all(command in done.out for command in COMMANDS)
-    for command in COMMANDS:
-        done = maskgen(command, "--help")
+    assert all(command in done.out for command in (*cli.COMMANDS, "make-data"))
+    for command in [*([name] for name in cli.COMMANDS), *(["make-data", name] for name in cli.MAKE_DATA)]:
+        done = maskgen(*command, "--help")
         assert done.code == 0
         assert "Usage: " in done.out
 
@@ -238,7 +238,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
         ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
         ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is not a file"),
-        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone holds no classifier.json"),
+        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone has no classifier.json"),
         ([*RECONSTRUCT, "gone-{0..3}.tar", "--size", "8"], "4 of 4 shards of gone-{0..3}.tar do not exist"),
         ([*ENCODE, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
         ([*ENCODE, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
@@ -254,7 +254,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["encode", "runs/tokenizer", "out", "--data", "{type: emoji"], "not valid YAML: while parsing a flow mapping"),
         (["train", "generator.yaml", "name=new", "data.path=gone"], "gone holds no token cache (meta.json); make one"),
         (["train", "tokenizer.yaml", "name=new", "stage.perceptuel=1"], "unknown key; did you mean 'perceptual'?"),
-        (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5 since this run was begun"),
+        (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5"),
         (["train", "tokeniser.yaml"], "no such file; did you mean 'tokenizer/"),
         (["fid", "gone", "images"], "gone does not exist; give a folder of images, an .npz file or a saved"),
         (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is not a file"),
@@ -288,6 +288,14 @@ def test_debug_shows_the_traceback(maskgen, monkeypatch):
         cli.main()
 
 
+@pytest.mark.parametrize("arguments", [["--temperature", "2"], ["--temperature=2"]])
+def test_a_renamed_option_names_the_new_one(maskgen, arguments):
+    done = maskgen("evaluate", "bundled", *arguments)
+    assert done.code == 2
+    assert "--temperature is now called --choice-temperature" in " ".join(done.message.replace("│", " ").split())
+    assert maskgen("sample", "--temperature", "2").code == 2  # an unknown option, since this command never had it
+
+
 @pytest.mark.parametrize("arguments", [["sample", "--count", "0"], ["reconstruct", "runs/tokenizer", "--limit", "0"]])
 def test_counts_below_one_are_wrong_usage(maskgen, arguments):
     done = maskgen(*arguments)
@@ -296,6 +304,7 @@ def test_counts_below_one_are_wrong_usage(maskgen, arguments):
     assert arguments[-2] in done.message
 
 
+@pytest.mark.train
 def test_an_error_from_a_shell_is_one_message_and_exit_code_1(folder):
     command = [sys.executable, "-m", "maskgen", "train", "tokenizer.yaml", "training.stepps=3"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)

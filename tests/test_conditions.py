@@ -139,7 +139,7 @@ def test_prompts_that_cannot_be_are_refused(names, classes):
 
 def test_rows_are_given_their_tasks_prompt_and_condition():
     conditions = Conditions([ALL[1], {"type": "generation", "classes": True}, *ALL[5:]], 4)
-    drawn = conditions.drawn(600, seeded())
+    drawn = conditions.sample(600, seeded())
     assert np.bincount(drawn).min() > 60  # of 100 expected, a deviation of 9
     pixels, classes = clip(len(drawn), size=(3, 4, 4)), torch.arange(600) % 4
     videos, hidden = conditions.videos(pixels, drawn)

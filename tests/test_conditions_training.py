@@ -48,7 +48,7 @@ def test_training_shows_each_rows_condition_and_tells_its_prompt(tmp_path):
     ((_, terms),) = stage.losses(batch, 0)
     assert torch.isfinite(terms["loss"])
     torch.manual_seed(3)
-    drawn = stage.conditions.drawn(8)
+    drawn = stage.conditions.sample(8)
     assert set(drawn) == {0, 1}
     ((tokens, masked, labels),) = seen
     assert labels.tolist() == [int(batch["label"][i]) if drawn[i] == 0 else 2 for i in range(8)]
@@ -96,6 +96,7 @@ def bars(count, seed):
     return frames.float() * 2 - 1
 
 
+@pytest.mark.train
 def test_one_small_model_learns_four_tasks():
     part = {"type": "patch", "patch": 1, "channels": 1}
     tokenizer = Tokenizer(part, {"codebook_size": 2, "dim": 1}, part).eval()
@@ -117,14 +118,14 @@ def test_one_small_model_learns_four_tasks():
     optimizer, pixels = torch.optim.AdamW(network.parameters(), lr=3e-3), bars(32, 0)
     codes = tokenizer.encode(pixels)
     for _ in range(100):
-        drawn = conditions.drawn(32)
+        drawn = conditions.sample(32)
         videos, hidden = conditions.videos(pixels, drawn)
         region = condition_region(tokenizer, hidden)
         sources = {"condition_tokens": tokenizer.encode(videos), "condition_region": region}
         optimizer.zero_grad()
         learner(codes, conditions.labels(drawn, None), **sources)["loss"].backward()
         optimizer.step()
-    scheduler = MaskScheduler(num_inference_steps=6, temperature=0.0)
+    scheduler = MaskScheduler(num_inference_steps=6, choice_temperature=0.0)
     pipeline = MaskedVideoPipeline(tokenizer, network.eval(), scheduler, None, conditions.prompts.names)
     pipeline.set_progress_bar_config(disable=True)
     truth = bars(8, 1)

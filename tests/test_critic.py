@@ -11,7 +11,7 @@ from maskgen.config import load
 from maskgen.data.tokens import write_token_cache
 from maskgen.decoding.loop import decode
 from maskgen.pipelines.predictor import CriticScores, by_rows
-from maskgen.pipelines.raster import draw_raster
+from maskgen.pipelines.raster import sample_raster
 from maskgen.pipelines.store import fingerprint, load_tokenizer
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
@@ -39,7 +39,7 @@ def generator(num_classes=2, groups=1, quantizer=None):
     codes = 16 if groups == 1 else 8
     transformer = MaskTransformer(codes, (4, 4), num_classes=num_classes, groups=groups, **MODEL).eval()
     names = ["low", "high"] if num_classes else None
-    return MaskedImagePipeline(tokenizer, transformer, MaskScheduler(temperature=0.5), names)
+    return MaskedImagePipeline(tokenizer, transformer, MaskScheduler(choice_temperature=0.5), names)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def toy(tmp_path_factory):
         pipeline.save_pretrained("generator")
         labels = np.arange(64) % 2
         codes = 2 * torch.from_numpy(labels)[:, None, None] + torch.randint(2, (64, 4, 4))
-        mark = fingerprint(pipeline.tokenizer)
+        mark = fingerprint(pipeline.vqvae)
         write_token_cache("tokens", [codes], labels, (4, 4), 16, ["low", "high"], mark)
         yield {"type": "tokens", "path": "tokens"}
 
@@ -153,7 +153,7 @@ def test_a_pipeline_with_and_without_a_critic_is_saved_and_loaded(tmp_path):
     loaded = MaskedImagePipeline.from_pretrained(tmp_path / "plain")
     assert loaded.critic is None
     critic = MaskTransformer(16, (4, 4), num_classes=2, predictions=1, **MODEL)
-    with_critic = MaskedImagePipeline(loaded.tokenizer, loaded.transformer, loaded.scheduler, ["low", "high"], critic)
+    with_critic = MaskedImagePipeline(loaded.vqvae, loaded.transformer, loaded.scheduler, ["low", "high"], critic)
     with_critic.save_pretrained(tmp_path / "with")
     again = MaskedImagePipeline.from_pretrained(tmp_path / "with").critic
     assert again.config.predictions == 1
@@ -181,7 +181,7 @@ def test_groups_of_bits_and_models_without_classes_are_judged(classes, toy):
     """Of 64 codes in two groups of 8: a score a group."""
     pipeline = generator(classes, groups=2, quantizer={"type": "lfq", "bits": 6})
     pipeline.save_pretrained("groups")
-    mark, labels = fingerprint(pipeline.tokenizer), np.arange(8) % 2
+    mark, labels = fingerprint(pipeline.vqvae), np.arange(8) % 2
     write_token_cache("groups-tokens", [torch.randint(64, (8, 4, 4))], labels, (4, 4), 64, ["low", "high"], mark)
     stage = {"type": "critic", "generator": "groups", "model": MODEL}
     settings = Training(2, **{**SETTINGS, "batch_size": 4})
@@ -223,9 +223,9 @@ def test_the_baseline_learns_and_draws(toy):
     network, tokenizer = CausalTransformer.from_pretrained(folder / "pipeline" / "transformer"), load_tokenizer(folder)
     assert fingerprint(tokenizer) == fingerprint(load_tokenizer("generator"))
     seeds = [torch.Generator().manual_seed(i) for i in range(4)]
-    made = draw_raster(tokenizer, network, [0, 1, 0, 1], seeds, guidance_scale=2.0)
+    made = sample_raster(tokenizer, network, [0, 1, 0, 1], seeds, guidance_scale=2.0)
     assert made.shape == (4, 3, 8, 8)
-    alone = draw_raster(tokenizer, network, [1], [torch.Generator().manual_seed(3)], 2.0)
+    alone = sample_raster(tokenizer, network, [1], [torch.Generator().manual_seed(3)], 2.0)
     torch.testing.assert_close(made[3:], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -243,7 +243,7 @@ def test_the_baseline_draws_without_classes(toy):
     stage = {"type": "autoregressive", "tokenizer": "generator", "model": MODEL, "conditional": False}
     folder = run("free", stage, toy, Training(1, **SETTINGS))
     network = CausalTransformer.from_pretrained(folder / "pipeline" / "transformer")
-    assert draw_raster(load_tokenizer(folder), network, None, count=3).shape == (3, 3, 8, 8)
+    assert sample_raster(load_tokenizer(folder), network, None, count=3).shape == (3, 3, 8, 8)
 
 
 def test_the_baseline_needs_one_code_a_place(toy):
@@ -274,6 +274,6 @@ def test_few_rows_at_a_time_are_all_rows_at_once(monkeypatch):
     torch.testing.assert_close(by_rows(network, tokens, hidden, None, None, (4, 4)), whole)
     asked = []
     decode(lambda step: asked.append(step) or whole.gather(1, step.positions[..., None].expand(-1, -1, 16)),
-           tokens, hidden, steps=1, temperature=0.0)  # fmt: skip
+           tokens, hidden, steps=1, choice_temperature=0.0)  # fmt: skip
     assert len(asked) == 1
     assert asked[0].hidden.equal(hidden)

@@ -10,6 +10,8 @@ import decode_sides
 import pytest
 import torch
 
+pytestmark = pytest.mark.bench
+
 TINY = decode_sides.Size(width=16, depth=2, heads=2, side=4, codes=8)
 CPU = {"device": "cpu", "dtype": torch.float32}
 

@@ -14,7 +14,7 @@ from maskgen.pipelines.inputs import images_of, masks_of
 from maskgen.tasks.images import filled
 from maskgen.tasks.masks import receptive_radius, token_mask
 
-FLAT = {"type": "vit", "patch": 4, "size": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 4}
+FLAT = {"type": "vit", "patch": 4, "size": 8, "tokens": 4, "transformer": {"width": 16, "depth": 1, "heads": 2}}
 
 
 # ------------------------------------------------------------------------------------------------------------ inpaint
@@ -67,16 +67,16 @@ def test_inpainting_is_completion(pipeline):
     """The codes are those of `complete` on the filled image's codes; without the paste, the images are theirs."""
     image, hole = an_image(), mask()
     pixels, hidden = images_of(image, 3)[0][None], masks_of(hole, [(8, 8)])[0][None]
-    canvas, tokens = pipeline.tokenizer.encode(filled(pixels, hidden)), token_mask(hidden, (4, 4))
+    canvas, tokens = pipeline.vqvae.encode(filled(pixels, hidden)), token_mask(hidden, (4, 4))
     assert tokens.sum() == 4
     codes = pipeline.complete(canvas, tokens, [1], generator=seeded())
     assert codes.equal(pipeline.inpaint(image, hole, "bee", generator=seeded(), output_type="codes").images)
     bare = pipeline.inpaint(image, hole, "bee", generator=seeded(), output_type="pt", paste_back=False).images
-    torch.testing.assert_close(bare, ((pipeline.tokenizer.decode(codes) + 1) / 2).clamp(0, 1))
+    torch.testing.assert_close(bare, ((pipeline.vqvae.decode(codes) + 1) / 2).clamp(0, 1))
 
 
 def test_automatic_dilation_is_the_measured_radius(pipeline):
-    radius = receptive_radius(pipeline.tokenizer, (8, 8))
+    radius = receptive_radius(pipeline.vqvae, (8, 8))
     assert radius >= 1
     drawn = [
         pipeline.inpaint(an_image(), mask((2, 2, 3, 3)), 1, dilation=d, generator=seeded(), output_type="codes").images
@@ -103,7 +103,7 @@ def test_images_of_several_sizes_in_one_batch(pipeline):
     images, holes = [an_image(), an_image(12, 9)], [mask(), mask((0, 0, 3, 8), (12, 9))]
     made = pipeline.inpaint(images, holes, generator=seeded()).images
     assert [m.size for m in made] == [(8, 8), (12, 9)]
-    with pytest.raises(ValueError, match="several sizes are no one array: output_type='pil', not 'np'"):
+    with pytest.raises(ValueError, match="output_type='pil', not 'np'"):
         pipeline.inpaint(images, holes, output_type="np")
 
 
@@ -147,7 +147,7 @@ def test_outpainting_keeps_the_image_in_its_place(pipeline, size):
 def test_outpainting_within_whole_tokens_is_completion_by_windows(pipeline):
     image = an_image()
     canvas = torch.zeros(1, 4, 9, dtype=torch.long)
-    canvas[:, :, 2:6] = pipeline.tokenizer.encode(images_of(image, 3)[0][None])
+    canvas[:, :, 2:6] = pipeline.vqvae.encode(images_of(image, 3)[0][None])
     hidden = torch.ones(1, 4, 9, dtype=torch.bool)
     hidden[:, :, 2:6] = False
     codes = pipeline.complete(canvas, hidden, [1], generator=seeded(3), overlap=3)
@@ -185,7 +185,7 @@ def test_an_edit_is_an_inpainting_of_a_grown_region_with_a_class(pipeline):
 
 def test_variation_redraws_a_share_of_the_tokens(pipeline):
     image = an_image()
-    codes = pipeline.tokenizer.encode(images_of(image, 3)[0][None])
+    codes = pipeline.vqvae.encode(images_of(image, 3)[0][None])
 
     def vary(strength, **options):
         return pipeline.vary(image, strength, 1, generator=seeded(2), output_type="codes", **options).images
@@ -200,7 +200,7 @@ def test_variation_redraws_a_share_of_the_tokens(pipeline):
 
 def test_interpolation_goes_from_one_image_to_the_other(pipeline):
     images = an_image(seed=1), an_image(seed=2)
-    a, b = (pipeline.tokenizer.encode(images_of(p, 3)[0][None])[0] for p in images)
+    a, b = (pipeline.vqvae.encode(images_of(p, 3)[0][None])[0] for p in images)
     assert (a != b).sum() > 4
 
     def frames(strength):
@@ -230,7 +230,7 @@ def test_joined_images_keep_their_parts(pipeline):
     assert parts.size == (8, 8)
     np.testing.assert_array_equal(array(parts)[:, :2], array(left)[:, :2])
     np.testing.assert_array_equal(array(parts)[:, -2:], array(right)[:, -2:])
-    with pytest.raises(ValueError, match="6 pixels wide; the model has 8: keep more"):
+    with pytest.raises(ValueError, match="6 pixels wide .* 8: keep more"):
         pipeline.join(left, right, gap=2, keep=2)
 
 
@@ -248,5 +248,5 @@ def test_tokens_without_a_place_can_be_varied_not_inpainted():
     )
     flat.set_progress_bar_config(disable=True)
     assert flat.vary(an_image(), 0.5).images[0].size == (8, 8)
-    with pytest.raises(ValueError, match="no place in the image: it can generate and vary"):
+    with pytest.raises(ValueError, match="use generate or vary"):
         flat.inpaint(an_image(), mask())

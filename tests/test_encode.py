@@ -89,6 +89,7 @@ def test_codes_labels_and_mirrored_rows(here):
     assert contents(here / "a").keys() == {"codes.npy", "labels.npy", "meta.json"}
 
 
+@pytest.mark.train
 def test_an_encoder_killed_at_any_moment_goes_on_and_ends_with_the_same_files(here):
     worker("whole", True)
     marks = []
@@ -120,7 +121,7 @@ def test_two_processes_share_the_work_and_end_with_the_same_files(here):
     assert contents(here / "shared") == contents(here / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_accelerate_launches_two_processes(here):
     worker("whole", False)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -214,8 +215,13 @@ def test_a_cache_of_another_making_is_neither_gone_on_with_nor_overwritten(here)
 @pytest.mark.parametrize(
     ("quantizer", "shape", "dtype", "levels"),
     [
-        ({"type": "fsq", "steps": [8, 5, 5, 5]}, (4, 4), np.uint16, 1),
-        ({"type": "residual", "levels": 3, "quantizer": {"codebook_size": 16, "dim": 4}}, (4, 4, 3), np.uint16, 3),
+        ({"type": "fsq", "levels": [8, 5, 5, 5]}, (4, 4), np.uint16, 1),
+        (
+            {"type": "residual", "num_quantizers": 3, "quantizer": {"codebook_size": 16, "dim": 4}},
+            (4, 4, 3),
+            np.uint16,
+            3,
+        ),
         ({"type": "lfq", "bits": 18}, (4, 4), np.int32, 1),
         ({"type": "none", "dim": 4}, (4, 4, 4), np.float32, 1),
     ],

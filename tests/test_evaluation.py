@@ -7,7 +7,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from maskgen.evaluation.classifier import model as C
+from maskgen.evaluation import classifier as C
+from maskgen.evaluation.classifier.training import augment
 from maskgen.evaluation.fid.metrics import (
     deviation,
     frechet_infinity,
@@ -194,7 +195,7 @@ def test_real_is_nearer_to_real_than_noise_is(trained):
     _, far = C.classifier_frechet(model, real[:100], torch.rand(100, 3, 16, 16) * 2 - 1)
     _, one_class = C.classifier_frechet(model, real[:100], real[0:1] + 0.01 * torch.randn(100, 3, 16, 16))
     assert 0 < floor < 0.5 * min(far, one_class)
-    with pytest.raises(ValueError, match="two disjoint sets of 150 need 300 real images, got 200"):
+    with pytest.raises(ValueError, match="need 300 real images, got 200"):
         C.real_vs_real(model, real, count=150)
 
 
@@ -205,7 +206,7 @@ def test_classifier_is_the_same_after_saving_and_for_the_same_seed(trained, tmp_
     assert loaded.name == model.name
     torch.testing.assert_close(loaded(pixels), model(pixels))
     assert json.loads((tmp_path / "classifier.json").read_text())["accuracy"] == facts["accuracy"]
-    with pytest.raises(FileNotFoundError, match=r"holds no classifier\.json"):
+    with pytest.raises(FileNotFoundError, match=r"classifier\.json.*save_classifier"):
         C.load_classifier(tmp_path / "elsewhere")
     short = [C.train_classifier(Bars(60), steps=2, seed=s, progress=False)[0].name for s in (0, 0, 1)]
     assert short[0] == short[1] != short[2]
@@ -223,11 +224,11 @@ def test_classifier_refuses_what_it_cannot_learn():
     one.class_names = ("all",)
     with pytest.raises(ValueError, match=r"at least 2 classes, from 0; got 1 class names and labels 0..2"):
         C.train_classifier(one, steps=1)
-    with pytest.raises(ValueError, match="5 images leave none to hold out"):
+    with pytest.raises(ValueError, match=r"holdout.*give at least 10"):
         C.train_classifier(Bars(5), steps=1)
     with pytest.raises(ValueError, match="holdout must be above 0"):
         C.train_classifier(Bars(30), steps=1, holdout=0.0)
-    with pytest.raises(ValueError, match="steps=0 must be above 0"):
+    with pytest.raises(ValueError, match=r"steps=0.*must be above 0"):
         C.train_classifier(Bars(30), steps=0)
 
 
@@ -235,7 +236,7 @@ def test_augmentation_keeps_the_image():
     """Shifts and a patch leave most of a bright square where it was, and never mirror a lopsided image."""
     pixels = torch.full((64, 1, 16, 16), -1.0)
     pixels[:, :, :, 8:] = 1.0
-    out = C.augment(pixels)
+    out = augment(pixels)
     assert out.shape == pixels.shape
     assert not torch.equal(out[0], out[1])
     assert (out[..., :8].mean(dim=(1, 2, 3)) < out[..., 8:].mean(dim=(1, 2, 3))).all()

@@ -57,8 +57,8 @@ def test_fault_2_annealed_temperature_does_not_compound():
 
     states, (canvas, mask) = [], blank(1, n)
     decode(
-        table, canvas, mask, steps=steps, schedule="linear", temperature=tau, draw=draw, draw_temperature=2.0,
-        draw_anneal="linear", noise=Fixed(None, 1, n, mask.device), callback=lambda i, t, hidden: states.append(hidden),
+        table, canvas, mask, steps=steps, schedule="linear", choice_temperature=tau, sample_tokens=draw, temperature=2.0,
+        temperature_anneal="linear", noise=Fixed(None, 1, n, mask.device), callback=lambda i, t, hidden: states.append(hidden),
     )  # fmt: skip
 
     def expected(temperatures):
@@ -83,7 +83,7 @@ def test_fault_3_known_tokens_are_neither_sampled_nor_masked_again(dtype, option
     canvas, mask = torch.randint(CODES, (3, 20)), torch.rand(3, 20) < 0.6
     states = []
     decode(
-        lambda step: 60_000 * table(step).sign().to(dtype), canvas, mask, steps=6, temperature=1e5,
+        lambda step: 60_000 * table(step).sign().to(dtype), canvas, mask, steps=6, choice_temperature=1e5,
         callback=lambda i, t, hidden: states.append((t, hidden)), **options,
     )  # fmt: skip
     for tokens, hidden in states:
@@ -150,8 +150,8 @@ def test_fault_7_nothing_masked_stays_so():
         ("schedule", "cosin", "cosine"),
         ("counting", "maskgt", "maskgit"),
         ("order", "halten", "halton"),
-        ("anneal", "linaer", "linear"),
-        ("draw_anneal", "constnt", "constant"),
+        ("choice_anneal", "linaer", "linear"),
+        ("temperature_anneal", "constnt", "constant"),
         ("remask", "rescal", "rescale"),
         ("guidance_schedule", "liner", "linear"),
     ],

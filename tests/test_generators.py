@@ -12,6 +12,8 @@ from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
+pytestmark = pytest.mark.train
+
 ALL = sorted(path.stem for path in (configs_folder() / "generation").glob("*.yaml"))
 NAMES = [name for name in ALL if load(f"generation/{name}", [])["stage"]["type"] == "generator"]
 assert NAMES  # the other stages: test_critic.py
@@ -21,7 +23,7 @@ TOKENIZERS = {
     "maskbit": {"type": "lfq", "bits": 6},
     "givt": {"type": "gaussian", "dim": 3},
     "multichannel": {"type": "multichannel", "chunks": 2, "quantizer": {"codebook_size": 16, "dim": 2}},
-    "residual": {"type": "residual", "levels": 3, "quantizer": {"codebook_size": 16, "dim": 4}},
+    "residual": {"type": "residual", "num_quantizers": 3, "quantizer": {"codebook_size": 16, "dim": 4}},
 }
 VQ = {"codebook_size": 16, "dim": 4}
 SETTINGS = {"batch_size": 8, "log_every": 1, "precision": "fp32"}
@@ -101,7 +103,7 @@ def test_places_of_several_codes_are_completed_and_known_ones_stay(name, groups,
     assert torch.equal(tokens, done)
     assert not hidden.any()
     assert torch.equal(confidence.isnan(), ~mask)
-    assert len(trace.frames(pipeline.tokenizer, side=16)) == 4
+    assert len(trace.frames(pipeline.vqvae, side=16)) == 4
 
 
 def test_continuous_tokens_are_completed_and_known_ones_stay(data):
@@ -157,9 +159,9 @@ def test_parts_that_were_not_trained_together_are_refused(data):
         ("vq", MODEL), ("maskbit", {**MODEL, "groups": 2, "embedding": "bits"}),
     ))  # fmt: skip
     with pytest.raises(ValueError, match="they were not trained together"):
-        TokenLayout(one.tokenizer, two.transformer)
+        TokenLayout(one.vqvae, two.transformer)
     with pytest.raises(ValueError, match="they were not trained together"):
-        TokenLayout(two.tokenizer, one.transformer)
+        TokenLayout(two.vqvae, one.transformer)
 
 
 def test_contrast_is_refused_for_a_token_cache(data):

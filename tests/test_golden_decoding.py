@@ -299,7 +299,7 @@ def test_decode_of_mage_is_the_peers():
     after = f.outputs["gen_loop_ids_after"]
     before = torch.cat([torch.full_like(after[:1], 1064), after[:-1]])
     noise = Recorded(f.inputs["gen_loop_gumbel"], f.outputs["gen_loop_sampled"])
-    preset = {k: v for k, v in PRESETS["mage"].items() if k not in ("num_inference_steps", "temperature")}
+    preset = {k: v for k, v in PRESETS["mage"].items() if k not in ("num_inference_steps", "choice_temperature")}
     assert not preset  # MAGE is the defaults; the fixture was made at MaskGIT's temperature
     result, states = replay(lambda ids, step: mage(ids, f), before, 1064, noise)
     assert result.equal(f.outputs["gen_loop_filled"][-1])
@@ -345,7 +345,7 @@ def test_decode_of_diffusers_schedulers_is_theirs_step_by_step(name, count, monk
     noise = Recorded(torch.stack(order), f.outputs["sched_pred_original"].flatten(2))
     result, _ = replay(
         lambda ids, step: logits[step.number], f.outputs["sched_samples"].flatten(2), 71, noise,
-        temperature=PRESETS["amused"]["temperature"], anneal=PRESETS["amused"]["anneal"],
+        choice_temperature=PRESETS["amused"]["choice_temperature"], choice_anneal=PRESETS["amused"]["choice_anneal"],
     )  # fmt: skip
     assert result.equal(f.outputs["sched_pred_original"][-1].flatten(1))
 
@@ -364,9 +364,9 @@ def test_decode_of_titok_is_the_peers(name):
     noise = Recorded(gumbel_of(f.inputs["gen_uniform_conf"]), vocabulary=gumbel_of(f.inputs["gen_uniform_logits"]))
     result, _ = replay(
         guided(titok, f.inputs["condition"], f), f.outputs["gen_ids_before"], 96, noise,
-        schedule=preset["mask_schedule"], draw=functools.partial(categorical, confidence=preset["confidence"]),
-        temperature=preset["temperature"], draw_temperature=preset["draw_temperature"],
-        draw_anneal=preset["draw_anneal"], guidance_scale=preset["guidance_scale"],
+        schedule=preset["mask_schedule"], sample_tokens=functools.partial(categorical, confidence=preset["confidence"]),
+        choice_temperature=preset["choice_temperature"], temperature=preset["temperature"],
+        temperature_anneal=preset["temperature_anneal"], guidance_scale=preset["guidance_scale"],
         guidance_schedule=preset["guidance_schedule"],
     )  # fmt: skip
     assert result.equal(f.outputs["gen_final_ids"])
@@ -386,7 +386,7 @@ def test_decode_of_maskbit_is_the_peers():
     result, _ = replay(
         guided(maskbit, f.inputs["labels"], f), f.outputs["sample_masked_tokens"].flatten(2), 16,
         Recorded(f.inputs["sample_gumbel"].flatten(2), f.outputs["sample_pred_tokens"].flatten(2)),
-        schedule="arccos", temperature=sample["randomize_temperature"], guidance_schedule="cosine",
+        schedule="arccos", choice_temperature=sample["randomize_temperature"], guidance_schedule="cosine",
         guidance_scale=from_extra(sample["guidance_scale"]), guidance_power=sample["scale_pow"],
     )  # fmt: skip
     assert result.equal(f.outputs["sample_pred_tokens"][-1].flatten(1))
@@ -418,7 +418,7 @@ def test_decode_of_halton_is_the_peers():
     result, _ = replay(
         network, outputs["halton_codes_before"].flatten(2), 64, Recorded(codes=codes),
         schedule="arccos", counting="halton", order="halton", grid=(8, 8), guidance_scale=scale,
-        draw_temperature=(1 / sampler["sm_temp_min"], 1 / sampler["sm_temp_max"]), draw_anneal="reciprocal",
+        temperature=(1 / sampler["sm_temp_min"], 1 / sampler["sm_temp_max"]), temperature_anneal="reciprocal",
     )  # fmt: skip
     assert result.clamp(max=63).equal(outputs["halton_final_codes"].flatten(1))
     for asked, written in zip(positions, outputs["halton_masks"].flatten(2)):
@@ -433,8 +433,8 @@ def test_decode_of_haltons_first_release_is_the_peers():
     result, _ = replay(
         guided(halton_v1, f.inputs["labels"], f), f.outputs["conf_codes_before"].flatten(2), 64,
         Recorded(f.inputs["conf_gumbel"], f.outputs["conf_pred_codes"].flatten(2)),
-        schedule="arccos", counting="halton_v1", temperature=sample["r_temp"], anneal="linspace",
-        draw_temperature=1 / sample["sm_temp"],
+        schedule="arccos", counting="halton_v1", choice_temperature=sample["r_temp"], choice_anneal="linspace",
+        temperature=1 / sample["sm_temp"],
         guidance_schedule="linear", guidance_scale=from_extra(float(sample["w"])),
     )  # fmt: skip
     assert result.clamp(max=63).equal(f.outputs["conf_final_codes"].flatten(1))

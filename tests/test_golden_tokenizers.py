@@ -273,7 +273,7 @@ def test_quantizer_and_pixel_decoder_of_the_first_titoks_are_the_peers(name):
     decoder = build(DECODER, vqgan["decoder"], latent_dim=vqgan["quantizer"]["dim"])
     weights = maskgit_torch_keys(pixels, f.config)
     decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")})
-    latents = f.outputs["decoder_out"].softmax(1).movedim(1, -1) @ weights["quantizer.codebook"]
+    latents = f.outputs["decoder_out"].softmax(1).movedim(1, -1) @ weights["quantizer.embedding.weight"]
     f.check("rec", decoder(latents.movedim(-1, 1)))
 
 

@@ -1,5 +1,6 @@
-"""The tasks on files: commands, the parameters that images carry, and tables of many rows."""
+"""The tasks on files: commands, the parameters that images keep, and tables of many rows."""
 
+import inspect
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from given import an_image, array, mask, seeded
 from maskgen.images import parameters_of, save
-from maskgen.pipelines.jobs import TASKS, batch, perform
+from maskgen.pipelines.jobs import SETTINGS, SHARED, TASKS, run_table, run_task
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_every_command_writes_what_its_parameters_make_again(pipeline, maskgen, 
     assert kept["guidance"] == 1.0
     assert kept["version"]
     settings = {k: v for k, v in kept.items() if k not in ("task", "model", "version", "seed", "number")}
-    again = perform(pipeline, task, settings, folder / "again.png", kept["seed"])
+    again = run_task(pipeline, task, settings, folder / "again.png", kept["seed"])
     for old, new in zip(names, again):
         np.testing.assert_array_equal(array(old), array(new))
 
@@ -67,12 +68,12 @@ def test_samples_carry_their_parameters_and_a_trace(maskgen, folder):
 
 def test_images_without_parameters_are_told(tmp_path):
     an_image().save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a.png holds no parameters: another program wrote it"):
+    with pytest.raises(ValueError, match=r"a.png has no parameters: another program wrote it"):
         parameters_of(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no image")
     with pytest.raises(ValueError, match=r"cannot read the parameters of .*b.png"):
         parameters_of(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"c.jpg cannot hold what made it; give a name that ends in .png"):
+    with pytest.raises(ValueError, match=r"c.jpg .*; give a name that ends in .png"):
         save(an_image(), tmp_path / "c.jpg", {"seed": 1})
     save(an_image(), tmp_path / "d.png", {"class": "Fréchet", "box": [1, 2]})
     assert parameters_of(tmp_path / "d.png") == {"class": "Fréchet", "box": [1, 2]}
@@ -98,7 +99,7 @@ outpaint,a.png,,,,,much,
 def test_a_batch_does_every_row_it_can_and_tells_of_the_others(pipeline, folder):
     (folder / "t.csv").write_text(TABLE)
     with pytest.raises(ValueError, match=r"9 of 12 rows of .*t.csv failed; 3 images are in .*results") as told:
-        batch(pipeline, folder / "t.csv", folder / "results", trace=folder / "films")
+        run_table(pipeline, folder / "t.csv", folder / "results", trace=folder / "films")
     lines = str(told.value).splitlines()[1:]
     for line, (number, message) in zip(
         lines,
@@ -154,7 +155,7 @@ def test_a_batch_traces_each_row(maskgen, folder):
 def test_tables_that_cannot_be_are_refused(pipeline, folder, text, message):
     (folder / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        batch(pipeline, folder / "t.csv", folder / "results")
+        run_table(pipeline, folder / "t.csv", folder / "results")
 
 
 @pytest.mark.parametrize(
@@ -168,8 +169,8 @@ def test_tables_that_cannot_be_are_refused(pipeline, folder, text, message):
         (["inpaint", "a.png", "m.png", "--steps", "0"], "steps must be at least 1"),
         (["edit", "a.png", "--class", "ant", "--box", "1,2"], "has 2 numbers; give left, top, right, bottom"),
         (["edit", "a.png", "--class", "ant", "--box", "a,b"], "box is 'a,b'; give left,top,right,bottom"),
-        (["outpaint", "a.png"], "outpainting by 0 pixels"),
-        (["parameters", "a.png"], "holds no parameters"),
+        (["outpaint", "a.png"], "0 pixels on every side"),
+        (["parameters", "a.png"], "has no parameters"),
         (["batch", "gone.csv"], "gone.csv"),
     ],
 )
@@ -182,5 +183,12 @@ def test_an_error_of_a_command_is_one_message(maskgen, folder, arguments, messag
     assert message in done.message
 
 
-def test_the_tables_of_tasks_agree():
+def test_the_tables_of_tasks_agree(pipeline):
     assert set(TASKS) == {*COMMANDS, "sample"}
+    for name, task in TASKS.items():
+        method = pipeline.__call__ if name == "sample" else getattr(pipeline, name)
+        known = inspect.signature(method).parameters
+        needed = {n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+        assert needed - {"class_labels"} == {SETTINGS[n][0] for n in task.needs}
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        assert open_ended or {SETTINGS[n][0] for n in (*SHARED, *task.takes)} <= known.keys()

@@ -118,7 +118,7 @@ def test_weights_that_are_not_to_be_had_are_told_both_ways(tmp_path, monkeypatch
     torch.save({"a": torch.zeros(1)}, wrong)
     with pytest.raises(ValueError, match=r"no fitting features\.0\.weight: they are not VGG-16's"):
         Lpips(str(wrong))
-    with pytest.raises(ValueError, match="are not those of resnet50"):
+    with pytest.raises(ValueError, match="do not fit resnet50"):
         Logits("resnet50", str(wrong))
     for text in ("<html>", "hello"):  # the second is a KeyError of the unpickler's
         wrong.write_text(text)

@@ -32,6 +32,7 @@ def test_half_of_the_tokens_is_dropped_and_more_are_hidden(folder):
         assert np.isfinite(line["model/loss"])
 
 
+@pytest.mark.train
 def test_one_checkpoint_draws_with_and_without_a_class(folder):
     pipeline = MaskedImagePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -42,9 +43,10 @@ def test_one_checkpoint_draws_with_and_without_a_class(folder):
         assert drawn[scale].shape == (2, 4, 4)
 
 
+@pytest.mark.train
 def test_its_encoder_gives_features(folder):
     pipeline = MaskedImagePipeline.from_pretrained(folder)
-    codes = pipeline.tokenizer.encode(torch.zeros(2, 3, 8, 8))
+    codes = pipeline.vqvae.encode(torch.zeros(2, 3, 8, 8))
     with torch.no_grad():
         layers = pipeline.transformer.layers(codes)
     assert [layer.shape for layer in layers] == [(2, 17, 16)] * 2

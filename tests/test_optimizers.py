@@ -42,7 +42,7 @@ def test_the_codebook_does_not_decay_and_convolutions_do():
     model = Tokenizer(**parts)
     decayed, plain = groups(model)
     assert decayed == {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    assert "quantizer.codebook" in plain
+    assert "quantizer.embedding.weight" in plain
 
 
 def test_learning_rate_warms_up_then_falls_or_stays():

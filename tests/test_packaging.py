@@ -89,6 +89,7 @@ def wheel(tmp_path_factory):
     return out / name
 
 
+@pytest.mark.wheel
 def test_the_wheel_holds_only_maskgen_with_its_data(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -107,6 +108,7 @@ def test_the_wheel_holds_only_maskgen_with_its_data(wheel):
     assert licences == {"LICENSE", "NOTICE"}
 
 
+@pytest.mark.wheel
 def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     """Its own copy is imported, and finds its configurations and images."""
     with zipfile.ZipFile(wheel) as archive:
@@ -166,6 +168,7 @@ BELOW = {
     "transformer": set(),
     "decoding": {"mim"},  # the schedules are the ratios' own functions
     "tasks": {"tokenizer"},
+    "cli": {"data", "evaluation", "pipelines", "training", "app", "quickstart"},
     "app": {"data", "tokenizer", "mim", "transformer", "decoding", "tasks", "pipelines"},
     "evaluation": {"data", "tokenizer", "mim", "transformer", "decoding", "pipelines"},
     "pipelines": {"data", "tokenizer", "mim", "transformer", "decoding", "tasks"},

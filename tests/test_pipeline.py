@@ -23,7 +23,7 @@ def test_output_types_are_one_image(pipeline):
     assert 0 <= pt.min() <= pt.max() <= 1
     np.testing.assert_array_equal(array[0], pt[0].permute(1, 2, 0).numpy())
     np.testing.assert_array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
-    decoded = ((pipeline.tokenizer.decode(codes) + 1) / 2).clamp(0, 1)
+    decoded = ((pipeline.vqvae.decode(codes) + 1) / 2).clamp(0, 1)
     torch.testing.assert_close(decoded, pt)
     assert isinstance(pipeline("bee", return_dict=False), tuple)
 
@@ -74,7 +74,7 @@ def test_orders_by_place_through_the_pipeline(pipeline, steps):
 
     for order in ("halton", "random", "raster"):
         scheduler = MaskScheduler(order=order, num_inference_steps=steps, guidance_scale=2.5)
-        other = MaskedImagePipeline(pipeline.tokenizer, pipeline.transformer, scheduler, pipeline.class_names)
+        other = MaskedImagePipeline(pipeline.vqvae, pipeline.transformer, scheduler, pipeline.class_names)
         other.set_progress_bar_config(disable=True)
         expected = scheduler.decode(plain, canvas.flatten(1), mask.flatten(1), generator=seeded(), grid=(4, 4))
         assert other.complete(canvas, mask, labels, generator=seeded()).flatten(1).equal(expected)
@@ -120,7 +120,7 @@ def test_a_saved_copy_is_the_same(pipeline, tmp_path):
     assert loaded.scheduler.config.num_inference_steps == 4
     a, b = (p("ant", generator=seeded(), output_type="pt").images for p in (pipeline, loaded))
     assert a.equal(b)
-    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(pipeline.tokenizer)
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(pipeline.vqvae)
 
 
 def test_a_run_loads_by_its_folder(pipeline, tmp_path):
@@ -134,7 +134,7 @@ def test_half_precision_draws_valid_images(make_pipeline, tmp_path, dtype):
     half = MaskedImagePipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     half.set_progress_bar_config(disable=True)
     assert next(half.transformer.parameters()).dtype == dtype
-    assert half.tokenizer.quantizer.codebook.dtype == torch.float32
+    assert half.vqvae.quantizer.codebook.dtype == torch.float32
     images = half([0, 1], guidance_scale=3.0, output_type="pt").images
     assert images.dtype == torch.float32
     assert images.isfinite().all()
@@ -193,11 +193,11 @@ def test_a_missing_run_is_not_taken_for_a_hub_name(name):
 def test_parts_that_do_not_fit_are_refused(pipeline):
     other = MaskTransformer(64, (4, 4), width=32, depth=1, heads=2)
     with pytest.raises(ValueError, match="32 codes and the transformer predicts 64"):
-        MaskedImagePipeline(pipeline.tokenizer, other, pipeline.scheduler)
+        MaskedImagePipeline(pipeline.vqvae, other, pipeline.scheduler)
 
 
 def test_the_tokenizer_goes_there_and_back_and_refuses_what_does_not_fit(pipeline):
-    tokenizer = pipeline.tokenizer
+    tokenizer = pipeline.vqvae
     pixels = torch.rand(2, 3, 12, 8) * 2 - 1
     codes = tokenizer.encode(pixels)
     assert codes.shape == (2, *tokenizer.grid((12, 8))) == (2, 6, 4)

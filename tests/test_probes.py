@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgen.evaluation.probes import controls, gain, knn, linear, lowshot, sweep
 from maskgen.evaluation.probes import heads as H
+from maskgen.evaluation.probes import knn, linear, lowshot, sweep
 from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.few_labels import centred, few_labels, logistic
 from maskgen.evaluation.probes.neighbours import vote
@@ -73,12 +73,12 @@ def test_probes_repeat_themselves_and_are_fit_for_json(name):
 @pytest.mark.parametrize("name", PROBES)
 def test_probes_refuse_sets_that_do_not_belong_together(name):
     probe, train = PROBES[name], clusters(100)
-    with pytest.raises(ValueError, match=r"12 numbers and test features 13; extract both by the same"):
+    with pytest.raises(ValueError, match=r"12.*13; extract both with the same"):
         probe(train, clusters(100, d=13))
-    with pytest.raises(ValueError, match=r"name different classes \(4: class 0, class 1, class 2, \.\.\.; 5: "):
+    with pytest.raises(ValueError, match=r"different class names \(4: class 0, class 1, class 2, \.\.\.; 5: "):
         probe(train, clusters(100, classes=5))
     one = Features(train.values, torch.zeros(100, dtype=torch.int64), {}, train.class_names)
-    with pytest.raises(ValueError, match=r"at least 2 classes; all 100 are of one"):
+    with pytest.raises(ValueError, match=r"at least 2 classes, but all 100 are of one"):
         probe(one, train)
 
 
@@ -105,7 +105,7 @@ def test_classes_without_training_images_are_noted():
     part = train.select((train.labels != 3).nonzero()[:, 0])
     result = knn(part, test, ks=(5,), **quiet)
     assert result.accuracy["top1"] == 0.75
-    assert "10 test images are of classes without a training image, and count as misses" in result.notes
+    assert "10 test images have classes without a training image, and count as misses" in result.notes
 
 
 def test_ties_and_nan_are_misses():
@@ -237,7 +237,7 @@ def test_standardising_makes_scale_and_offset_of_features_irrelevant():
         (partial(sweep, holdout=0.6), r"holdout must be above 0 and at most 0.5"),
         (partial(knn, temperature=0), r"temperature must be above 0"),
         (partial(lowshot, share=0), r"share must be above 0 and at most 1 \(0.01 is 1%\), got 0"),
-        (partial(lowshot, steps=5), r"steps: options of the sweep; the method is 'logistic'"),
+        (partial(lowshot, steps=5), r"steps.*method='sweep'.*'logistic'"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(probe, message):
@@ -284,11 +284,11 @@ def test_votes_are_sums_of_weights():
 
 
 def test_knn_needs_more_images_than_neighbours():
-    with pytest.raises(ValueError, match=r"50 training images leave at most 49 neighbours to choose from; give small"):
+    with pytest.raises(ValueError, match=r"at most 49 neighbours; give smaller ks"):
         knn(clusters(50), clusters(50), **quiet)
     with pytest.raises(ValueError, match=r"ks are \[0\]"):
         knn(clusters(50), clusters(50), ks=(0,), **quiet)
-    assert knn(clusters(50), clusters(50), ks=(50,), **quiet).chosen == {"k": 50, "by": "the only one given"}
+    assert knn(clusters(50), clusters(50), ks=(50,), **quiet).chosen == {"k": 50, "by": "it is the only one given"}
 
 
 def test_a_collapsed_network_gets_nothing_of_ties():
@@ -322,7 +322,7 @@ def test_lowshot_counts_are_in_the_result():
 
 
 def test_lowshot_by_sweep_needs_images_to_hold_out():
-    with pytest.raises(ValueError, match=r"4 images leave none to hold out"):
+    with pytest.raises(ValueError, match=r"holdout.*give at least 10"):
         lowshot(clusters(400), clusters(100), 0.01, "sweep", **quiet)
     with pytest.raises(ValueError, match=r"method is 'ridge'; give one of logistic, sweep"):
         lowshot(clusters(40), clusters(40), 0.1, "ridge")
@@ -338,26 +338,3 @@ def test_logistic_regression_is_at_its_minimum():
     gradient = x.double().T @ residual / 80 + penalty * w
     assert gradient.abs().max() < 1e-5
     assert w.abs().max() > 1
-
-
-# ---------------------------------------------------------------------------------------------------------- controls
-
-
-def test_gain_is_over_the_best_control():
-    good, poor, noise = (clusters(200, spread=s, seed=1) for s in (0.1, 6.0, 60.0))
-    tests = [clusters(100, spread=s, seed=2) for s in (0.1, 6.0, 60.0)]
-    probe = partial(knn, ks=(5,), **quiet)
-    result = probe(good, tests[0])
-    compared = controls(probe, (noise, tests[2]), {"random 0": (poor, tests[1]), "random 1": (noise, tests[2])})
-    assert list(compared) == ["raw pixels", "random 0", "random 1"]
-    difference, best = gain(result, compared)
-    assert best == "random 0"
-    assert difference == pytest.approx(1.0 - compared["random 0"].accuracy["top1"])
-    with pytest.raises(ValueError, match=r"control 'x' has train 100, the probe 200; run both alike"):
-        gain(result, {"x": probe(clusters(100), tests[0])})
-    with pytest.raises(ValueError, match=r"control 'x' has protocol lowshot, the probe knn"):
-        gain(result, {"x": lowshot(good, tests[0], 0.1, **quiet)})
-    with pytest.raises(ValueError, match=r"nothing to compare with"):
-        gain(result, {})
-    with pytest.raises(ValueError, match=r"a network is called 'raw pixels'"):
-        controls(probe, (good, tests[0]), {"raw pixels": (good, tests[0])})

@@ -91,12 +91,12 @@ def test_what_cannot_be_probed_is_said(data, tmp_path):
         probe("run", data, protocol="lineer")
     with pytest.raises(ValueError, match="unknown option of knn 'k': "):
         options_of("knn", ["k=3"])
-    with pytest.raises(ValueError, match=r"give key=value, e\.g\. seed=1"):
+    with pytest.raises(ValueError, match=r"give key=value"):
         options_of("knn", ["ks"])
     assert options_of("lowshot", ["share=0.1"]) == {"share": 0.1}
     with pytest.raises(FileNotFoundError, match="no transformer at"):
         load_backbone(tmp_path)
     with pytest.raises(ValueError, match="layer 3: this transformer has layers 0 to 2, or -1 to -3"):
         Backbone(patches(4), load_backbone("run").transformer, 3)
-    with pytest.raises(ValueError, match="finetune classifies the mean of the patch tokens"):
+    with pytest.raises(ValueError, match="finetune always classifies the mean"):
         probe("run", data, protocol="finetune", pool="cls")

@@ -18,7 +18,7 @@ from maskgen.cli import app
 from maskgen.data import Emoji
 from maskgen.data.arrays import NpzArrays
 from maskgen.data.images import ImageFiles
-from maskgen.evaluation.classifier.model import SmallClassifier, classifier_frechet, save_classifier
+from maskgen.evaluation.classifier import SmallClassifier, classifier_frechet, save_classifier
 from maskgen.evaluation.fid import inception as inception
 from maskgen.evaluation.fid.inception import Extractor
 from maskgen.evaluation.fid.statistics import fit, frechet_distance
@@ -117,19 +117,19 @@ def test_a_perfect_tokenizer_has_the_best_of_every_number():
     report = quiet(exact(), Emoji(classes=["food"]))
     assert report.metrics["psnr"] > 100
     assert report.metrics["ssim"] == pytest.approx(1, abs=1e-4)
-    assert report.left_out["use, perplexity, dead"] == "tokens are continuous, there is no codebook"
+    assert report.left_out["use, perplexity, dead"] == "the tokens are continuous, so there is no codebook"
     assert set(measure(exact(), Emoji(classes=["food"]))) == {"psnr"}
 
 
 def test_codes_of_several_levels_count_together():
-    model = conv({"type": "residual", "levels": 3, "quantizer": {"codebook_size": 16, "dim": 4}})
+    model = conv({"type": "residual", "num_quantizers": 3, "quantizer": {"codebook_size": 16, "dim": 4}})
     data = Emoji(classes=["food"])
     report = quiet(model, data)
     with torch.no_grad():
         codes = model.encode(torch.stack([data[i]["pixels"] for i in range(len(data))]))
     assert codes.shape[-1] == report.levels == 3
     assert report.metrics["dead"] == 16 - len(codes.unique())
-    assert any("3 levels taken together" in note for note in report.notes)
+    assert any("3 quantizers are counted together" in note for note in report.notes)
 
 
 # -------------------------------------------------------------------------------------------------------- files, sizes
@@ -287,7 +287,7 @@ def test_what_cannot_be_reconstructed_is_told(tmp_path):
         conv().decode(torch.tensor([[[0, 16], [1, 2]]]))
     grey = conv(channels=1)
     save_classifier(SmallClassifier(3, 4, width=8), tmp_path)
-    with pytest.raises(ValueError, match="takes images of 3 channels, the tokenizer makes 1"):
+    with pytest.raises(ValueError, match=r"3 channels .* makes 1; give a classifier"):
         quiet(grey, Images(channels=1), classifier=tmp_path)
     np.savez(tmp_path / "nan.npz", images=np.full((2, 8, 8, 3), np.nan, np.float32))
     with pytest.raises(ValueError, match="floats from nan to nan"):

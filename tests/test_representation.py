@@ -76,6 +76,7 @@ def augmentation(name):
     return {**augment, "small": 2, "small_size": 16} if augment.get("small") else augment
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
     settings = Training(steps=2, batch_size=8, log_every=1, precision="fp32")
@@ -100,6 +101,7 @@ def test_every_configuration_trains_and_its_backbone_gives_features(name, data):
         load_backbone(folder, 2)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("name", "steps"), [("mae", 200), ("hiera", 80)])
 def test_mae_learns_to_predict_what_it_does_not_see(name, steps, data):
     stage = tiny(name, data)

@@ -18,7 +18,7 @@ from maskgen.training.loop import Training, train
 from maskgen.training.metrics import MetricsFile, read_metrics
 from maskgen.training.run import run_config
 from maskgen.training.stages.tokenizer import TokenizerStage
-from runs import TOKENIZER, Images
+from runs import TOKENIZER, Images, scaled_on_cpu
 
 pytestmark = pytest.mark.usefixtures("cpu")
 ADVERSARIAL = {"weight": 0.5, "start": 3, "warmup": 9, "lecam": 0.1, "r1": 1.0, "r1_every": 4, "width": 4, "layers": 1}
@@ -68,6 +68,7 @@ def assert_same_run(a, b, steps):
         assert {**x, "seconds": 0} == {**y, "seconds": 0}
 
 
+@pytest.mark.train
 def test_a_generator_killed_at_three_random_moments_ends_with_the_very_same_weights(here):
     settings = ["generator.yaml", "name=killed", "training.steps=120", "training.checkpoint_every=3"]
     whole = run_config(settings[0], [*settings[1:], "folder=whole", "training.checkpoint_every=120"])
@@ -81,6 +82,7 @@ def test_a_generator_killed_at_three_random_moments_ends_with_the_very_same_weig
     assert len(drawn) > 30  # each step has masks of its own (and some as many)
 
 
+@pytest.mark.train
 def test_a_tokenizer_with_discriminator_killed_then_terminated_ends_with_the_very_same_weights(here):
     settings = ["tokenizer.yaml", "name=gan", "training.steps=60", "training.checkpoint_every=3", "augment.flip=0.5"]
     settings += [f"stage.adversarial.{key}={value}" for key, value in ADVERSARIAL.items()]
@@ -92,7 +94,7 @@ def test_a_tokenizer_with_discriminator_killed_then_terminated_ends_with_the_ver
     # Loader workers read the same images, and the signal, which the whole group gets, does not end them first.
     stopped = Command(here, "runs/gan", [*settings, "training.workers=1"])
     assert stopped.interrupt(signal.SIGTERM, 26, 32) == 128 + signal.SIGTERM
-    message = re.search(r"stopped at step (\d+) of 60; the same command goes on from there", stopped.log.read_text())
+    message = re.search(r"stopped at step (\d+) of 60; the same command continues from there", stopped.log.read_text())
     reached = int(message[1])
     assert 26 <= reached < 60
     assert checkpoints(here / "runs/gan/checkpoints")[-1].name == f"step_{reached:08d}"
@@ -102,6 +104,7 @@ def test_a_tokenizer_with_discriminator_killed_then_terminated_ends_with_the_ver
     assert_same_run(whole, here / "runs/gan", 60)
 
 
+@pytest.mark.train
 def test_killed_between_the_last_export_and_its_checkpoint_a_run_still_ends_whole(here):
     whole = run_config("generator.yaml", ["folder=whole"])
     broken = run_config("generator.yaml", ["name=generator", "folder=broken"])
@@ -138,6 +141,42 @@ def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path):
     state = {"model": torch.optim.AdamW(other.parameters())}
     assert load_checkpoint(checkpoints(tmp_path)[-1], {"model": other}, state) == 30
     assert torch.equal(other.weight, torch.full((2, 2), 30.0))
+
+
+def test_fp16_skips_steps_that_overflow_and_its_scale_is_resumed(tmp_path, monkeypatch):
+    """A scale of 2^40 overflows, so the first steps are skipped; a resumed run goes on with the scale found so far."""
+    scaled_on_cpu(monkeypatch)
+
+    def run(steps, folder):
+        torch.manual_seed(0)
+        stage = TokenizerStage(Images(), tokenizer=TOKENIZER["stage"]["tokenizer"], l2=1.0, adversarial=ADVERSARIAL)
+        settings = Training(
+            steps=steps, batch_size=4, precision="fp16", decay="constant", log_every=1, checkpoint_every=20
+        )
+        train(stage, Images(), settings, folder)
+        return json.loads((checkpoints(folder / "checkpoints")[-1] / "state.json").read_text())
+
+    whole = run(60, tmp_path / "whole")
+    first = run(40, tmp_path / "parts")
+    assert run(60, tmp_path / "parts") == whole
+    assert 1 < first["scaler"]["scale"] < 2**30
+    for name in ("model", "discriminator", "ema"):
+        a, b = (tmp_path / run / f"checkpoints/step_00000060/{name}.safetensors" for run in ("whole", "parts"))
+        assert a.read_bytes() == b.read_bytes(), name
+    lines = read_metrics(tmp_path / "whole/metrics.jsonl")
+    norms = [line.get("model/gradient_norm") for line in lines]
+    assert norms[0] is None  # skipped
+    assert norms[-1] is not None
+
+
+def test_a_checkpoint_without_a_scale_leaves_the_scaler_as_it_is(tmp_path):
+    module = nn.Linear(2, 2)
+    optimizers = {"model": torch.optim.AdamW(module.parameters())}
+    path = save_checkpoint(tmp_path, 1, {"model": module}, optimizers, keep=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = scaler.state_dict()
+    assert load_checkpoint(path, {"model": module}, optimizers, scaler) == 1
+    assert scaler.state_dict() == before
 
 
 def test_metrics_forget_what_lies_beyond_the_checkpoint_and_a_line_cut_short(tmp_path):

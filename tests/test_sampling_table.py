@@ -9,6 +9,8 @@ import torch
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.transformer.autoregressive import CausalTransformer
 
+pytestmark = pytest.mark.bench
+
 CONV = {"width": 8, "multipliers": [1, 2, 2], "blocks": 1}
 MODEL = {"width": 16, "depth": 1, "heads": 2}
 

@@ -16,15 +16,21 @@ from maskgen.decoding.token_samplers import categorical
 
 def test_scheduler_is_the_loop_with_saved_settings(tmp_path):
     canvas, mask = canvas_and_mask()
-    scheduler = MaskScheduler("square", temperature=2.0, num_inference_steps=5)
+    scheduler = MaskScheduler("square", choice_temperature=2.0, num_inference_steps=5)
     scheduler.save_pretrained(tmp_path)
     loaded = MaskScheduler.from_pretrained(tmp_path)
     expected = decode(
-        noise(), canvas, mask, steps=5, schedule="square", temperature=2.0, generator=torch.Generator().manual_seed(3)
+        noise(),
+        canvas,
+        mask,
+        steps=5,
+        schedule="square",
+        choice_temperature=2.0,
+        generator=torch.Generator().manual_seed(3),
     )
     assert loaded.decode(noise(), canvas, mask, generator=torch.Generator().manual_seed(3)).equal(expected)
     swapped = MaskScheduler.from_config(loaded.config, mask_schedule="linear")
-    assert (swapped.config.mask_schedule, swapped.config.temperature) == ("linear", 2.0)
+    assert (swapped.config.mask_schedule, swapped.config.choice_temperature) == ("linear", 2.0)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -49,7 +55,12 @@ def test_a_configuration_from_before_the_options_still_loads(tmp_path):
     }  # fmt: skip
     (tmp_path / "scheduler_config.json").write_text(json.dumps(old))
     config = MaskScheduler.from_pretrained(tmp_path).config
-    assert (config.temperature, config.order, config.counting, config.top_p) == (1.0, "confidence", "maskgit", 1.0)
+    assert (config.choice_temperature, config.order, config.counting, config.top_p) == (
+        1.0,
+        "confidence",
+        "maskgit",
+        1.0,
+    )
 
 
 def test_the_scheduler_hands_every_setting_on():
@@ -67,9 +78,9 @@ def test_the_scheduler_hands_every_setting_on():
     ours = scheduler.decode(predict, canvas, mask, generator=torch.Generator().manual_seed(3))
     assert seen == guidance_scales(3.0, "power", 4, 2.0)
     expected = decode(
-        noise(), canvas, mask, steps=4, schedule="arccos", counting="halton", temperature=(2.0, 0.5),
-        anneal="linspace", draw=partial(categorical, top_k=6, top_p=0.9, confidence="logit"),
-        draw_temperature=(3.0, 1.0), draw_anneal="linear", remask="rescale", remask_eta=0.7,
+        noise(), canvas, mask, steps=4, schedule="arccos", counting="halton", choice_temperature=(2.0, 0.5),
+        choice_anneal="linspace", sample_tokens=partial(categorical, top_k=6, top_p=0.9, confidence="logit"),
+        temperature=(3.0, 1.0), temperature_anneal="linear", remask="rescale", remask_eta=0.7,
         generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     assert ours.equal(expected)
@@ -78,8 +89,8 @@ def test_the_scheduler_hands_every_setting_on():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"choice_temperature": -1.0}, "temperature at least 0"),
         ({"temperature": -1.0}, "temperature at least 0"),
-        ({"draw_temperature": -1.0}, "temperature at least 0"),
         ({"top_p": 2.0}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"remask_eta": -0.5}, "remask_eta"),

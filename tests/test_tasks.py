@@ -84,7 +84,7 @@ def test_the_receptive_radius_is_that_of_the_convolutions():
     quantizer = {"codebook_size": 8, "dim": 48}
     plain = Tokenizer(encoder=patches, quantizer=quantizer, decoder=patches).eval()
     assert receptive_radius(plain, (32, 32), 1.0) == 0
-    small = {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
+    small = {"width": 8, "multipliers": [1, 2], "blocks": 1, "norm_groups": 4}
     conv = Tokenizer(encoder=small, quantizer={"codebook_size": 8, "dim": 4}, decoder=small).eval()
     near, far = receptive_radius(conv, (32, 32), 0.3), receptive_radius(conv, (32, 32), 0.99)
     assert 0 <= near < far <= 8

@@ -69,7 +69,7 @@ def test_blending_is_smooth_over_the_overlap():
 
 
 def test_what_tiles_cannot_do_is_said():
-    one = {"type": "vit", "size": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2, "tokens": 4}
+    one = {"type": "vit", "size": 16, "patch": 4, "tokens": 4, "transformer": {"width": 16, "depth": 1, "heads": 2}}
     tokenizer = Tokenizer(one, QUANTIZERS[0], one)
     with pytest.raises(ValueError, match="1-D tokens have no place"):
         tiled_encode(tokenizer, torch.zeros(1, 3, 16, 16))

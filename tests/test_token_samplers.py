@@ -94,7 +94,7 @@ def test_continuous_tokens_go_through_the_same_loop(order, dtype):
 
     result = decode(
         predict, canvas, mask, steps=5, order=order, grid=(4, 6), trace=traces.append,
-        draw=partial(gaussian_mixture, split=objective.split),
+        sample_tokens=partial(gaussian_mixture, split=objective.split),
     )  # fmt: skip
     assert result.dtype == dtype
     assert result[~mask].equal(canvas[~mask])
@@ -123,8 +123,8 @@ def test_mixture_draws_have_the_mixtures_moments():
 def test_a_draw_of_vectors_does_not_fit_a_canvas_of_codes():
     table, objective = mixture(4, 24)
     canvas, mask = canvas_and_mask()
-    with pytest.raises(ValueError, match="which is no canvas"):
+    with pytest.raises(ValueError, match="do not fit the canvas"):
         decode(
             lambda step: table[torch.arange(4)[:, None], step.positions], canvas, mask,
-            draw=partial(gaussian_mixture, split=objective.split),
+            sample_tokens=partial(gaussian_mixture, split=objective.split),
         )  # fmt: skip

@@ -17,11 +17,13 @@ import yaml
 from PIL import Image
 
 from maskgen.config import check
-from maskgen.evaluation.classifier.model import SmallClassifier, save_classifier
+from maskgen.evaluation.classifier import SmallClassifier, save_classifier
 from maskgen.images import to_uint8
 from maskgen.registry import build
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import STAGE, run
+
+pytestmark = pytest.mark.bench
 
 SMALL = {"width": 16, "multipliers": [1], "blocks": 1, "patch": 4}
 QUANTIZER = {"codebook_size": 16, "dim": 4}
@@ -104,7 +106,7 @@ def test_a_familys_part_of_another_type_replaces_the_common_one():
 
 
 class Levels:
-    codebook_size, levels = 4, 2
+    codebook_size, codes_per_position = 4, 2
 
 
 def test_codes_of_several_levels_are_counted_level_by_level():

@@ -1,19 +1,22 @@
 """Every family of tokenizers: shapes, gradients, precision, sizes, errors, and saved copies."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from maskgen.config import configs_folder, load
+from maskgen.config import ConfigError, check, configs_folder, load
 from maskgen.registry import build
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.stages.tokenizer import TOKENIZER
 
 CONV = {"width": 16, "multipliers": [1, 2], "blocks": 1, "patch": 2}
-ATTENDING = {**CONV, "attention": [1], "middle_attention": True, "hidden_dim": 24}
-VIT = {"type": "vit", "size": 16, "patch": 4, "width": 32, "depth": 2, "heads": 2}
-TOKENS = {**VIT, "tokens": 6, "positions": "learned", "registers": 1, "pre_norm": True}
+ATTENDING = {**CONV, "attention": [1], "middle": {"attention": True}, "hidden_dim": 24}
+SIZES = {"width": 32, "depth": 2, "heads": 2}
+LEARNED = {**SIZES, "positions": "learned", "num_registers": 1}
+VIT = {"type": "vit", "size": 16, "patch": 4, "transformer": SIZES}
+TOKENS = {**VIT, "tokens": 6, "transformer": {**LEARNED, "pre_norm": True}}
 VQ = {"codebook_size": 64, "dim": 8}
 FAMILIES = {
     "vqgan": (ATTENDING, VQ, ATTENDING),
@@ -28,14 +31,14 @@ FAMILIES = {
         {"type": "multichannel", "chunks": 4, "quantizer": {"codebook_size": 64, "dim": 4}},
         {**ATTENDING, "norm": "spatial"},
     ),
-    "fsq": (CONV, {"type": "fsq", "steps": [8, 5, 3, 2]}, CONV),
+    "fsq": (CONV, {"type": "fsq", "levels": [8, 5, 3, 2]}, CONV),
     "lfq": (CONV, {"type": "lfq", "bits": 8}, CONV),
-    "residual": (CONV, {"type": "residual", "levels": 3, "quantizer": VQ}, CONV),
-    "residual, shared": (CONV, {"type": "residual", "levels": 3, "quantizer": VQ, "shared": True}, CONV),
+    "residual": (CONV, {"type": "residual", "num_quantizers": 3, "quantizer": VQ}, CONV),
+    "residual, shared": (CONV, {"type": "residual", "num_quantizers": 3, "quantizer": VQ, "shared": True}, CONV),
     "titok": (TOKENS, {**VQ, "l2_norm": True}, {**TOKENS, "refine": True}),
     "ta-titok": (TOKENS, VQ, {**TOKENS, "refine": True, "text_dim": 5, "text_length": 7}),
     "vq-kd": (
-        {**VIT, "positions": "learned", "registers": 1, "head": "tanh"},
+        {**VIT, "transformer": LEARNED, "head": "tanh"},
         {**VQ, "l2_norm": True, "average": "directions", "init": "kmeans"},
         {**VIT, "size": 4, "patch": 1, "channels": 20, "head": "tanh"},
         "features",
@@ -72,7 +75,7 @@ def test_encoding_and_decoding_are_the_forward_pass(name):
     torch.testing.assert_close(made, output.pixels, atol=1e-5, rtol=0)
     assert made.shape == ((4, 20, 4, 4) if name == "vq-kd" else pixels.shape)
     if tokenizer.codebook_size:
-        assert codes.shape == (4, *grid, *([tokenizer.levels] if tokenizer.levels > 1 else []))
+        assert codes.shape == (4, *grid, *([tokenizer.codes_per_position] if tokenizer.codes_per_position > 1 else []))
         assert codes.dtype == torch.int64
         assert codes.min() >= 0
         assert codes.max() < tokenizer.codebook_size
@@ -116,7 +119,7 @@ def test_float16_survives_large_activations(scale):
     """GroupNorm computes in float32, so activations near float16's limit do not become NaN."""
     tokenizer = a_tokenizer("vqgan").eval()
     with torch.no_grad():
-        tokenizer.encoder.layers[0].weight.mul_(scale)
+        tokenizer.encoder.conv_in.weight.mul_(scale)
         half = tokenizer.half()
         half.quantizer.float()
         assert half(pixels_of().half()).pixels.isfinite().all()
@@ -133,8 +136,8 @@ def test_images_that_are_larger_and_not_square(name):
 def test_learned_positions_are_stretched_and_kept_at_the_trained_size():
     encoder = a_tokenizer("vq-kd").encoder
     x = torch.zeros(1)
-    assert torch.equal(encoder.trunk.positions((4, 4), x), encoder.trunk.position_embedding)
-    assert encoder.trunk.positions((6, 10), x).shape == (60, 32)
+    assert torch.equal(encoder.positions((4, 4), x), encoder.position_embedding)
+    assert encoder.positions((6, 10), x).shape == (60, 32)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -162,7 +165,7 @@ def test_what_a_tokenizer_cannot_take_is_said():
         tokenizer.decode(torch.tensor([[[0, 64]]]))
     with pytest.raises(ValueError, match="codes run from -1"):
         tokenizer.embed(torch.tensor([[[-1, 3]]]))
-    with pytest.raises(ValueError, match=r"4 codes a place, on a last axis; got codes of shape \(1, 4, 5\)"):
+    with pytest.raises(ValueError, match=r"4 codes per position.* got codes of shape \(1, 4, 5\)"):
         a_tokenizer("movq").decode(torch.zeros(1, 4, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"tokens are float \(b, h, w, 48\)"):
         a_tokenizer("patches").decode(torch.zeros(1, 4, 4, dtype=torch.int64))
@@ -188,9 +191,9 @@ def test_text_is_asked_for_and_refused():
 @pytest.mark.parametrize(
     ("quantizer", "message"),
     [
-        ({"type": "fsq", "steps": [8, 1]}, "every channel needs at least 2 values"),
+        ({"type": "fsq", "levels": [8, 1]}, "every channel needs at least 2 values"),
         ({"type": "lfq", "bits": 63}, "a code must fit into an int64"),
-        ({"type": "residual", "levels": 0}, "levels 0 must be at least 1"),
+        ({"type": "residual", "num_quantizers": 0}, "num_quantizers 0 must be at least 1"),
         ({"type": "multichannel", "chunks": 0}, "chunks 0 must be at least 1"),
         ({"average": "directions"}, "needs l2_norm: true and learned: false"),
         ({"entropy": 0.1}, "set learned: true, or entropy: 0"),
@@ -199,6 +202,33 @@ def test_text_is_asked_for_and_refused():
 def test_quantizers_refuse_what_makes_no_sense(quantizer, message):
     with pytest.raises(ValueError, match=message):
         Tokenizer(CONV, quantizer, CONV)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [
+        ({"type": "vit", "registers": 1}, "transformer.num_registers"),
+        ({"middle_attention": True}, "middle.attention"),
+        ({"groups": 0}, "norm_groups"),
+    ],
+)
+def test_an_option_with_a_new_name_is_refused_with_it(encoder, name):
+    with pytest.raises(ValueError, match=f"is now called .*{name}; rename it"):
+        Tokenizer(encoder)
+    with pytest.raises(ConfigError, match=f"is now called encoder.{name}; rename it"):
+        check(Tokenizer, {"encoder": encoder}, "x.yaml")
+
+
+def test_nested_options_are_checked_and_saved_nested(tmp_path):
+    config = {"encoder": {**TOKENS, "transformer": {**LEARNED, "depth": "deep", "width": 32}}}
+    with pytest.raises(ConfigError, match=r"encoder\.transformer\.depth: 'deep'.*integer"):
+        check(Tokenizer, config, "x.yaml")
+    config = check(Tokenizer, {"encoder": TOKENS, "quantizer": VQ, "decoder": TOKENS}, "x.yaml")
+    tokenizer = Tokenizer(**config)
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["encoder"]["transformer"]
+    assert saved.items() >= TOKENS["transformer"].items()
+    assert Tokenizer.from_pretrained(tmp_path).config.encoder == tokenizer.config.encoder
 
 
 def test_patches_need_the_right_dim():
@@ -227,7 +257,7 @@ def test_places_normed_by_themselves_hear_of_their_surroundings_alone():
     differ = {}
     for groups in (0, 4):
         torch.manual_seed(0)
-        parts = {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": groups}
+        parts = {"width": 8, "multipliers": [1, 2], "blocks": 1, "norm_groups": groups}
         tokenizer = Tokenizer(parts, {"type": "none", "dim": 4}, parts).eval()
         with torch.no_grad():
             codes = [tokenizer.encode(x) for x in (pixels, changed)]
@@ -237,7 +267,7 @@ def test_places_normed_by_themselves_hear_of_their_surroundings_alone():
 
 
 def test_a_patch_can_be_coded_by_itself():
-    parts = {"width": 8, "multipliers": [1], "patch": 8, "groups": 0}
+    parts = {"width": 8, "multipliers": [1], "patch": 8, "norm_groups": 0}
     tokenizer = Tokenizer({**parts, "kernel": 1}, {"type": "none", "dim": 4}, parts).eval()
     pixels = torch.rand(1, 3, 32, 32)
     changed = pixels.clone()

@@ -18,10 +18,10 @@ def test_a_trace_shows_every_step(pipeline, tmp_path):
     given[:, 1:3, 1:3] = False
     assert confidence.isnan().equal(given)
     assert ((confidence[~given] > 0) & (confidence[~given] <= 1)).all()
-    with Image.open(film.save(tmp_path / "t.gif", pipeline.tokenizer)) as gif:
+    with Image.open(film.save(tmp_path / "t.gif", pipeline.vqvae)) as gif:
         assert gif.n_frames == 5
         assert gif.height > 192
-    frames = film.frames(pipeline.tokenizer, side=80)
+    frames = film.frames(pipeline.vqvae, side=80)
     start, end = (array(frame)[24 + 4 : 24 + 4 + 80, 4 : 4 + 80] for frame in (frames[0], frames[-1]))
     assert (start[25:55, 25:55] == 128).all()  # hidden: grey
     assert not (end[25:55, 25:55] == 128).all()
@@ -53,4 +53,4 @@ def test_heat_goes_from_blue_to_yellow_and_grey_is_unknown(pipeline):
     assert heat[0, 0, 0, 1] > 0.9 > heat[0, 2, 0, 1]  # yellow
     assert len(heat[0, :, 0, 2].unique()) == 1
     with pytest.raises(ValueError, match="no decode was traced"):
-        DecodeTrace().frames(pipeline.tokenizer)
+        DecodeTrace().frames(pipeline.vqvae)

@@ -123,13 +123,6 @@ def test_attention_backends_agree():
     assert attention_probabilities(q, k).sum(-1).sub(1).abs().max() < 1e-5
 
 
-@pytest.mark.gpu
-def test_xformers_agrees_with_sdpa():
-    pytest.importorskip("xformers")
-    q, k, v = torch.randn(3, 2, 9, 4, 16, device="cuda", dtype=torch.float16)
-    torch.testing.assert_close(attend(q, k, v, "xformers"), attend(q, k, v, "sdpa"), rtol=1e-2, atol=1e-2)
-
-
 def test_bad_sizes_and_labels_are_refused():
     with pytest.raises(ValueError, match="multiple of 4"):
         MaskTransformer(8, (2, 2), width=50, heads=4)
@@ -196,15 +189,6 @@ def test_rows_of_different_lengths_are_each_row_alone(backend):
     for row, n in enumerate(lengths):
         alone = attend(q[row : row + 1], k[row : row + 1, :n], v[row : row + 1, :n], "explicit")
         torch.testing.assert_close(made[row : row + 1], alone)
-
-
-@pytest.mark.gpu
-def test_xformers_packs_rows_of_different_lengths():
-    pytest.importorskip("xformers")
-    keys = Ragged.of([5, 2, 7], torch.device("cuda"))
-    q, k, v = (torch.randn(3, 7, 4, 32, device="cuda", dtype=torch.float16) for _ in range(3))
-    made, expected = attend(q, k, v, "xformers", keys), attend(q.float(), k.float(), v.float(), "explicit", keys)
-    torch.testing.assert_close(made.float(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_packed_rows_of_one_length_are_plain_attention():
@@ -283,17 +267,6 @@ def test_attention_adds_a_bias_to_its_scores(backend, rows):
     for row, n in enumerate(lengths):
         alone = torch.einsum("hnm,mhd->nhd", scores[row, :, :, :n].softmax(-1), v[row, :n])
         torch.testing.assert_close(made[row], alone, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("lengths", [None, [5, 2, 9]])
-def test_xformers_adds_a_bias_to_its_scores(lengths):
-    pytest.importorskip("xformers")
-    q, k, v = torch.randn(3, 3, 9, 4, 32, device="cuda", dtype=torch.float16)
-    bias = torch.randn(1, 4, 9, 9, device="cuda")
-    keys = None if lengths is None else Ragged.of(lengths, torch.device("cuda"))
-    expected = attend(q.float(), k.float(), v.float(), "explicit", keys, bias=bias)
-    torch.testing.assert_close(attend(q, k, v, "xformers", keys, bias=bias).float(), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])

@@ -11,6 +11,8 @@ import video_cost as cost
 import video_findings as findings
 import video_world as world
 
+pytestmark = pytest.mark.bench
+
 
 @pytest.fixture
 def small(monkeypatch):

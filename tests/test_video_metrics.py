@@ -155,14 +155,14 @@ def test_fvd_is_a_name_only_for_what_it_says(toy, tmp_path):
 
 @pytest.mark.parametrize("name", ["FVD", " Fvd ", " "])
 def test_no_other_network_is_called_fvd_in_other_letters(toy, name):
-    with pytest.raises(ValueError, match="fvd is that of I3D; give any other network its own name"):
+    with pytest.raises(ValueError, match="use fvd for I3D, and another name"):
         ScriptedFeatures(toy, name)
 
 
 @pytest.mark.parametrize("names", [("fvd", "fvd"), ("mine", "mine"), ("mse",)])
 def test_every_number_of_a_report_has_its_own_name(tmp_path, truth, toy, names):
     path = write(tmp_path / "t.npz", truth)
-    with pytest.raises(ValueError, match=f"a distance named '{names[0]}', as another number of this report"):
+    with pytest.raises(ValueError, match=f"named '{names[0]}'; give the distance another name"):
         evaluate_videos([path], path, extractors=[ScriptedFeatures(toy, name) for name in names])
 
 
@@ -222,9 +222,8 @@ def test_fvd_of_the_report_says_frames_context_and_number(tmp_path, toy):
     assert fvd["value"] == pytest.approx(0, abs=1e-6)
     assert (fvd["frames"], fvd["context_included"], fvd["real"], fvd["fake"]) == (12, True, 3, 3)
     assert len(fvd["sha256"]) == 64
-    assert found.notes == [
-        "fvd: 3 clips for 400 features: the covariance is rank-deficient, the distance biased upwards"
-    ]
+    assert len(found.notes) == 1
+    assert "3 clips for 400 features" in found.notes[0]
     assert "ssim" in found.left_out  # 8 pixels are fewer than its window
     assert "ssim_uniform" in found.metrics
 
@@ -238,7 +237,7 @@ def test_folders_are_matched_by_name_and_clips_by_their_files(tmp_path, truth):
     assert report.metrics["mse"]["mean"] == 0
     assert report.channels == 3
     (tmp_path / "made/a.mp4").rename(tmp_path / "made/d.mp4")
-    with pytest.raises(ValueError, match="has no video named as a of"):
+    with pytest.raises(ValueError, match="has no video with the name a"):
         evaluate_videos([str(tmp_path / "made")], str(tmp_path / "truth"))
 
 
@@ -253,8 +252,8 @@ def test_files_beside_an_array_are_in_the_order_of_their_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("made", "context", "message"),
     [
-        (np.zeros((2, 6, 16, 16), np.uint8), 2, "holds 2 videos, .* 3; they must match"),
-        (np.zeros((3, 6, 16, 15), np.uint8), 2, r"are \(16, 15\) \(h, w\), in .* \(16, 16\); give --size"),
+        (np.zeros((2, 6, 16, 16), np.uint8), 2, "has 2 videos .* 3; they must match"),
+        (np.zeros((3, 6, 16, 15), np.uint8), 2, r"\(16, 15\) \(h, w\) .* \(16, 16\); give --size"),
         (np.zeros((3, 3, 16, 16), np.uint8), 2, "has 3 frames; 4 are predicted after a context of 2, so give 4 or 6"),
         (np.zeros((3, 6, 16, 16), np.uint8), 6, "must have the same number, more than the 6 of the context"),
         (np.zeros((3, 6, 16, 16), np.uint8), -1, "a context of at least 0"),

@@ -151,6 +151,7 @@ def trained(stage, data, folder):
     return folder
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("name", sorted(path.stem for path in (configs_folder() / "video").glob("*.yaml")))
 def test_every_configuration_takes_two_steps(name, tmp_path):
     config = load(f"video/{name}", [])
@@ -204,6 +205,7 @@ def test_actions_reach_the_model_in_training_and_the_future_alone_is_hidden(tmp_
         next(iter(stage.losses({"pixels": batch["pixels"]}, 0)))
 
 
+@pytest.mark.train
 def test_a_small_model_predicts_better_than_copying_and_reads_its_actions():
     """MaskViT's recipe: where the square goes only the actions say."""
     data, tokenizer = Squares(256, 3, 5), binary_tokenizer()
@@ -224,7 +226,7 @@ def test_a_small_model_predicts_better_than_copying_and_reads_its_actions():
         loss.backward()
         optimizer.step()
     pipeline = MaskedVideoPipeline(
-        tokenizer, network.eval(), MaskScheduler(num_inference_steps=6, temperature=0.0, draw_temperature=0.0)
+        tokenizer, network.eval(), MaskScheduler(num_inference_steps=6, choice_temperature=0.0, temperature=0.0)
     )
     pipeline.set_progress_bar_config(disable=True)
     known, truth, actions = (everything[k][224:] for k in ("pixels", "pixels", "actions"))

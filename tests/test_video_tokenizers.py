@@ -15,11 +15,12 @@ from maskgen.training.stages.tokenizer import TokenizerStage
 
 CONV = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
 CAUSAL = {"type": "causal", "channels": 1, "width": 8, "multipliers": [1, 1, 2], "blocks": 1, "middle_blocks": 1}
-VIT = {"type": "vit", "channels": 1, "size": 8, "patch": 4, "width": 16, "depth": 1, "heads": 2, "tokens": 3}
+SIZES = {"width": 16, "depth": 1, "heads": 2}
+VIT = {"type": "vit", "channels": 1, "size": 8, "patch": 4, "tokens": 3, "transformer": SIZES}
 VQ = {"codebook_size": 64, "dim": 4}
 FAMILIES = {
     "conv": (CONV, VQ, CONV),
-    "residual": (CONV, {"type": "residual", "levels": 2, "quantizer": VQ}, CONV),
+    "residual": (CONV, {"type": "residual", "num_quantizers": 2, "quantizer": VQ}, CONV),
     "continuous": (CONV, {"type": "none", "dim": 4}, CONV),
     "titok": (VIT, VQ, VIT),
 }
@@ -153,14 +154,14 @@ def test_videos_that_do_not_fit_are_refused(make, size, message):
 
 
 def test_parts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="one takes videos and the other frames"):
+    with pytest.raises(ValueError, match="give both the same type"):
         Tokenizer(CAUSAL, VQ, CONV)
     with pytest.raises(ValueError, match="temporal 3 must lie between 0 and the 2 halvings"):
         causal(temporal=3)
     part = {"type": "patch", "patch": 4, "frames": 2, "channels": 1}
     with pytest.raises(ValueError, match="2 frames of 4x4 pixels and 1 channels has 32 numbers"):
         Tokenizer(part, {"type": "none", "dim": 16}, part)
-    with pytest.raises(ValueError, match="tokens of 2 frames take videos"):
+    with pytest.raises(ValueError, match=r"tokens of 2 frames need a video .* multiple of 2"):
         Tokenizer(part, {"type": "none", "dim": 32}, part).encode(torch.zeros(1, 1, 8, 8))
 
 

@@ -98,7 +98,7 @@ def test_peeking_is_said_and_seen(runs):
     saved = load_learner("runs/pixels")
     blind, peeked = (saved.visualise(saved.dataset, peek=peek) for peek in (False, True))
     assert PEEKED in peeked.legend
-    assert "A hidden patch's mean and contrast are guessed from the visible patches." in blind.legend
+    assert "The mean and contrast of hidden patches are estimated from visible patches." in blind.legend
     assert torch.equal(blind.rows["mask"], peeked.rows["mask"])
     hidden = (blind.rows["mask"] == 0).all(1, keepdim=True)
     assert not torch.isclose(blind.rows["pasted"], peeked.rows["pasted"]).where(hidden, True).all()
@@ -107,7 +107,7 @@ def test_peeking_is_said_and_seen(runs):
     assert all(sheet[below:].min() < 128 for sheet in drawn)
     assert drawn[0][below:].shape != drawn[1][below:].shape or (drawn[0][below:] != drawn[1][below:]).any()
     for name in ("codes", "hog"):
-        with pytest.raises(ValueError, match="run's target is not normalised pixels and needs none: leave it out"):
+        with pytest.raises(ValueError, match="target of this run is not normalised pixels; leave it out"):
             load_learner(f"runs/{name}").visualise(saved.dataset, peek=True)
 
 
@@ -192,13 +192,13 @@ def test_right_latents_give_the_image(objective, pixels):
 
 
 def test_tokens_without_a_place_have_no_mask(pixels):
-    parts = {"type": "vit", "size": 32, "patch": 8, "width": 16, "depth": 1, "heads": 2, "tokens": 6}
+    parts = {"type": "vit", "size": 32, "patch": 8, "tokens": 6, "transformer": {"width": 16, "depth": 1, "heads": 2}}
     tokenizer = Tokenizer(parts, {"codebook_size": 16, "dim": 4}, parts).eval()
     codes = tokenizer.encode(pixels)
     learner = Learner(Oracle(nn.functional.one_hot(codes, 16) * 20.0), MaskedModeling({"type": "fixed", "ratio": 0.5}))
     sheet = visualise(learner, Inputs(codes, tokenizer, pixels))
     assert list(sheet.rows) == ["image", "target", "predicted", "pasted"]
-    assert sheet.legend[0] == "Hidden: 50% of 6 tokens, which have no place of their own in the image."
+    assert sheet.legend[0] == "Hidden: 50% of 6 tokens, which have no position in the image."
     torch.testing.assert_close(sheet.rows["pasted"], tokenizer.decode(codes))
 
 
@@ -268,7 +268,7 @@ def test_the_ratio_is_for_this_sheet_alone(runs):
 def test_who_errs_is_told_how_to_mend_it(runs, maskgen):
     np.savez("grey.npz", images=np.zeros((2, 32, 32), np.uint8), labels=np.zeros(2, int))
     for message, *arguments in (
-        ("no config.yaml in nowhere: give the folder of a run", "nowhere"),
+        ("nowhere has no config.yaml; give the folder of a run", "nowhere"),
         ("runs/centroids is a run of stage centroids, which hides nothing", "runs/centroids"),
         ("leave it out", "runs/codes", "--peek"),
         ("pixels have 1 channels; this tokenizer takes 3", "runs/pixels", "--data", "grey.npz"),

@@ -13,7 +13,7 @@ def both(encoder: Options, decoder: Options, quantizer: Options) -> Options:
 def taming(config: Options) -> Options:
     dd = config["ddconfig"]
     at = [i for i in range(len(dd["ch_mult"])) if dd["resolution"] // 2**i in dd["attn_resolutions"]]
-    common = {"width": dd["ch"], "multipliers": dd["ch_mult"], "attention": at, "middle_attention": True}
+    common = {"width": dd["ch"], "multipliers": dd["ch_mult"], "attention": at, "middle": {"attention": True}}
     common["hidden_dim"] = dd["z_channels"]
     return both(
         {**common, "channels": dd["in_channels"], "blocks": dd["num_res_blocks"]},
@@ -38,7 +38,7 @@ def maskgit_torch(config: Options) -> Options:
         "width": config["hidden_channels"],
         "multipliers": config["channel_mult"],
         "blocks": config["num_res_blocks"],
-        "middle_blocks": config["num_res_blocks"],
+        "middle": {"blocks": config["num_res_blocks"]},
         "residual": "maskgit",
     }
     quantizer = {"codebook_size": config["num_embeddings"], "dim": config["z_channels"], "learned": True}
@@ -53,7 +53,7 @@ def maskgit_jax(config: Options) -> Options:
     assert vqvae["entropy_loss_type"] == "softmax"
     blocks = vqvae["num_res_blocks"]
     common = {"width": vqvae["filters"], "multipliers": vqvae["channel_multipliers"], "residual": "maskgit"}
-    common |= {"blocks": blocks, "middle_blocks": blocks}
+    common |= {"blocks": blocks, "middle": {"blocks": blocks}}
     quantizer = {
         "codebook_size": vqvae["codebook_size"],
         "dim": vqvae["embedding_dim"],
@@ -72,8 +72,8 @@ def maskbit(config: Options) -> Options:
     blocks, decoder_blocks = vq["num_res_blocks"], vq.get("num_res_blocks_decoder", vq["num_res_blocks"])
     downsample = "conv" if vq["sample_with_conv"] else "pool"
     quantizer = {"commitment": vq["commitment_cost"], "entropy": vq["entropy_loss_weight"]}
-    encoder = {**common, "blocks": blocks, "middle_blocks": blocks, "downsample": downsample}
-    decoder = {**common, "blocks": decoder_blocks, "middle_blocks": decoder_blocks}
+    encoder = {**common, "blocks": blocks, "middle": {"blocks": blocks}, "downsample": downsample}
+    decoder = {**common, "blocks": decoder_blocks, "middle": {"blocks": decoder_blocks}}
     if vq["quantizer_type"] == "lookup-free":
         quantizer |= {"type": "lfq", "bits": vq["token_size"], "gamma": vq["entropy_gamma"]}
         quantizer["temperature"] = vq["entropy_loss_temperature"]
@@ -90,7 +90,7 @@ def llamagen(config: Options) -> Options:
     def part(multipliers: list[int], blocks: int) -> Options:
         last = len(multipliers) - 1
         sizes = {"width": coder["ch"], "multipliers": multipliers, "blocks": blocks, "hidden_dim": args["z_channels"]}
-        return {**sizes, "attention": [last], "middle_attention": True}
+        return {**sizes, "attention": [last], "middle": {"attention": True}}
 
     return both(
         part(args["encoder_ch_mult"], coder["num_res_blocks"]),
@@ -106,8 +106,8 @@ def diffusers_vq(config: Options) -> Options:
     common = {
         "width": widths[0],
         "multipliers": [w // widths[0] for w in widths],
-        "middle_attention": vq["mid_block_add_attention"],
-        "groups": vq["norm_num_groups"],
+        "middle": {"attention": vq["mid_block_add_attention"]},
+        "norm_groups": vq["norm_num_groups"],
         "hidden_dim": vq["latent_channels"],
     }
 
@@ -137,8 +137,8 @@ def titok(config: Options) -> Options:
         kind = kinds[vq[f"vit_{coder}_model_size"]]
         sizes = {"width": kind["width"], "depth": kind["num_layers"], "heads": kind["num_heads"]}
         grid = {"size": size, "patch": vq[f"vit_{coder}_patch_size"], "tokens": vq["num_latent_tokens"]}
-        trunk = {"positions": "learned", "registers": 1, "pre_norm": True, "norm_eps": 1e-5}
-        return {"type": "vit", **sizes, **grid, **trunk}
+        sizes |= {"positions": "learned", "num_registers": 1, "pre_norm": True, "norm_eps": 1e-5}
+        return {"type": "vit", **grid, "transformer": sizes}
 
     text = (
         {"text_dim": vq["text_embed_dim"], "text_length": vq["text_context_length"]} if "text_embed_dim" in vq else {}
@@ -153,9 +153,10 @@ def vqkd(config: Options) -> Options:
         assert not vit["use_rel_pos_bias"]
         assert not vit["use_shared_rel_pos_bias"]
         assert vit["use_abs_pos_emb"]
-        sizes = {"size": vit["img_size"], "patch": vit["patch_size"], "width": vit["embed_dim"], "depth": vit["depth"]}
-        sizes |= {"heads": vit["num_heads"], "mlp_ratio": vit["mlp_ratio"]}
-        return {"type": "vit", **sizes, "positions": "learned", "registers": 1, "head": "tanh"}
+        sizes = {"width": vit["embed_dim"], "depth": vit["depth"], "heads": vit["num_heads"]}
+        sizes |= {"mlp_ratio": vit["mlp_ratio"], "positions": "learned", "num_registers": 1}
+        grid = {"size": vit["img_size"], "patch": vit["patch_size"]}
+        return {"type": "vit", **grid, "transformer": sizes, "head": "tanh"}
 
     quantizer = {"codebook_size": config["n_embed"], "dim": config["embed_dim"], "commitment": config["beta"]}
     quantizer |= {"l2_norm": True, "average": "directions", "decay": config["decay"]}

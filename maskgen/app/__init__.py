@@ -1,1 +1,1 @@
-"""The web page: `serve` starts it, `page` lays it out, the rest knows nothing of Gradio."""
+"""The web page. `serve` starts it and `page` lays it out; only `layout` and `page` use Gradio."""

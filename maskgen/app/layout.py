@@ -1,4 +1,4 @@
-"""The page's components, laid out; by the names that forms and jobs have for them."""
+"""The components of the page, by the names that they have in forms and jobs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import gradio as gr
 
-from maskgen.app.drawing import LIMITS, SIDES
+from maskgen.app.generation import LIMITS, SIDES
 from maskgen.app.models import Models, defaults, orders
 from maskgen.app.painting import EDITOR, PAINT
 
 ANY = "any (no class)"
-NO_IMAGE = "or take a result: *Edit this image*"
+NO_IMAGE = "or take a result with *Edit this image*"
 Controls = dict[str, Any]
 FONTS = {
-    "font": [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],  # the machine's own: nothing is fetched
+    "font": [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],  # fonts of the machine: nothing is downloaded
     "font_mono": [gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
 }
 THEME = gr.themes.Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", **FONTS).set(
@@ -29,12 +29,12 @@ THEME = gr.themes.Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue
     button_primary_background_fill_hover="*primary_700",
 )
 TITLE = """# maskgen
-Hide tokens and predict them from the rest: generate, paint over a part and complete it, extend, vary, join two."""
+Generate images, inpaint a painted part, extend, vary or join images. The model predicts hidden tokens from the rest."""
 
 
 @dataclass
 class Work:
-    """The image that is worked on: itself, at its own size, and enlarged in the editor."""
+    """The image to edit: at its own size, and enlarged in the editor."""
 
     upload: gr.UploadButton
     image: gr.State
@@ -44,7 +44,7 @@ class Work:
 
 @dataclass
 class Second:
-    """Another image, for the tasks of two."""
+    """The second image, for tasks that take two."""
 
     upload: gr.UploadButton
     image: gr.State
@@ -53,7 +53,7 @@ class Second:
 
 @dataclass
 class Again:
-    """An image that says what made it."""
+    """An opened image that holds its settings."""
 
     upload: gr.UploadButton
     job: gr.State
@@ -63,7 +63,7 @@ class Again:
 
 @dataclass
 class Results:
-    """What was drawn: paths of the files, which of them is chosen, and what shows them."""
+    """The results: paths of the files, the number of the selected one, and the components that show them."""
 
     files: gr.State
     chosen: gr.State
@@ -78,13 +78,13 @@ class Results:
 
     @property
     def shown(self) -> list[Any]:
-        """What a drawing changes."""
+        """The components that a job changes."""
         kept = [self.files, self.chosen, self.status, self.decode, self.gallery, self.save, self.film]
         return [*kept, self.take, self.take_second]
 
 
 def settings(models: Models) -> tuple[Controls, gr.Button, gr.Button]:
-    """How to draw, for every task; the buttons of a random seed and of generating."""
+    """The settings of every task, the button for a random seed, and the button that generates."""
     name = models.names[0]
     own, names = defaults(models[name]), classes(models, name)
     _heading("Settings")
@@ -93,32 +93,33 @@ def settings(models: Models) -> tuple[Controls, gr.Button, gr.Button]:
             "model": gr.Dropdown(models.names, value=name, label="Model"),
             "class": gr.Dropdown(names, value=first(names), label="Class", elem_id="class"),
             "count": _slider("count", 4, "Images"),
-            "steps": _slider("steps", own["steps"], "Steps", "Fewer are faster."),
-            "guidance": _slider("guidance", own["guidance"], "Guidance", "How much to insist on the class; 1: not."),
+            "steps": _slider("steps", own["steps"], "Steps", "Fewer steps are faster."),
+            "guidance": _slider("guidance", own["guidance"], "Guidance", "Strength of the class; 1 is no guidance."),
         }
         with gr.Row(elem_id="seed-row"):
             controls["seed"] = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=120, elem_id="seed")
             dice = gr.Button("Random seed", size="sm", min_width=100, elem_id="dice")
         with gr.Accordion("Order of the tokens", open=False):
-            note = "Chance in which tokens are kept; 0: the surest."
-            controls["temperature"] = _slider("temperature", own["temperature"], "Temperature", note)
+            note = "Randomness in which tokens are kept; 0 keeps the most confident."
+            value = own["choice_temperature"]
+            controls["choice_temperature"] = _slider("choice_temperature", value, "Choice temperature", note)
             controls["order"] = order(models, name)
     return controls, dice, _button("Generate", "sample")
 
 
 def classes(models: Models, name: str) -> list[str]:
-    """What may be asked of a model."""
+    """The classes of a model, after the choice of no class."""
     return [ANY, *models[name].class_names]
 
 
 def first(names: list[str]) -> str:
-    """The first class, if there are any."""
+    """The first class, or no class if the model has none."""
     return names[min(1, len(names) - 1)]
 
 
 def order(models: Models, name: str, value: str | None = None) -> gr.Dropdown:
-    """The orders of a model, its own chosen unless another is."""
-    lacks = "Order critic is for models that have one; this has none."
+    """The orders of a model; the default is the model's."""
+    lacks = "This model has no critic, so it has no order critic."
     return gr.Dropdown(
         choices := orders(models[name]),
         value=value or defaults(models[name])["order"],
@@ -129,7 +130,7 @@ def order(models: Models, name: str, value: str | None = None) -> gr.Dropdown:
 
 
 def spaces(models: Models, name: str, gap: int = 0, keep: int = 0) -> dict[str, gr.Slider]:
-    """What is put between two images and kept of each: a half and a quarter of a model's width if 0."""
+    """The pixels between two images and those kept of each; 0 is half and a quarter of the model's width."""
     width = models[name].size[1]
     values = {"gap": gap or width // 2, "keep": keep or width // 4}
     labels = {"gap": "Gap", "keep": "Keep of each"}
@@ -137,9 +138,9 @@ def spaces(models: Models, name: str, gap: int = 0, keep: int = 0) -> dict[str, 
 
 
 def reopening() -> Again:
-    """A file that says what made it."""
+    """The part of the page that opens an image and makes it again."""
     with gr.Accordion("Make again", open=False):
-        _help("A PNG that this page or `maskgen sample` wrote says what made it. Open one, and draw it once more.")
+        _help("A PNG of this page or of `maskgen sample` holds its settings. Open one to make it again.")
         upload = gr.UploadButton("Open an image", size="sm", file_types=[".png"], elem_id="reopen")
         summary = gr.Markdown("", elem_classes="help", elem_id="summary")
         button = gr.Button("Make it again", size="sm", interactive=False, elem_id="remake")
@@ -147,7 +148,7 @@ def reopening() -> Again:
 
 
 def workplace() -> Work:
-    """The image to work on."""
+    """The image to edit."""
     _heading("Your image")
     editor = gr.ImageEditor(
         type="pil",
@@ -171,19 +172,19 @@ def workplace() -> Work:
 
 
 def tasks(models: Models) -> tuple[Controls, dict[str, gr.Button], Second]:
-    """What can be done with the image: settings, the button of each task, and a second image."""
+    """The tasks on the image: settings, the button of each task, and the second image."""
     controls: Controls = {}
     buttons = {}
     with gr.Tabs():
-        with gr.Tab("Complete"):
-            _help("Paint over what is to be drawn anew. All other pixels stay as they are, bit for bit.")
-            buttons["inpaint"] = _button("Complete", "inpaint")
-        with gr.Tab("Change"):
-            _help("Paint a region; it becomes the class that is chosen in the settings.")
-            controls["grow"] = gr.Slider(0, 4, 1, step=1, label="Grow by tokens", info="So that no rim is left.")
+        with gr.Tab("Inpaint"):
+            _help("Paint over the part to replace. All other pixels stay the same, bit for bit.")
+            buttons["inpaint"] = _button("Inpaint", "inpaint")
+        with gr.Tab("Edit"):
+            _help("Paint over a region. It becomes the class that is selected in the settings.")
+            controls["grow"] = gr.Slider(0, 4, 1, step=1, label="Grow by tokens", info="Prevents a visible rim.")
             buttons["edit"] = _button("Change the class", "edit")
         with gr.Tab("Extend"):
-            _help("Pixels to add on each side.")
+            _help("Choose how many pixels to add on each side.")
             for pair in (SIDES[::2], SIDES[1::2]):
                 with gr.Row():
                     for side in pair:
@@ -192,18 +193,18 @@ def tasks(models: Models) -> tuple[Controls, dict[str, gr.Button], Second]:
                         )
             buttons["outpaint"] = _button("Extend", "outpaint")
         with gr.Tab("Vary"):
-            _help("Images like this one: a random share of its tokens is drawn anew.")
-            controls["strength"] = gr.Slider(0, 1, 0.5, step=0.05, label="Share drawn anew")
+            _help("Generate variations: a random share of the tokens is replaced.")
+            controls["strength"] = gr.Slider(0, 1, 0.5, step=0.05, label="Share replaced")
             buttons["vary"] = _button("Vary", "vary")
         with gr.Tab("Two images"):
             second = _second()
             with gr.Tabs():
                 with gr.Tab("Interpolate"):
-                    _help("Frames from your image to the second. *Vary* says the share drawn anew half-way.")
+                    _help("Generate frames from your image to the second. *Vary* sets the share replaced half-way.")
                     controls["frames"] = gr.Slider(2, 16, 8, step=1, label="Frames", elem_id="frames")
                     buttons["interpolate"] = _button("Interpolate", "interpolate")
                 with gr.Tab("Join"):
-                    _help("Your image on the left, the second on the right. In pixels at the model's height.")
+                    _help("Your image is on the left, the second on the right. Pixels count at the model's height.")
                     with gr.Row():
                         controls |= spaces(models, models.names[0])
                     buttons["join"] = _button("Join", "join")
@@ -223,13 +224,13 @@ def _second() -> Second:
             elem_id="second",
         )
         with gr.Column(scale=3, min_width=160):
-            _help("The second image: a file, or a result by *Take as second*.")
+            _help("Upload the second image, or take a result with *Take as second*.")
             upload = gr.UploadButton("Upload a second", size="sm", file_types=["image"], elem_id="upload-second")
     return Second(upload, gr.State(None), shown)
 
 
 def results() -> Results:
-    """What was drawn, and how."""
+    """The images and their decode."""
     _heading("Result")
     gallery = gr.Gallery(
         show_label=False,
@@ -247,12 +248,12 @@ def results() -> Results:
         take = gr.Button("Edit this image", size="sm", interactive=False, min_width=100, elem_id="take")
         take_second = gr.Button("Take as second", size="sm", interactive=False, min_width=100, elem_id="take-second")
     with gr.Row():
-        status = gr.Markdown("Nothing is drawn yet.", elem_classes="help", elem_id="status")
+        status = gr.Markdown("There is no image yet.", elem_classes="help", elem_id="status")
         stop = gr.Button("Stop", size="sm", min_width=80, scale=0, elem_id="stop")
     decode = gr.Image(
         show_label=False, interactive=False, format="png", buttons=[], height=300, placeholder="", elem_id="decode"
     )
-    _help("The decode: tokens decided so far, and the probability that each had, from blue to yellow.")
+    _help("The decode shows the tokens decided so far and their probabilities, from blue to yellow.")
     film = gr.DownloadButton("Save the decode as GIF", size="sm", interactive=False)
     return Results(gr.State([]), gr.State(0), status, decode, gallery, save, film, take, take_second, stop)
 
@@ -266,7 +267,7 @@ def _help(text: str) -> None:
 
 
 def _button(label: str, task: str) -> gr.Button:
-    return gr.Button(label, variant="primary", elem_id=f"draw-{task}")
+    return gr.Button(label, variant="primary", elem_id=f"run-{task}")
 
 
 def _slider(name: str, value: float, label: str, info: str | None = None) -> gr.Slider:

@@ -1,4 +1,4 @@
-"""The pipelines that the page offers."""
+"""The pipelines that the page offers, and their schedulers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.pipelines.generate import BUNDLED
+from maskgen.pipelines.generate import BUNDLED, load
 from maskgen.pipelines.image import MaskedImagePipeline
-from maskgen.pipelines.jobs import load
 from maskgen.registry import nearest
 
 logger = logging.getLogger(__name__)
+CHOICE_TEMPERATURE = "temperature"  # the scheduler's option for the noise on the confidence
 
 
 class Models:
-    """Pipelines by the name that their images keep: those that were given, then the bundled one.
+    """The pipelines by name: those of `paths`, then the bundled one. Images keep the name of their pipeline.
 
     Args:
         paths: runs, pipeline folders or Hub names.
-        device: as the commands take it.
+        device: ``auto``, ``cpu``, ``cuda``, ...
 
     Raises:
-        OSError: nothing there.
+        OSError: there is no pipeline at a path.
     """
 
     def __init__(self, paths: Sequence[str] = (), device: str = "auto"):
@@ -38,14 +38,14 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """The first is the page's default."""
+        """The names; the first is the default of the page."""
         return list(self.pipelines)
 
     def __getitem__(self, name: str) -> Any:
-        """A pipeline.
+        """The pipeline called `name`.
 
         Raises:
-            ValueError: it is not among them.
+            ValueError: no pipeline has this name.
         """
         if name not in self.pipelines:
             raise ValueError(
@@ -56,31 +56,37 @@ class Models:
 
 
 def defaults(pipeline: Any) -> dict[str, Any]:
-    """Its scheduler's `steps`, `guidance`, `temperature` (the first one, where it changes) and `order`."""
+    """The scheduler's `steps`, `guidance`, `choice_temperature` (its first value, if it changes) and `order`."""
     config = pipeline.scheduler.config
-    temperature = config.temperature
+    temperature = config[CHOICE_TEMPERATURE]
     first = temperature if isinstance(temperature, (int, float)) else temperature[0]
     return {
         "steps": config.num_inference_steps,
         "guidance": config.guidance_scale,
-        "temperature": first,
+        "choice_temperature": first,
         "order": config.order,
     }
 
 
 def orders(pipeline: Any) -> list[str]:
-    """Those that it can decode in: ``critic`` needs a critic."""
+    """The orders that the pipeline can decode in; ``critic`` needs a critic."""
     return [order for order in ORDERS if order != "critic" or pipeline.critic is not None]
 
 
-def scheduled(pipeline: Any, temperature: float, order: str) -> Any:
-    """The same models behind a scheduler that differs in these two; what is the default stays as it is.
+def scheduled(pipeline: Any, choice_temperature: float, order: str) -> Any:
+    """A pipeline of the same components with another scheduler. The given pipeline does not change.
+
+    An annealed temperature stays annealed if `choice_temperature` is its first value.
 
     Raises:
-        ValueError: an unknown order, a negative temperature.
+        ValueError: an unknown order, or a negative temperature.
     """
-    given = {"temperature": temperature, "order": order}
-    changed = {name: value for name, value in given.items() if value != defaults(pipeline)[name]}
+    own = defaults(pipeline)
+    changed: dict[str, Any] = {}
+    if choice_temperature != own["choice_temperature"]:
+        changed[CHOICE_TEMPERATURE] = choice_temperature
+    if order != own["order"]:
+        changed["order"] = order
     scheduler = MaskScheduler.from_config({**pipeline.scheduler.config, **changed})
     names = pipeline.config.get("class_names")
     view = MaskedImagePipeline(**{**pipeline.components, "scheduler": scheduler}, class_names=names)

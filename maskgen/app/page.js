@@ -1,4 +1,4 @@
-// Images that are shown larger than they are keep their pixels (page.css).
+// Small images are shown enlarged without smoothing (page.css).
 () => document.addEventListener(
   "load",
   ({ target }) => {

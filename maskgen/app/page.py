@@ -1,4 +1,4 @@
-"""The page: which function each of its buttons calls. What they do is in `drawing`, `painting` and `models`."""
+"""The page: the functions that its buttons call. The work is done in `generation`, `painting` and `models`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,30 @@ import gradio as gr
 from PIL import Image
 
 from maskgen.app import layout
-from maskgen.app.drawing import LIMITS, SIDES, SOURCES, TASKS, Drawn, Job, draw, job_from, job_of, told_of
+from maskgen.app.generation import (
+    LIMITS,
+    SIDES,
+    SOURCES,
+    TASKS,
+    Generated,
+    Job,
+    generate,
+    job_from_form,
+    job_from_image,
+    summary_of,
+)
 from maskgen.app.models import Models, defaults
 from maskgen.app.painting import canvas_of, layer_of, mask_of, opened
 
 HERE = Path(__file__).parent
-QUEUE = 16  # draws that may wait; one is drawn at a time
+QUEUE = 16  # jobs that may wait; one runs at a time
 UPLOAD = "12mb"
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 Updates = dict[Any, Any]
 
 
 def launch(models: Models, folder: Path, host: str, port: int) -> None:
-    """Serve the page of `models` until it is stopped; files lie in `folder`."""
+    """Serve the page of `models` until the process is stopped; files are written to `folder`."""
     page = build(models, folder).queue(max_size=QUEUE, default_concurrency_limit=1)
     page.launch(
         server_name=host,
@@ -44,7 +55,7 @@ def launch(models: Models, folder: Path, host: str, port: int) -> None:
 
 
 def build(models: Models, folder: Path) -> gr.Blocks:
-    """The page; drawn files go to `folder`."""
+    """Build the page; image files are written to `folder`."""
     with gr.Blocks(title="maskgen", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(layout.TITLE, elem_id="title")
         with gr.Row():
@@ -62,7 +73,7 @@ def build(models: Models, folder: Path) -> gr.Blocks:
 
 
 class _Page:
-    """What its buttons do. Handlers take and give values by component."""
+    """The handlers of the buttons. They take and return values by component."""
 
     def __init__(
         self,
@@ -83,10 +94,10 @@ class _Page:
         on_image = [work.image, work.editor, work.caption, *(controls[side] for side in SIDES)]
         on_second = [self.second.image, self.second.shown]
         form = {*controls.values(), work.image, work.editor, self.second.image}
-        drawing: dict[str, Any] = {"outputs": results.shown, "concurrency_id": "draw", **QUIET}
-        draws = [b.click(self.drawer(task), form, **drawing) for task, b in buttons.items()]
-        draws.append(again.button.click(self.make_again, {again.job}, **drawing))
-        results.stop.click(lambda: "Stopped.", None, results.status, cancels=draws, queue=False, **QUIET)
+        options: dict[str, Any] = {"outputs": results.shown, "concurrency_id": "generate", **QUIET}
+        running = [b.click(self.runner(task), form, **options) for task, b in buttons.items()]
+        running.append(again.button.click(self.make_again, {again.job}, **options))
+        results.stop.click(lambda: "Stopped.", None, results.status, cancels=running, queue=False, **QUIET)
         dice.click(lambda: random.randint(0, LIMITS["seed"][2]), None, controls["seed"], queue=False, **QUIET)
         controls["model"].input(self.model_chosen, controls["model"], list(controls.values()), **QUIET)
         results.gallery.select(self.image_chosen, results.files, [results.chosen, results.save], **QUIET)
@@ -98,8 +109,8 @@ class _Page:
         reopened = {*controls.values(), *on_image, *on_second, again.job, again.summary, again.button}
         again.upload.upload(self.reopened, again.upload, reopened, **QUIET)
 
-    def drawer(self, task: str) -> Callable[[dict[Any, Any]], Iterator[Updates]]:
-        """The handler that draws `task` with what the form says."""
+    def runner(self, task: str) -> Callable[[dict[Any, Any]], Iterator[Updates]]:
+        """The handler that runs `task` with the settings of the form."""
 
         def run(values: dict[Any, Any]) -> Iterator[Updates]:
             with friendly():
@@ -110,28 +121,28 @@ class _Page:
                 layers = (values[self.work.editor] or {}).get("layers", [])
                 needs = image is not None and "mask" in TASKS[task]
                 form["mask"] = mask_of(layers, image.size) if needs else None
-                yield from self.drawn(job_from(task, form))
+                yield from self.run(job_from_form(task, form))
 
         return run
 
     def make_again(self, values: dict[Any, Any]) -> Iterator[Updates]:
-        """Draw the job of the image that was opened."""
+        """Run the job of the image that was opened."""
         with friendly():
-            yield from self.drawn(values[self.again.job])
+            yield from self.run(values[self.again.job])
 
-    def drawn(self, job: Job) -> Iterator[Updates]:
-        """The steps of the decode as they come, then the images."""
+    def run(self, job: Job) -> Iterator[Updates]:
+        """Show the decode steps as they are done, then the images."""
         shown, start = self.results, time.perf_counter()
-        yield {shown.status: "Drawing ..."}
-        steps = draw(self.models, job, self.folder)
-        done: Drawn | None = None
+        yield {shown.status: "Generating ..."}
+        steps = generate(self.models, job, self.folder)
+        done: Generated | None = None
         while done is None:
             try:
                 yield {shown.decode: next(steps)}
             except StopIteration as end:
                 done = end.value
             except Exception:
-                yield {shown.status: "Nothing was drawn."}
+                yield {shown.status: "No image was generated."}
                 raise
         files, seeds = [str(file) for file in done.files], done.seeds
         frames = len(set(seeds)) < len(seeds)
@@ -155,26 +166,26 @@ class _Page:
         }
 
     def image_chosen(self, files: list[str], event: gr.SelectData) -> Updates:
-        """One of the images was clicked."""
+        """Select the image that was clicked."""
         label = f"Save number {event.index + 1}"
         return {self.results.chosen: event.index, self.results.save: gr.DownloadButton(label, value=files[event.index])}
 
     def taken(self, files: list[str], chosen: int) -> Updates:
-        """The chosen image goes into the editor."""
+        """Put the selected image into the editor."""
         with friendly():
             return self.shown(opened(files[chosen]))
 
     def uploaded(self, file: str) -> Updates:
-        """A file goes into the editor."""
+        """Put an uploaded file into the editor."""
         with friendly():
             return self.shown(opened(file))
 
     def second_taken(self, files: list[str], chosen: int) -> Updates:
-        """The chosen image becomes the second one."""
+        """Make the selected image the second one."""
         return self.second_uploaded(files[chosen])
 
     def second_uploaded(self, file: str | Image.Image) -> Updates:
-        """An image becomes the second one."""
+        """Make an image the second one."""
         with friendly():
             image = opened(file)
             return {self.second.image: image, self.second.shown: image}
@@ -182,7 +193,7 @@ class _Page:
     def shown(
         self, image: Image.Image, mask: Image.Image | None = None, added: Mapping[str, int] | None = None
     ) -> Updates:
-        """An image in the editor, with what is painted on it, and what is to be `added` to its sides."""
+        """Show an image in the editor, with its painted mask, and set the pixels to add to its sides."""
         canvas = canvas_of(image)
         layers = [] if mask is None else [layer_of(mask, canvas.size)]
         times = f", shown {canvas.width // image.width} times as large" if canvas.width > image.width else ""
@@ -197,22 +208,22 @@ class _Page:
         }
 
     def model_chosen(self, name: str) -> Updates:
-        """Another model's classes and defaults."""
+        """Set the classes and the defaults of the selected model."""
         names = layout.classes(self.models, name)
         values = defaults(self.models[name]) | layout.spaces(self.models, name)
         values |= {"class": gr.Dropdown(names, value=layout.first(names)), "order": layout.order(self.models, name)}
         return {self.controls[key]: value for key, value in values.items()}
 
     def reopened(self, file: str) -> Updates:
-        """The settings of an image of ours, and what it was made from."""
+        """Set the settings and the sources of an image that maskgen made."""
         with friendly():
-            job = job_of(self.models, file)
+            job = job_from_image(self.models, file)
             sources = {name: job.settings[name] for name in SOURCES if name in job.settings}
             added = {side: job.settings[side] for side in SIDES if side in job.settings}
             updates = self.shown(sources["image"], sources.get("mask"), added) if sources else {}
             updates |= self.second_uploaded(sources["image_2"]) if "image_2" in sources else {}
             kept = {**job.settings, "model": job.model, "seed": job.seed}
-            kept |= {"temperature": job.temperature, "order": job.order}
+            kept |= {"choice_temperature": job.choice_temperature, "order": job.order}
             values = {
                 control: kept[name] for name, control in self.controls.items() if name in kept.keys() - set(SIDES)
             }
@@ -221,13 +232,13 @@ class _Page:
             values[self.controls["order"]] = layout.order(self.models, job.model, job.order)
             between = layout.spaces(self.models, job.model, kept.get("gap", 0), kept.get("keep", 0))
             values |= {self.controls[name]: slider for name, slider in between.items()}
-            values |= {self.again.job: job, self.again.summary: told_of(job)}
+            values |= {self.again.job: job, self.again.summary: summary_of(job)}
             return {**updates, **values, self.again.button: gr.Button(interactive=True)}
 
 
 @contextmanager
 def friendly() -> Iterator[None]:
-    """What is wrong is told in the page, and no traceback."""
+    """Show user errors on the page, without a traceback."""
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:

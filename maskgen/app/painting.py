@@ -1,7 +1,7 @@
-"""Images as the page's editor shows them, and what was painted on them as a mask.
+"""Images for the page's editor, and masks from the strokes that were painted on them.
 
-Small images are enlarged by whole numbers without smoothing, so that a pixel is a square that can be painted on. The
-way back is the rule from pixels to tokens: a pixel is hidden if any part of it was painted.
+Small images are enlarged by a whole number without smoothing, so that each pixel is a square that can be painted on. A
+pixel is hidden if any part of its square is painted; pixels become tokens by the same rule.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from maskgen.images import to_pil
 from maskgen.pipelines.inputs import images_of
 from maskgen.tasks.masks import token_mask
 
-MAX_SIDE = 1024  # pixels of an image that the page takes or makes
-EDITOR = 384  # pixels of the editor's canvas, about
+MAX_SIDE = 1024  # pixels of the largest side of an image that the page takes or makes
+EDITOR = 384  # approximate side of the editor's canvas in pixels
 PAINT = (225, 29, 142)
 
 
 def opened(file: str | Path | Image.Image) -> Image.Image:
-    """An image that was handed in, upright, in RGB, transparency on white.
+    """Open an image: upright, in RGB, with transparent pixels on white.
 
     Raises:
-        ValueError: it cannot be read, or has a side of more than MAX_SIDE pixels.
+        ValueError: the image cannot be read, or a side is longer than MAX_SIDE pixels.
     """
     try:
         (pixels,) = images_of(file, 3)
@@ -40,16 +40,16 @@ def opened(file: str | Path | Image.Image) -> Image.Image:
 
 
 def check_side(width: int, height: int) -> None:
-    """ValueError for more pixels than the page takes."""
+    """Raise a ValueError if a side is longer than MAX_SIDE pixels."""
     if max(width, height) > MAX_SIDE:
         raise ValueError(
-            f"an image of {width}x{height} pixels; the page takes sides of at most {MAX_SIDE}: make it smaller, "
+            f"the image has {width}x{height} pixels; the page takes sides of at most {MAX_SIDE}: make it smaller, "
             "or use the commands, which take 4096x4096"
         )
 
 
 def canvas_of(image: Image.Image) -> Image.Image:
-    """The image for the editor: enlarged by a whole number without smoothing; a large one is reduced."""
+    """The image for the editor: enlarged by a whole number without smoothing, or reduced if it is large."""
     longest = max(image.size)
     if longest > EDITOR:
         width, height = (max(1, round(side * EDITOR / longest)) for side in image.size)
@@ -59,24 +59,24 @@ def canvas_of(image: Image.Image) -> Image.Image:
 
 
 def mask_of(layers: Sequence[Image.Image | None], size: tuple[int, int]) -> Image.Image:
-    """White where a pixel of the image was painted on, in any part of it.
+    """A mask in the size of the image, white where any part of a pixel is painted.
 
     Args:
-        layers: what was painted, RGBA of one size, which may be the enlarged image's.
+        layers: the painted strokes, RGBA images of one size, which may be the size of the enlarged image.
         size: (width, height) of the image.
 
     Raises:
-        ValueError: nothing was painted.
+        ValueError: nothing is painted.
     """
     painted = [np.asarray(layer.convert("RGBA"))[..., 3] >= 128 for layer in layers if layer is not None]
     if not painted or not np.any(painted):
-        raise ValueError("nothing is painted yet: paint with the brush over what is to be drawn anew")
+        raise ValueError("nothing is painted yet: paint over the part to replace")
     hidden = token_mask(torch.from_numpy(np.any(painted, axis=0))[None], (size[1], size[0]))[0]
     return Image.fromarray(hidden.numpy().astype(np.uint8) * 255)
 
 
 def layer_of(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A mask as a layer of paint, RGBA, of the editor's canvas `size` (width, height)."""
+    """A mask as a layer of paint, an RGBA image of the canvas `size` (width, height)."""
     layer = Image.new("RGBA", size, (*PAINT, 0))
     layer.paste((*PAINT, 255), mask=mask.convert("L").resize(size, Image.Resampling.NEAREST))
     return layer

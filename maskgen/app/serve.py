@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# Read by Gradio when it is imported.
+# Gradio reads these variables when it is imported.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, device: str = "auto") -> None:
-    """Serve the page until it is stopped.
+    """Serve the page until the process is stopped.
 
     Args:
-        models: runs, pipeline folders or Hub names; the bundled pipeline is offered too.
-        host: 127.0.0.1 is seen by this machine alone.
-        port: of the page.
-        device: as the commands take it.
+        models: runs, pipeline folders or Hub names to offer with the bundled pipeline.
+        host: address to listen on; 127.0.0.1 accepts connections from this machine only.
+        port: port of the page.
+        device: ``auto``, ``cpu``, ``cuda``, ...
 
     Raises:
         ValueError: Gradio is not installed, or the port is taken.
-        OSError: no such model.
+        OSError: there is no pipeline at a path.
     """
     os.environ |= QUIET
-    with TemporaryDirectory(prefix="maskgen-app-") as folder:  # all that is uploaded and drawn; gone with the page
+    with TemporaryDirectory(prefix="maskgen-app-") as folder:  # uploads and results; removed at the end
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             import gradio  # noqa: F401

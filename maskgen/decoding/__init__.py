@@ -1,1 +1,1 @@
-"""Logits -> tokens: iterative parallel decoding as pure functions on tensors."""
+"""Predictions -> tokens: iterative parallel decoding as pure functions on tensors."""

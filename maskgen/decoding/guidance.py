@@ -1,8 +1,8 @@
-"""Classifier-free guidance: how strong at which step.
+"""Classifier-free guidance: its scale at each step.
 
-One convention: ``u + s (c - u)`` with the logits c with and u without the condition, so s = 1 is no guidance
-(diffusers, aMUSEd). Others write ``c + s (c - u)`` (TiTok, MaskBit) or ``(1 + w) c - w u`` (Halton-MaskGIT), which are
-the same thing, one less: :func:`from_extra` and :func:`to_extra` translate.
+The convention is ``u + s (c - u)``, where c are the logits with and u the logits without the condition, so that s = 1
+is no guidance (diffusers, aMUSEd). TiTok and MaskBit write ``c + w (c - u)``, and Halton-MaskGIT writes
+``(1 + w) c - w u``; both mean w = s - 1. :func:`from_extra` and :func:`to_extra` translate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from maskgen.registry import choose
 
-# Share of the full guidance at step i of T (0 <= i < T), given the power p.
+# The share of the full guidance at step i of T (0 <= i < T), with the power p.
 GUIDANCE_SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
     "constant": lambda i, steps, p: 1.0,
     "linear": lambda i, steps, p: i / max(steps - 1, 1),
@@ -22,16 +22,16 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
 
 
 def guidance_scales(scale: float, schedule: str, steps: int, power: float = 1.0) -> list[float]:
-    """The guidance scale of each step, in the convention of diffusers: ``u + s (c - u)``, so 1 is no guidance.
+    """The guidance scale s of each step, in ``u + s (c - u)``; 1 is no guidance.
 
-    The schedules go from 1 towards `scale`, which ``constant`` and ``linear`` reach. A scale of at most 1 turns
-    guidance off.
+    A schedule rises from 1 towards `scale`; ``constant`` and ``linear`` reach it. A scale of at most 1 turns guidance
+    off.
 
     Args:
-        power: of ``power`` and ``cosine``; above 1 guidance comes later.
+        power: exponent of the schedules ``power`` and ``cosine``; above 1, guidance comes later.
 
     Raises:
-        ValueError: unknown schedule, a negative scale, or a power that is not above 0.
+        ValueError: the schedule is unknown, the scale is negative, or the power is not above 0.
     """
     share = choose(GUIDANCE_SCHEDULES, schedule, "guidance schedule")
     if scale < 0:
@@ -42,10 +42,10 @@ def guidance_scales(scale: float, schedule: str, steps: int, power: float = 1.0)
 
 
 def from_extra(weight: float) -> float:
-    """Our scale for a number w of ``c + w (c - u)`` = ``(1 + w) c - w u``, where 0 is no guidance."""
+    """The scale s = 1 + w for a weight w of ``c + w (c - u)``, where 0 is no guidance."""
     return 1 + weight
 
 
 def to_extra(scale: float) -> float:
-    """The number w of ``c + w (c - u)`` for our scale."""
+    """The weight w = s - 1 of ``c + w (c - u)`` for a scale s."""
     return scale - 1

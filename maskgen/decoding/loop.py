@@ -1,4 +1,4 @@
-"""The MaskGIT loop (Chang et al. 2022, arXiv:2202.04200, section 3.3), with what later systems changed as options."""
+"""The decode loop of MaskGIT (Chang et al. 2022, arXiv:2202.04200, section 3.3) with the options of later systems."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from maskgen.decoding.noise import Generators, Noise
 from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.remasking import REMASKS, remasked
 from maskgen.decoding.schedules import Temperature, annealed, hidden_after
-from maskgen.decoding.token_samplers import Draw, categorical
+from maskgen.decoding.token_samplers import TokenSampler, categorical
 from maskgen.registry import choose
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a model is asked at one step.
+    """The input of the model at one step.
 
-    tokens: int64 (b, n) or float (b, n, d); what stands at `hidden` places means nothing.
-    hidden: bool (b, n), True = still to be decided.
-    positions: int64 (b, k), hidden positions of each row: all of them in orders that rank what was drawn, those to be
-        decided now in the others. A row with fewer than k is filled up with others, whose predictions are not used.
-    number, total: this step's number from 0, and how many there are.
-    guidance_scale: of this step; 1 means that the unconditional pass is not needed.
-    blank: True where all rows hide all tokens, so that rows with the same condition are the same.
+    tokens: int64 (b, n) or float (b, n, d); values at `hidden` positions have no meaning.
+    hidden: bool (b, n), True = not decided yet.
+    positions: int64 (b, k), the positions at which predictions are needed: all hidden ones if the order ranks sampled
+        tokens, else those that this step decides. A row with fewer than k is padded with other positions, whose
+        predictions are not used.
+    number, total: the index of this step from 0, and the number of steps.
+    guidance_scale: the scale of this step; at 1 no unconditional pass is needed.
+    blank: True if all tokens of all rows are hidden, so that rows with the same condition are equal.
     """
 
     tokens: Tensor
@@ -43,12 +44,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a step did.
+    """The result of one step.
 
-    tokens: as in the result, (b, n) or (b, n, d); what stands at `hidden` places means nothing.
-    hidden: bool (b, n) after the step.
-    confidence: float (b, n), of the tokens drawn at this step, or the critic's scores, without the order's noise; NaN
-        where none was computed.
+    step: the index of the step from 0.
+    tokens: (b, n) or (b, n, d); values at `hidden` positions have no meaning.
+    hidden: bool (b, n), after the step.
+    confidence: float (b, n), the confidence of the tokens sampled at this step, or the scores of the critic, without
+        noise; NaN where the step computed none.
     """
 
     step: int
@@ -75,11 +77,11 @@ def decode(
     grid: tuple[int, ...] | None = None,
     roll: bool = False,
     critic: Critic | None = None,
-    temperature: Temperature = 4.5,
-    anneal: str = "linear",
-    draw: Draw = categorical,
-    draw_temperature: Temperature = 1.0,
-    draw_anneal: str = "constant",
+    choice_temperature: Temperature = 4.5,
+    choice_anneal: str = "linear",
+    sample_tokens: TokenSampler = categorical,
+    temperature: Temperature = 1.0,
+    temperature_anneal: str = "constant",
     remask: str = "none",
     remask_eta: float = 1.0,
     guidance_scale: float = 1.0,
@@ -92,40 +94,49 @@ def decode(
 ) -> Shaped[Tensor, "b n *d"]:
     """Complete `canvas` where `mask` is True; the other tokens never change.
 
-    Each step draws a token for every hidden place, keeps the best by `order` and hides the rest again; orders known
-    before the model is asked draw only what is kept. How many stay hidden after a step is the schedule's, row by row,
-    from the number hidden at the start; Python knows it all before the loop, so no step waits for the device.
+    Each step samples a token for every hidden position, keeps the best tokens by `order` and hides the rest again. If
+    the order is known before the model runs, the step samples only the tokens that it keeps. The schedule gives the
+    number of hidden tokens after each step, for each row from its number of hidden tokens at the start. All numbers are
+    known before the loop, so no step waits for the device.
 
-    ``order``: ``confidence`` keeps the highest ``confidence + temperature * Gumbel`` (MaskGIT); ``critic`` the highest
-    ``critic(tokens, drawn) + temperature * Gumbel`` of *all* tokens under `mask`, so that earlier ones may be hidden
-    again (Token-Critic, Lezama et al. 2022, arXiv:2209.04439); ``random`` any; ``halton`` and ``raster`` go by place.
+    Order ``confidence`` keeps the tokens with the highest ``confidence + choice_temperature * Gumbel`` (MaskGIT).
+    ``critic`` keeps those with the highest ``critic(tokens, sampled) + choice_temperature * Gumbel`` of *all* tokens
+    under `mask`, so that tokens of earlier steps may be hidden again (Token-Critic, Lezama et al. 2022,
+    arXiv:2209.04439). ``random`` keeps random tokens; ``halton`` and ``raster`` go by position.
 
     Args:
-        predict: predictions (b, k, e) at ``Step.positions``, logits of codes by default; any callable.
-        canvas: int64 codes (b, n), or vectors (b, n, d). A token of g codes at each of p places is n = p g, place by
-            place.
+        predict: any callable that gives predictions (b, k, e) at ``Step.positions``; logits of codes by default.
+        canvas: int64 codes (b, n), or float vectors (b, n, d). With several codes per position, n is the number of
+            positions times the codes per position, and the codes of a position are adjacent.
         mask: True = hidden, to be decided.
-        steps: at least 1; one step decides everything at once.
-        schedule: name in :data:`maskgen.mim.ratios.SCHEDULES`.
-        counting: how the schedule becomes numbers, :data:`maskgen.decoding.schedules.COUNTS`.
-        order: name in :data:`maskgen.decoding.orders.ORDERS`.
-        grid: of the places; ``halton`` needs it. In ``halton`` and ``raster`` all codes of a place go together, and the
-            schedule counts places.
-        roll: start ``halton`` at a random point of its sequence, each row its own.
-        critic: ``(tokens, drawn bool (b, n)) -> scores (b, n)``, higher is better; for order ``critic``.
-        temperature, anneal: of the order's noise, see :func:`maskgen.decoding.schedules.annealed`.
-        draw: predictions to tokens and confidence, see :mod:`maskgen.decoding.token_samplers`.
-        draw_temperature, draw_anneal: what `draw` is given.
-        remask, remask_eta: hide decided tokens again, see :mod:`maskgen.decoding.remasking`; never those of the canvas.
-        guidance_scale, guidance_schedule, guidance_power: see :func:`maskgen.decoding.guidance.guidance_scales`; handed
-            to `predict`.
-        generator: one for the batch, or a list of one a row, which makes a row's result independent of its batch.
-        noise: where random numbers come from, in the generator's stead.
-        callback: ``(step, tokens, hidden)`` after each step; trace: the same with the confidence, in a :class:`Trace`.
+        steps: at least 1; one step decides all tokens at once.
+        schedule: a name in :data:`maskgen.mim.ratios.SCHEDULES`.
+        counting: how the schedule becomes numbers of tokens, a name in :data:`maskgen.decoding.schedules.COUNTS`.
+        order: a name in :data:`maskgen.decoding.orders.ORDERS`.
+        grid: the grid of positions; ``halton`` needs it. In ``halton`` and ``raster`` the codes of a position are
+            decided together, and the schedule counts positions.
+        roll: start ``halton`` at a random point of its sequence, another one for each row.
+        critic: ``(tokens, bool sampled (b, n)) -> scores (b, n)``, higher is better; order ``critic`` needs it.
+        choice_temperature, choice_anneal: of the Gumbel noise on the confidence, see
+            :func:`maskgen.decoding.schedules.annealed`.
+        sample_tokens: predictions -> tokens and confidence, see :mod:`maskgen.decoding.token_samplers`.
+        temperature, temperature_anneal: of `sample_tokens`.
+        remask, remask_eta: hide decided tokens again, see :mod:`maskgen.decoding.remasking`; tokens that the canvas
+            gives stay.
+        guidance_scale, guidance_schedule, guidance_power: see :func:`maskgen.decoding.guidance.guidance_scales`;
+            `predict` applies the scale.
+        generator: one generator for the batch, or a list with one per row; with a list, a row's result does not depend
+            on its batch.
+        noise: the source of random numbers, instead of `generator`.
+        callback: ``(step, tokens, hidden) -> None``, called after each step.
+        trace: called after each step with a :class:`Trace`.
+
+    Returns:
+        The completed canvas, of its shape and dtype.
 
     Raises:
-        ValueError: steps < 1, an unknown name, a negative temperature, shapes that differ, options that do not go
-            together.
+        ValueError: steps are below 1, a name is unknown, a temperature is negative, shapes differ, or options do not
+            go together.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -133,7 +144,8 @@ def decode(
         raise ValueError(f"canvas {tuple(canvas.shape)} and mask {tuple(mask.shape)} must have one shape")
     _check_order(order, critic, grid, roll, remask, canvas.shape[1])
     scales = guidance_scales(guidance_scale, guidance_schedule, steps, guidance_power)
-    spreads, heats = annealed(temperature, anneal, steps), annealed(draw_temperature, draw_anneal, steps)
+    temperatures = annealed(temperature, temperature_anneal, steps)
+    choice_temperatures = annealed(choice_temperature, choice_anneal, steps)
     (b, n), device = mask.shape, canvas.device
     noise = noise or Noise(generator, b, n, device)
     everywhere = torch.arange(n, device=device).expand(b, n)
@@ -141,29 +153,31 @@ def decode(
     ahead = ranks is not None or order == "random"
     counts = mask.sum(1).tolist()
     if ranks is not None and grid is not None and prod(grid) < n:
-        plans = _plans_of_places(mask, ranks, prod(grid), schedule, steps, counting)
+        plans = _plans_of_positions(mask, ranks, prod(grid), schedule, steps, counting)
     else:
         plans = [hidden_after(schedule, count, steps, counting) for count in counts]
-    left, shown, stay, again = (_Counts(c, device) for c in _counts(counts, plans, remask, remask_eta))
+    left, decide, stay, again = (_Counts(c, device) for c in _counts(counts, plans, remask, remask_eta))
 
     tokens, hidden = canvas.clone(), mask
-    positions = start = _places(mask, left.most(0))
+    positions = start = _hidden_positions(mask, left.most(0))
     valid = first = left.first(0, positions)
-    drawn_with = torch.zeros(b, n, device=device)  # log-probability that a token was drawn with
+    sampled_with = torch.zeros(b, n, device=device)  # log-probability with which a token was sampled
     for i in range(steps):
         if left.most(i) == 0:
             break
-        if ahead:  # whose turn it is, before the model is asked
+        if ahead:  # the tokens of this step are known before the model runs
             turn = noise.uniform(everywhere) if ranks is None else ranks
-            positions = turn.masked_fill(~hidden, torch.inf).argsort(dim=1, stable=True)[:, : shown.most(i)]
-            valid = shown.first(i, positions)
+            positions = turn.masked_fill(~hidden, torch.inf).argsort(dim=1, stable=True)[:, : decide.most(i)]
+            valid = decide.first(i, positions)
         before, blank = hidden, i == 0 and left.least(0) == n
         predictions = predict(Step(tokens, hidden, positions, i, steps, scales[i], blank))
-        drawn, confidence = draw(predictions, heats[i], noise, positions)
-        if drawn.shape[2:] != canvas.shape[2:]:
-            raise ValueError(f"the draw gives tokens {tuple(drawn.shape)}, which is no canvas {tuple(canvas.shape)}")
-        tokens = _put(tokens, positions, valid, drawn.to(tokens.dtype))
-        drawn_with = _put(drawn_with, positions, valid, confidence) if remask == "confidence" else drawn_with
+        sampled, confidence = sample_tokens(predictions, temperatures[i], noise, positions)
+        if sampled.shape[2:] != canvas.shape[2:]:
+            raise ValueError(
+                f"sample_tokens gives tokens {tuple(sampled.shape)}, which do not fit the canvas {tuple(canvas.shape)}"
+            )
+        tokens = _put(tokens, positions, valid, sampled.to(tokens.dtype))
+        sampled_with = _put(sampled_with, positions, valid, confidence) if remask == "confidence" else sampled_with
         asked = positions, valid
         if ahead:
             hidden = _put(hidden, positions, valid, torch.zeros_like(valid))
@@ -171,17 +185,19 @@ def decode(
             if critic is not None:
                 asked = positions, valid = start, first
                 confidence = critic(tokens, before).float().gather(1, positions)
-            score = confidence + spreads[i] * noise.gumbel(positions)
+            score = confidence + choice_temperatures[i] * noise.gumbel(positions)
             score = score.masked_fill(~valid, torch.inf)
             positions = positions.gather(1, score.argsort(dim=1, stable=True)[:, : stay.most(i)])
             valid = stay.first(i, positions)
             hidden = _put(torch.zeros_like(hidden), positions, valid, torch.ones_like(valid))
         if remask != "none":
-            race = -drawn_with.clamp(max=0).exp() + noise.gumbel(everywhere)  # the largest: drawn by softmax(-psi)
-            race = race.masked_fill(~mask | before, -torch.inf)  # among those decided in earlier steps
+            race = -sampled_with.clamp(max=0).exp() + noise.gumbel(
+                everywhere
+            )  # the largest are a sample of softmax(-psi)
+            race = race.masked_fill(~mask | before, -torch.inf)  # only tokens of earlier steps
             chosen = race.argsort(dim=1, descending=True, stable=True)[:, : again.most(i)]
             hidden = _put(hidden, chosen, again.first(i, chosen), torch.ones_like(chosen, dtype=torch.bool))
-            positions = _places(hidden, left.most(i + 1))
+            positions = _hidden_positions(hidden, left.most(i + 1))
             valid = left.first(i + 1, positions)
         if callback is not None:
             callback(i, tokens, hidden)
@@ -196,38 +212,38 @@ def _check_order(
     choose(ORDERS, order, "order")
     choose(REMASKS, remask, "remasking")
     if (order == "critic") != (critic is not None):
-        raise ValueError(f"order 'critic' and a critic go together, got order {order!r} and critic {critic}")
+        raise ValueError(f"order 'critic' and a critic go together; got order {order!r} and critic {critic}")
     if order == "critic" and remask != "none":
-        raise ValueError(f"order 'critic' hides decided tokens again by itself; take remask 'none', not {remask!r}")
+        raise ValueError(f"order 'critic' already hides decided tokens again; set remask 'none' instead of {remask!r}")
     if order == "halton" and grid is None:
         raise ValueError("order 'halton' needs the grid of the tokens; give grid=(h, w)")
     if roll and order != "halton":
-        raise ValueError(f"roll goes with order 'halton', not {order!r}")
+        raise ValueError(f"roll is an option of order 'halton', not of {order!r}")
     if grid is not None and ORDERS[order] is not None and n % prod(grid):
-        raise ValueError(f"{n} tokens a row do not fill the grid {grid} of {prod(grid)} places evenly")
+        raise ValueError(f"{n} tokens per row are not a multiple of the {prod(grid)} positions of the grid {grid}")
 
 
 def _ranks(
     order: str, grid: tuple[int, ...] | None, roll: bool, noise: Noise, everywhere: Int[Tensor, "b n"]
 ) -> Float[Tensor, "b n"] | None:
-    """When each token's turn comes, where that is known before the loop; the codes of a place follow each other."""
+    """The rank of each token in the order, or None if it is not known before the loop; codes of a position are adjacent."""
     rule, (b, n) = ORDERS[order], everywhere.shape
     if rule is None:
         return None
-    places = rule(grid or (n,))
-    rank = torch.tensor(places, device=everywhere.device).argsort().expand(b, -1)
+    sequence = rule(grid or (n,))
+    rank = torch.tensor(sequence, device=everywhere.device).argsort().expand(b, -1)
     if roll:
-        rank = (rank + (noise.uniform(everywhere[:, :1]) * len(places)).long()) % len(places)
-    groups = n // len(places)
-    return (rank[..., None] * groups + everywhere[0, :groups]).flatten(1).float()
+        rank = (rank + (noise.uniform(everywhere[:, :1]) * len(sequence)).long()) % len(sequence)
+    codes_per_position = n // len(sequence)
+    return (rank[..., None] * codes_per_position + everywhere[0, :codes_per_position]).flatten(1).float()
 
 
-def _plans_of_places(
-    mask: Bool[Tensor, "b n"], ranks: Float[Tensor, "b n"], places: int, schedule: str, steps: int, counting: str
+def _plans_of_positions(
+    mask: Bool[Tensor, "b n"], ranks: Float[Tensor, "b n"], positions: int, schedule: str, steps: int, counting: str
 ) -> list[list[int]]:
-    """Hidden tokens of each row after each step, where the schedule's numbers are places of several tokens."""
+    """Hidden tokens of each row after each step, where the schedule counts positions of several tokens."""
     plans = []
-    for row in mask.gather(1, ranks.argsort(1)).unflatten(1, (places, -1)).sum(-1).tolist():
+    for row in mask.gather(1, ranks.argsort(1)).unflatten(1, (positions, -1)).sum(-1).tolist():
         each = [count for count in row if count]
         left = hidden_after(schedule, len(each), steps, counting)
         plans.append([sum(each[len(each) - after :]) for after in left])
@@ -235,16 +251,16 @@ def _plans_of_places(
 
 
 def _counts(counts: list[int], plans: list[list[int]], remask: str, eta: float) -> list[list[list[int]]]:
-    """By step and row: hidden before it, then decided in it, not decided in it, hidden again in it."""
+    """Numbers by step and row: tokens hidden before the step, decided in it, not decided in it, hidden again in it."""
     again = [list(row) for row in zip(*(remasked(remask, eta, plan, count) for plan, count in zip(plans, counts)))]
     left = [counts, *([*row] for row in zip(*plans))]
     stay = [[after - more for after, more in zip(*rows)] for rows in zip(left[1:], again)]
-    shown = [[before - after for before, after in zip(*rows)] for rows in zip(left, stay)]
-    return [left, shown, stay, again]
+    decide = [[before - after for before, after in zip(*rows)] for rows in zip(left, stay)]
+    return [left, decide, stay, again]
 
 
 class _Counts:
-    """Numbers by step and row, in Python for shapes, and moved to the device before the loop."""
+    """Numbers by step and row: in Python for the shapes, and on the device, where they are moved before the loop."""
 
     def __init__(self, counts: list[list[int]], device: torch.device):
         self.python, self.device = counts, torch.tensor(counts, device=device)
@@ -256,12 +272,12 @@ class _Counts:
         return min(self.python[i])
 
     def first(self, i: int, like: Int[Tensor, "b k"]) -> Bool[Tensor, "b k"]:
-        """True at as many first entries of each row."""
+        """True at the first entries of each row, as many as the number of step `i`."""
         return torch.arange(like.shape[1], device=like.device) < self.device[i][:, None]
 
 
-def _places(hidden: Bool[Tensor, "b n"], most: int) -> Int[Tensor, "b k"]:
-    """The hidden places of each row in ascending order, filled up with others to `most`."""
+def _hidden_positions(hidden: Bool[Tensor, "b n"], most: int) -> Int[Tensor, "b k"]:
+    """The hidden positions of each row in ascending order, padded with other positions to `most`."""
     return hidden.long().argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
@@ -271,7 +287,7 @@ def _put(
     valid: Bool[Tensor, "b k"],
     values: Shaped[Tensor, "b k *d"],
 ) -> Shaped[Tensor, "b n *d"]:
-    """`x` with `values` at the valid `positions`; the others fall into a place behind the last, which is cut off."""
+    """`x` with `values` at the valid `positions`; the other values go to an extra position at the end, which is cut off."""
     n = x.shape[1]
     at = positions.masked_fill(~valid, n)
     if x.dim() == 3:

@@ -1,4 +1,4 @@
-"""The random numbers of a decode: one small source, so that recorded ones can be fed instead."""
+"""The random numbers of a decode. They come from one small object, so that recorded numbers can replace them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ Generators = Generator | list[Generator] | None
 
 
 class Noise:
-    """Random numbers for b rows of n tokens, drawn where the generator lives.
+    """Random numbers for b rows of n tokens, generated on the device of the generator.
 
-    Every call draws for all n tokens, whatever is asked for, so that a row does not depend on the rest of its batch.
+    Every call generates numbers for all n tokens, so that a row does not depend on the rest of its batch.
 
     Args:
-        generator: one for the batch, or a list of one a row, which makes a row's result independent of its batch.
+        generator: one generator for the batch, or a list with one per row; with a list, a row's result does not depend
+            on its batch.
         rows, tokens: b and n.
-        device: of the results.
+        device: the device of the results.
 
     Raises:
-        ValueError: a list of another length than the rows.
+        ValueError: the list does not have one generator per row.
     """
 
     def __init__(self, generator: Generators, rows: int, tokens: int, device: torch.device):
@@ -31,26 +32,26 @@ class Noise:
         self.generator, self.rows, self.tokens, self.device = generator, rows, tokens, device
 
     def uniform(self, positions: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """On [0, 1), a number a position."""
-        return self._draw(torch.rand, ()).gather(1, positions)
+        """Uniform numbers in [0, 1), one per position."""
+        return self._generate(torch.rand, ()).gather(1, positions)
 
     def gumbel(self, positions: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """Standard Gumbel noise, for the choice of tokens to keep."""
+        """Standard Gumbel noise, for the choice of the tokens to keep."""
         return gumbel(self.uniform(positions))
 
     def normal(self, positions: Int[Tensor, "b k"], dim: int) -> Float[Tensor, "b k d"]:
-        """Standard normal, `dim` a position, for continuous tokens."""
-        return self._draw(torch.randn, (dim,)).gather(1, positions[..., None].expand(-1, -1, dim))
+        """Standard normal numbers, `dim` per position, for continuous tokens."""
+        return self._generate(torch.randn, (dim,)).gather(1, positions[..., None].expand(-1, -1, dim))
 
     def choose(self, p: Float[Tensor, "b k v"], positions: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
-        """One of v a position with the probabilities `p`.
+        """Sample an index from the probabilities `p` of each position.
 
-        One uniform number a token, through the inverse of the distribution function, against one a token and code for
-        Gumbel's method; the distribution is the same.
+        The inverse of the distribution function needs one uniform number per token; Gumbel's method would need one per
+        token and code. The distribution is the same.
         """
         return inverse_cdf(p, self.uniform(positions))
 
-    def _draw(self, rand: Callable[..., Tensor], each: tuple[int, ...]) -> Float[Tensor, "b n *d"]:
+    def _generate(self, rand: Callable[..., Tensor], each: tuple[int, ...]) -> Float[Tensor, "b n *d"]:
         if isinstance(self.generator, list):
             shape = (self.tokens, *each)
             return torch.stack([rand(shape, generator=g, device=g.device).to(self.device) for g in self.generator])
@@ -59,7 +60,7 @@ class Noise:
 
 
 def inverse_cdf(p: Float[Tensor, "b k v"], u: Float[Tensor, "b k"]) -> Int[Tensor, "b k"]:
-    """The index where the running sum of `p` passes `u`; never one with p = 0."""
+    """The index at which the cumulative sum of `p` passes `u`; an index with p = 0 is never chosen."""
     cdf = p.cumsum(-1)
     total = cdf[..., -1:]
     at = torch.minimum(u[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -67,5 +68,5 @@ def inverse_cdf(p: Float[Tensor, "b k v"], u: Float[Tensor, "b k"]) -> Int[Tenso
 
 
 def gumbel(u: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-    """Standard Gumbel noise from uniform numbers."""
+    """Uniform numbers -> standard Gumbel noise."""
     return -(-u.clamp(1e-20, 1 - 2**-24).log()).log()

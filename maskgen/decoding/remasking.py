@@ -1,4 +1,4 @@
-"""ReMDM: tokens decided in earlier steps are hidden again and decided anew (Wang et al. 2025, arXiv:2503.00307)."""
+"""ReMDM: tokens of earlier steps are hidden again and sampled again (Wang et al. 2025, arXiv:2503.00307)."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from collections.abc import Callable
 
 from maskgen.registry import choose
 
-# Expected number hidden again, of eta, sigma_max and the number decided so far.
+# The expected number of tokens hidden again, from eta, sigma_max and the number of decided tokens.
 REMASKS: dict[str, Callable[[float, float, int], float]] = {
     "none": lambda eta, sigma, decided: 0.0,
     "cap": lambda eta, sigma, decided: min(eta, sigma) * decided,
     "rescale": lambda eta, sigma, decided: eta * sigma * decided,
-    "confidence": lambda eta, sigma, decided: eta * sigma,  # a token's share is softmax(-psi): together sigma
+    "confidence": lambda eta, sigma, decided: (
+        eta * sigma
+    ),  # each token has probability sigma softmax(-psi); they sum to sigma
 }
 
 
 def remasked(variant: str, eta: float, plan: list[int], count: int) -> list[int]:
-    """How many tokens of one row each step hides again, as many beyond the schedule's being decided in their stead.
+    """How many decided tokens of one row are hidden again at each step. The step decides as many more in exchange.
 
     In the paper a decided token is hidden again with probability sigma <= sigma_max = min(1, (1 - alpha_s) / alpha_t),
-    alpha_t and alpha_s being the shares decided before and after the step: ``cap`` min(eta, sigma_max), ``rescale``
-    eta sigma_max, ``confidence`` eta sigma_max softmax(-psi) with psi the probability a token was drawn with. Here the
-    expected numbers are run up and paid out in whole tokens, so that the schedule's counts hold and no shape depends
-    on chance; which tokens they are is drawn, each with its probability.
+    where alpha_t and alpha_s are the shares of decided tokens before and after the step. The variants are ``cap``
+    min(eta, sigma_max), ``rescale`` eta sigma_max, and ``confidence`` eta sigma_max softmax(-psi), where psi is the
+    probability with which the token was sampled. Here the expected numbers are accumulated and used in whole tokens, so
+    that the counts of the schedule hold and no shape is random. Which tokens are hidden is random, by their
+    probabilities.
 
     Args:
-        plan: hidden after each step, of :func:`maskgen.decoding.schedules.hidden_after`; count: at the start.
-        eta: in [0, 1]; 1 in ``rescale`` is all that may be, in ``confidence`` the paper's.
+        plan: number of hidden tokens after each step, from :func:`maskgen.decoding.schedules.hidden_after`.
+        count: number of hidden tokens at the start.
+        eta: in [0, 1]; 1 is the most that ``rescale`` allows, and the paper's value for ``confidence``.
 
     Raises:
-        ValueError: unknown variant, or eta outside [0, 1].
+        ValueError: the variant is unknown, or eta is outside [0, 1].
     """
     expected = choose(REMASKS, variant, "remasking")
     if not 0 <= eta <= 1:

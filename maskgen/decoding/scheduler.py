@@ -18,7 +18,7 @@ from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.presets import PRESETS
 from maskgen.decoding.remasking import remasked
 from maskgen.decoding.schedules import Temperature, annealed, hidden_after
-from maskgen.decoding.token_samplers import Draw, categorical, check_categorical
+from maskgen.decoding.token_samplers import TokenSampler, categorical, check_categorical
 from maskgen.registry import choose
 
 Schedule = Literal["cosine", "arccos", "linear", "square", "cubic", "sqrt", "exponential", "logarithmic"]
@@ -26,25 +26,27 @@ Anneal = Literal["constant", "linear", "linspace", "reciprocal"]
 
 
 class MaskScheduler(SchedulerMixin, ConfigMixin):
-    """A saved configuration of :func:`maskgen.decoding.loop.decode`, and nothing more; the defaults are MaskGIT's.
+    """The saved settings of :func:`maskgen.decoding.loop.decode`; the defaults are MaskGIT's.
 
     Args:
-        mask_schedule: share still hidden against progress.
-        temperature: of the noise in the choice of the tokens to keep (4.5 in MaskGIT); a number or (start, end).
-        guidance_schedule: how guidance rises from none, see :mod:`maskgen.decoding.guidance`.
-        num_inference_steps, guidance_scale: the defaults of a pipeline that has this scheduler.
-        guidance_power: of the guidance schedules ``power`` and ``cosine``.
-        counting: how the schedule becomes numbers of tokens.
-        order: which tokens go first; ``critic`` needs a critic when decoding.
-        roll: start order ``halton`` at a random point, each row its own.
-        confidence: what order ``confidence`` ranks: the ``probability`` of a drawn code or its ``logit`` (TiTok).
-        anneal: how `temperature` changes with the steps.
-        draw_temperature, draw_anneal: of the codes' distribution.
-        top_k, top_p: of it, 0 and 1 for all codes.
-        remask, remask_eta: ReMDM's remasking and its strength in [0, 1].
+        mask_schedule: the share of hidden tokens as a function of progress.
+        choice_temperature: of the Gumbel noise on the confidence, by which tokens are kept (4.5 in MaskGIT); a number
+            or (start, end).
+        guidance_schedule: how guidance rises with the steps, see :mod:`maskgen.decoding.guidance`.
+        num_inference_steps, guidance_scale: the defaults of a pipeline with this scheduler.
+        guidance_power: exponent of the guidance schedules ``power`` and ``cosine``.
+        counting: how the schedule becomes numbers of tokens, see :mod:`maskgen.decoding.schedules`.
+        order: which tokens are decided first, see :mod:`maskgen.decoding.orders`; ``critic`` needs a critic.
+        roll: start order ``halton`` at a random point, another one for each row.
+        confidence: what order ``confidence`` ranks: the ``probability`` of the sampled code or its ``logit`` (TiTok).
+        choice_anneal: how `choice_temperature` changes with the steps, see
+            :func:`maskgen.decoding.schedules.annealed`.
+        temperature, temperature_anneal: of the distribution from which tokens are sampled.
+        top_k, top_p: truncate that distribution; 0 and 1 keep all codes.
+        remask, remask_eta: the variant of ReMDM's remasking and its strength in [0, 1].
 
     Raises:
-        ValueError: an unknown name or a number outside its range.
+        ValueError: a name is unknown or a number is out of range.
     """
 
     config_name = "scheduler_config.json"
@@ -53,7 +55,7 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         mask_schedule: Schedule = "cosine",
-        temperature: Temperature = 4.5,
+        choice_temperature: Temperature = 4.5,
         guidance_schedule: Literal["constant", "linear", "cosine", "power"] = "constant",
         num_inference_steps: int = 12,
         guidance_scale: float = 1.0,
@@ -62,28 +64,34 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
         order: Literal["confidence", "critic", "random", "halton", "raster"] = "confidence",
         roll: bool = False,
         confidence: Literal["probability", "logit"] = "probability",
-        anneal: Anneal = "linear",
-        draw_temperature: Temperature = 1.0,
-        draw_anneal: Anneal = "constant",
+        choice_anneal: Anneal = "linear",
+        temperature: Temperature = 1.0,
+        temperature_anneal: Anneal = "constant",
         top_k: int = 0,
         top_p: float = 1.0,
         remask: Literal["none", "cap", "rescale", "confidence"] = "none",
         remask_eta: float = 1.0,
     ):
-        hidden_after(mask_schedule, 2, 2, counting)  # each of these refuses what it does not know
-        annealed(temperature, anneal, 1)
-        annealed(draw_temperature, draw_anneal, 1)
+        hidden_after(mask_schedule, 2, 2, counting)  # each of these calls checks its arguments
+        annealed(choice_temperature, choice_anneal, 1)
+        annealed(temperature, temperature_anneal, 1)
         guidance_scales(guidance_scale, guidance_schedule, 1, guidance_power)
         check_categorical(top_k, top_p, confidence)
         remasked(remask, remask_eta, [0], 1)
         choose(ORDERS, order, "order")
 
     @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a saved configuration; one of an earlier version is translated, see :func:`upgraded`."""
+        loaded = super().load_config(*args, **kwargs)
+        return (upgraded(loaded[0]), *loaded[1:]) if isinstance(loaded, tuple) else upgraded(loaded)
+
+    @classmethod
     def preset(cls, name: str, **changes: Any) -> MaskScheduler:
-        """What a published system decodes with (:data:`maskgen.decoding.presets.PRESETS`), with `changes`.
+        """The settings of a published system (:data:`maskgen.decoding.presets.PRESETS`), with `changes`.
 
         Raises:
-            ValueError: unknown name.
+            ValueError: the name is unknown.
         """
         return cls(**{**choose(PRESETS, name, "preset"), **changes})
 
@@ -99,14 +107,15 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
         *,
         grid: tuple[int, ...] | None = None,
         critic: Critic | None = None,
-        draw: Draw | None = None,
+        sample_tokens: TokenSampler | None = None,
         noise: Noise | None = None,
         trace: Callable[[Trace], None] | None = None,
     ) -> Shaped[Tensor, "b n *d"]:
-        """:func:`maskgen.decoding.loop.decode` with the saved settings where None is given.
+        """Call :func:`maskgen.decoding.loop.decode` with the saved settings; an argument that is not None overrides one.
 
         Args:
-            draw: of other tokens than codes; `confidence`, `top_k` and `top_p` are then the draw's own business.
+            sample_tokens: a sampler for tokens other than codes; the settings `confidence`, `top_k` and `top_p` then
+                have no effect.
         """
         c = self.config
         return decode(
@@ -120,11 +129,11 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
             grid=grid,
             roll=c.roll,
             critic=critic,
+            choice_temperature=c.choice_temperature,
+            choice_anneal=c.choice_anneal,
+            sample_tokens=sample_tokens or partial(categorical, top_k=c.top_k, top_p=c.top_p, confidence=c.confidence),
             temperature=c.temperature,
-            anneal=c.anneal,
-            draw=draw or partial(categorical, top_k=c.top_k, top_p=c.top_p, confidence=c.confidence),
-            draw_temperature=c.draw_temperature,
-            draw_anneal=c.draw_anneal,
+            temperature_anneal=c.temperature_anneal,
             remask=c.remask,
             remask_eta=c.remask_eta,
             guidance_scale=c.guidance_scale if guidance_scale is None else guidance_scale,
@@ -135,3 +144,16 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
             callback=callback,
             trace=trace,
         )
+
+
+OLD_NAMES = {"temperature": "choice_temperature", "anneal": "choice_anneal"} | {
+    "draw_temperature": "temperature", "draw_anneal": "temperature_anneal",
+}  # fmt: skip
+
+
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the present names. A configuration of an earlier version is one that lacks
+    ``choice_temperature``, which every present one has; in it ``temperature`` is the noise on the confidence."""
+    if "choice_temperature" in config:
+        return config
+    return {OLD_NAMES.get(key, key): value for key, value in config.items()}

@@ -1,4 +1,4 @@
-"""What Python knows before the loop: how many tokens stay hidden after each step, and each step's temperature."""
+"""Numbers that are known before the loop: the hidden tokens after each step, and the temperature of each step."""
 
 from __future__ import annotations
 
@@ -26,23 +26,27 @@ def _halton_v1(schedule: str, n: int, i: int, steps: int) -> int:
     return n - sum(max(1, round(x / sum(share) * n)) for x in share[: i + 1])
 
 
-# Tokens of n that stay hidden after step i of T, before what `hidden_after` sees to. Progress r is (i + 1) / T.
+# How many of n tokens stay hidden after step i of T, before the bounds of `hidden_after`. Progress r is (i + 1) / T.
 COUNTS: dict[str, Callable[[str, int, int, int], int]] = {
     "maskgit": _maskgit,  # floor(n gamma(r)): MaskGIT, MAGE, aMUSEd, MaskBit, TiTok
-    "halton": _halton,  # shown: max(i + 1, floor(n (1 - gamma(r)))): Halton-MaskGIT's own sampler
-    "halton_confidence": _halton_confidence,  # the same at r = i / (T - 1): its confidence sampler
-    "halton_v1": _halton_v1,  # shown in each step in proportion to gamma(1 - i / (T - 1)): its release 1.0
+    "halton": _halton,  # max(i + 1, floor(n (1 - gamma(r)))) are decided: Halton-MaskGIT's Halton sampler
+    "halton_confidence": _halton_confidence,  # the same at r = i / (T - 1): Halton-MaskGIT's confidence sampler
+    "halton_v1": _halton_v1,  # each step decides a share proportional to gamma(1 - i / (T - 1)): Halton-MaskGIT 1.0
 }
 
 
 def hidden_after(schedule: str, count: int, steps: int, counting: str = "maskgit") -> list[int]:
-    """Hidden tokens of one row after each of `steps` steps, from `count` at the start; the last is 0.
+    """The number of hidden tokens of one row after each of `steps` steps; the last number is 0.
 
-    By the rule `counting` of :data:`COUNTS`, but at least one fewer than before and at least one before the last
-    step (MaskGIT's ``parallel_decode``). A row with nothing hidden stays so.
+    The rule `counting` of :data:`COUNTS` gives the number. It is bounded so that each step decides at least one token,
+    and at least one token is left for the last step (MaskGIT's ``parallel_decode``).
+
+    Args:
+        schedule: a name in :data:`maskgen.mim.ratios.SCHEDULES`.
+        count: number of hidden tokens at the start; 0 gives zeros.
 
     Raises:
-        ValueError: unknown schedule or rule.
+        ValueError: the schedule or the rule is unknown.
     """
     rule = choose(COUNTS, counting, "counting")
     left, plan = count, []
@@ -53,26 +57,29 @@ def hidden_after(schedule: str, count: int, steps: int, counting: str = "maskgit
     return plan
 
 
-# Share of the way back from the end to the start at step i of T.
+# The weight of the start at step i of T; the end has the rest.
 ANNEALS: dict[str, Callable[[int, int], float]] = {
     "constant": lambda i, steps: 1.0,
-    "linear": lambda i, steps: 1 - (i + 1) / steps,  # the end at the last step: MaskGIT, MAGE, MaskBit, TiTok
-    "linspace": lambda i, steps: 1 - i / max(steps - 1, 1),  # from the start itself: aMUSEd, Halton-MaskGIT 1.0
-    "reciprocal": lambda i, steps: 1 - i / max(steps - 1, 1),  # the same of 1 / temperature: Halton-MaskGIT
+    "linear": lambda i, steps: 1 - (i + 1) / steps,  # the last step is at the end: MaskGIT, MAGE, MaskBit, TiTok
+    "linspace": lambda i, steps: (
+        1 - i / max(steps - 1, 1)
+    ),  # the first step is at the start: aMUSEd, Halton-MaskGIT 1.0
+    "reciprocal": lambda i, steps: 1 - i / max(steps - 1, 1),  # linspace of 1 / temperature: Halton-MaskGIT
 }
 
 Temperature = float | tuple[float, float] | list[float]
 
 
 def annealed(temperature: Temperature, anneal: str, steps: int) -> list[float]:
-    """The temperature of each step, always from the first value given: nothing compounds.
+    """The temperature of each step. Each one is computed from the given values, so annealing does not compound.
 
     Args:
-        temperature: from a start to 0, or a pair (start, end); ``constant`` stays at the start.
-        anneal: name in :data:`ANNEALS`.
+        temperature: the start, with end 0; or a pair (start, end). ``constant`` stays at the start.
+        anneal: a name in :data:`ANNEALS`.
 
     Raises:
-        ValueError: a negative temperature, not one or two of them, an unknown name, or ``reciprocal`` with 0.
+        ValueError: a temperature is negative, there are not one or two of them, the name is unknown, or ``reciprocal``
+            is given 0.
     """
     share = choose(ANNEALS, anneal, "annealing")
     pair = [float(temperature), 0.0] if isinstance(temperature, (int, float)) else [float(t) for t in temperature]

@@ -1,7 +1,8 @@
-"""From predictions to tokens and how sure each is: codes from logits, or vectors from mixtures of Gaussians.
+"""Token samplers: predictions -> tokens and their confidence. Codes come from logits, vectors from Gaussian mixtures.
 
-A draw is ``(predictions (b, k, e), temperature, noise, positions (b, k)) -> tokens (b, k) or (b, k, d), confidence
-(b, k)``; bind its options with :func:`functools.partial`. The loop knows no more of what a token is.
+A token sampler is a function ``(predictions (b, k, e), temperature, noise, positions (b, k)) -> tokens (b, k) or
+(b, k, d), confidence (b, k)``; :func:`functools.partial` binds its options. The decode loop knows tokens only through
+this function.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor
 from maskgen.decoding.noise import Noise
 from maskgen.registry import choose
 
-Draw = Callable[[Tensor, float, Noise, Tensor], tuple[Tensor, Tensor]]
+TokenSampler = Callable[[Tensor, float, Noise, Tensor], tuple[Tensor, Tensor]]
 Confidence = Literal["probability", "logit"]
 CONFIDENCES = {
-    "probability": "log p of the drawn code in the distribution it was drawn from (MaskGIT)",
-    "logit": "its guided logit as the network gave it (TiTok)",
+    "probability": "log p of the sampled code in the distribution that it was sampled from (MaskGIT)",
+    "logit": "the guided logit of the sampled code, unchanged (TiTok)",
 }
 
 
@@ -35,15 +36,18 @@ def categorical(
     top_p: float = 1.0,
     confidence: Confidence = "probability",
 ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
-    """Codes from softmax(logits / temperature), cut to `top_k` and `top_p`, and their confidence.
+    """Sample codes from softmax(logits / temperature), truncated by `top_k` and `top_p`, and give their confidence.
 
-    Temperature 0 takes the likeliest code; its confidence is that of temperature 1, where probabilities still differ.
-    ``argmax(logits + temperature * Gumbel)`` (TiTok) is the same distribution.
+    Temperature 0 takes the most likely code and ranks it by its probability at temperature 1. TiTok's
+    ``argmax(logits + temperature * Gumbel)`` samples from the same distribution.
 
     Args:
-        top_k: the k likeliest codes only; 0 is all.
-        top_p: the fewest likeliest codes with at least this probability together; 1 is all.
-        confidence: of :data:`CONFIDENCES`.
+        top_k: keep the k most likely codes; 0 keeps all.
+        top_p: keep the fewest most likely codes whose probabilities sum to at least this number; 1 keeps all.
+        confidence: a name in :data:`CONFIDENCES`.
+
+    Returns:
+        int64 codes and float32 confidence, both (b, k).
 
     Raises:
         ValueError: see :func:`check_categorical`.
@@ -61,7 +65,7 @@ def categorical(
 
 
 def check_categorical(top_k: int, top_p: float, confidence: str) -> None:
-    """Raises ValueError for a `top_k` below 0, a `top_p` outside (0, 1] and an unknown confidence."""
+    """Raise ValueError if `top_k` is below 0, `top_p` is outside (0, 1], or the confidence is unknown."""
     choose(CONFIDENCES, confidence, "confidence")
     if top_k < 0:
         raise ValueError(f"top_k must be at least 0, got {top_k}; 0 keeps all codes")
@@ -70,9 +74,10 @@ def check_categorical(top_k: int, top_p: float, confidence: str) -> None:
 
 
 def truncated(logits: Float[Tensor, "*b v"], top_k: int, top_p: float) -> Float[Tensor, "*b v"]:
-    """`logits` with -inf for all but the `top_k` likeliest, then all but the nucleus of `top_p` of what is left.
+    """Set to -inf all logits but the `top_k` largest, and of these all but the nucleus of `top_p`.
 
-    The softmax of the result is renormalised exactly. The likeliest code always stays. Equal logits: the first stays.
+    The softmax of the result is renormalised exactly. The most likely code always stays; of equal logits the first one
+    stays.
     """
     ordered, index = logits.sort(dim=-1, descending=True, stable=True)
     if top_k:
@@ -97,12 +102,13 @@ def gaussian_mixture(
     *,
     split: Split,
 ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k"]]:
-    """Vectors from a mixture of diagonal Gaussians, and the log of its density there, in nats
+    """Sample vectors from a mixture of diagonal Gaussians, and give the log-density of each vector, in nats
     (GIVT, Tschannen et al. 2024, arXiv:2312.02116, section 3.3).
 
     Args:
-        temperature: factor of the scales; 0 gives the mean of the component drawn. The density is the untempered one.
-        split: predictions to (log-probabilities (b, k, m), means (b, k, m, d), scales (b, k, m, d)), as
+        temperature: multiplies the scales; 0 gives the mean of the sampled component. The density is that of
+            temperature 1.
+        split: predictions -> (log-probabilities (b, k, m), means (b, k, m, d), scales (b, k, m, d)), see
             :meth:`maskgen.mim.objective.GaussianMixture.split`.
     """
     weights, means, scales = split(predictions)

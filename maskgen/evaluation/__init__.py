@@ -1,8 +1,10 @@
-"""How good the images are: FID and its kin, reconstruction, features; always with all that made a number.
+"""Measurements of trained models. Each one is saved together with everything that produced it.
 
-`evaluate` joins the parts in the order data meets them: `opening` finds out what is compared (`sources`, read by
-`image_files` and `references`), `sampling` draws it, `inception` is the network (`classifier` a small stand-in that
-needs no download), `extraction` makes features that outlive a kill, `statistics` and `metrics` are the mathematics,
-`report` is what is said and whether it may be compared. `sweep` repeats it, `command` is `maskgen evaluate`.
-`reconstruction` has a tokenizer's numbers, `reconstruction_report` its table and its sheet of images.
+- `fid`: FID, Inception score, KID, precision and recall of generated images
+- `reconstruction`: reconstructions of a tokenizer and use of its codebook
+- `video`: predicted videos against the true ones, frame by frame, and FVD
+- `probes`: what the features of a network are worth to a classifier
+- `classifier`: a small classifier that stands in for Inception without a download
+- `visualise`: images of what a masked model sees and predicts (`hog_glyphs` paints its HOG targets)
+- `command`: what `maskgen evaluate` runs
 """

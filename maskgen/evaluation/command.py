@@ -1,4 +1,4 @@
-"""What `maskgen evaluate` does: samples, a sweep of them, or a tokenizer's reconstructions; always a report on disk."""
+"""What `maskgen evaluate` runs: an evaluation of samples, a sweep of them, or an evaluation of reconstructions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from maskgen.data.source import open_dataset
-from maskgen.evaluation.classifier.model import classifier_extractor, load_classifier
+from maskgen.evaluation.classifier import classifier_extractor, load_classifier
 from maskgen.evaluation.fid.evaluate import METRICS, evaluate, is_pipeline
 from maskgen.evaluation.fid.inception import NAMES, RESIZES, STANDARD, load_extractor, sha256_of, weights_file
 from maskgen.evaluation.fid.report import Report
 from maskgen.evaluation.fid.sampling import Sampling
 from maskgen.evaluation.fid.sources import Reading, digest_of
 from maskgen.evaluation.fid.sweep import parse_sweep, sweep
-from maskgen.evaluation.reconstruction.report import reconstruct
+from maskgen.evaluation.reconstruction import reconstruct
 from maskgen.pipelines.encode import describe
 from maskgen.pipelines.generate import pick_device
 from maskgen.pipelines.store import load_tokenizer
@@ -44,14 +44,20 @@ def run(
     out: Path | None = None,
     device: str = "auto",
 ) -> str:
-    """Evaluate, write the report to `out`; give what to print, which is nothing in processes that only help.
+    """Run an evaluation and write its report to `out`.
+
+    See :func:`.fid.evaluate.evaluate` and :func:`.reconstruction.reconstruct` for the arguments not listed here.
 
     Args:
-        metrics: names with commas; None is all that the arguments allow.
-        classifier: a folder of a small classifier, looked through in Inception's place.
-        sweeps: see :func:`.sweep.parse_sweep`.
+        metrics: names separated by commas; None computes all that the other arguments allow.
+        classifier: folder of a small classifier, whose features replace Inception's.
+        sweeps: see :func:`.fid.sweep.parse_sweep`.
 
-    See :func:`.evaluate.evaluate` and :func:`.reconstruction_report.reconstruct` for the others.
+    Returns:
+        The text to print. It is empty in all processes but the main one.
+
+    Raises:
+        ValueError: the metrics do not fit together, or need a reference or a pipeline that was not given.
     """
     asked = [name.strip() for name in metrics.split(",")] if metrics else list(METRICS if reference else ("is",))
     table = dict.fromkeys((*NAMES, *RECONSTRUCTION))
@@ -62,13 +68,13 @@ def run(
     if rebuilt:
         if len(rebuilt) < len(asked) or sweeps:
             raise ValueError(
-                f"{', '.join(rebuilt)} are of a tokenizer's reconstructions, {', '.join(NAMES)} and sweeps of samples; "
-                "ask for one kind at a time"
+                f"{', '.join(rebuilt)} measure a tokenizer's reconstructions, {', '.join(NAMES)} and sweeps measure "
+                "samples; ask for one kind at a time"
             )
         if reference is None:
             raise ValueError(f"{', '.join(rebuilt)} need the images to reconstruct: maskgen evaluate TOKENIZER DATA")
         report: Report | None = reconstructed(samples, reference, rebuilt, reading, weights, lpips, batch_size, where)
-        return _told(report, out)
+        return _saved(report, out)
     one = partial(
         evaluate,
         samples,
@@ -83,9 +89,9 @@ def run(
         device=where,
     )
     if not sweeps:
-        return _told(one(sampling=sampling), out)
+        return _saved(one(sampling=sampling), out)
     if not is_pipeline(samples):
-        raise ValueError(f"a sweep needs a pipeline to draw from, {samples} is none")
+        raise ValueError(f"a sweep needs a pipeline to sample from, and {samples} is none")
     stem = (out or Path("evaluation.json")).with_suffix("")
     points = sweep(parse_sweep(sweeps), sampling, lambda sampling: one(sampling=sampling), stem)
     lines = [
@@ -98,12 +104,12 @@ def run(
 
 
 def _network(extractor: str, weights: str | None, device: Any, resize: str, classifier: str | None) -> Any:
-    """What gives the network; Inception's weights are looked for only when there are images to look at."""
+    """A function that loads the network. Inception's weights are read only once there are images to measure."""
     choose(RESIZES, resize, "resize")
     if classifier is None:
         return partial(load_extractor, extractor, weights, device, resize)
     if weights is not None or extractor != STANDARD or resize != "tensorflow":
-        raise ValueError("a classifier takes the place of Inception; leave out --weights, --extractor and --resize")
+        raise ValueError("a classifier replaces Inception, so leave out --weights, --extractor and --resize")
     return partial(classifier_extractor, load_classifier(classifier), device)
 
 
@@ -117,7 +123,7 @@ def reconstructed(
     batch_size: int,
     device: Any,
 ) -> Report:
-    """What `maskgen reconstruct` measures, as a report like the others."""
+    """The metrics of `maskgen reconstruct`, as a report that can be compared with others."""
     model = load_tokenizer(tokenizer).to(device)
     dataset = open_dataset(data, reading.crop)
     found = reconstruct(
@@ -160,7 +166,7 @@ def reconstructed(
     )
 
 
-def _told(report: Report | None, out: Path | None) -> str:
+def _saved(report: Report | None, out: Path | None) -> str:
     if report is None:
         return ""
     return str(report) if out is None else f"{report}\n{report.save(out)}"

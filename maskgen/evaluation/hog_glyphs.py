@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients as images: a star of lines in each cell, along the edges."""
+"""Histograms of oriented gradients as images: each cell shows a star of lines along its edges."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor
 
 from maskgen.mim.hog import HOG
 
-GLYPH = 16  # least side of a cell's drawing, in pixels
+GLYPH = 16  # least side of the image of a cell, in pixels
 
 
 def glyphs(
     values: Float[Tensor, "b n d"], target: HOG, channels: int, grid: tuple[int, ...]
 ) -> Float[Tensor, "b 1 H W"]:
-    """White lines on black, in [-1, 1], as bright as the histogram is high; mean over the channels.
+    """White lines on black in [-1, 1]; a line is as bright as its bin is high, averaged over the channels.
 
-    A gradient across an edge is drawn as a line along it, as an eye sees edges, at the middle of its bin's directions
-    (an upright edge in 9 bins 10 degrees aslant). A side is a multiple of the image's.
+    The line of a bin lies along the edge, at the middle of the bin's directions: with 9 bins a vertical edge gives a
+    line that is tilted by 10 degrees. The sides of the result are multiples of the sides of the image.
 
     Args:
-        values: of `target`, or predictions of them; below 0 is 0.
-        channels: of the image.
+        values: HOG features of `target`, or predictions of them; values below 0 count as 0.
+        target: the HOG target that made the features.
+        channels: number of channels of the image.
         grid: (h, w) of the tokens.
     """
     cells = target.patch // target.cell
@@ -40,10 +41,10 @@ def glyphs(
 
 
 def lines(bins: int, side: int) -> Float[Tensor, "k s s"]:
-    """For each direction of :func:`maskgen.mim.hog.hog` a line across it through the middle, 1 on 0, about 1.5 wide."""
+    """For each direction of :func:`maskgen.mim.hog.hog` a line of 1 across it, through the middle, about 1.5 wide."""
     middle = torch.arange(side) - (side - 1) / 2
     y, x = torch.meshgrid(middle, middle, indexing="ij")
-    angle = ((torch.arange(bins) + 0.5) * math.pi / bins)[:, None, None]  # of the gradient, from the vertical one on
-    off = (x * angle.sin() + y * angle.cos()).abs()  # how far from the line, along the gradient
+    angle = ((torch.arange(bins) + 0.5) * math.pi / bins)[:, None, None]  # angle of the gradient, from the vertical
+    off = (x * angle.sin() + y * angle.cos()).abs()  # distance from the line, along the gradient
     along = (x * angle.cos() - y * angle.sin()).abs()
     return (1.25 - off).clamp(0, 1) * (side / 2 - along).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""What a masked model predicts, to look at: image, mask, prediction, and the prediction pasted into the visible."""
+"""Images of what a masked model sees and predicts: the image, the mask and the prediction, alone and pasted in."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.groups import group_size, join_codes
 
 Rows = dict[str, Tensor]
-SIDE = 96  # least side of a drawn image, in pixels
+SIDE = 96  # smallest side of an image on the sheet, in pixels
 
 
 @dataclass
 class Inputs:
-    """What a stage's network is given.
+    """The inputs of a stage's network.
 
-    tokens: codes (b, *grid), or continuous (b, *grid, d), by `tokenizer`; grouped codes have their groups last.
-    pixels: (b, c, H, W) in [-1, 1]; None where a token cache holds codes only.
-    sources: what sampler, corruption and target are made of, by name.
-    target_tokenizer: makes the target's codes where they are not the tokens.
-    condition: class labels, or None.
-    groups: codes a place.
+    Args:
+        tokens: codes (b, *grid) or continuous tokens (b, *grid, d) of `tokenizer`; several codes per position are the
+            last axis.
+        tokenizer: the tokenizer that made them.
+        pixels: (b, c, H, W) in [-1, 1]; None where a token cache has only codes.
+        sources: the inputs of the sampler, the corruption and the target, by name.
+        target_tokenizer: makes the codes of the target where these are not the tokens.
+        given: the inputs of the conditioners of the network, by name.
+        groups: number of codes per position.
     """
 
     tokens: Tensor
@@ -42,19 +45,19 @@ class Inputs:
     pixels: Tensor | None = None
     sources: dict[str, Any] = field(default_factory=dict)
     target_tokenizer: Tokenizer | None = None
-    condition: Tensor | None = None
+    given: dict[str, Tensor] = field(default_factory=dict)
     groups: int = 1
 
 
 @dataclass
 class Sheet:
-    """Rows of images by name, float (b, c, H, W) in [-1, 1], and what they mean; each row may have its own size."""
+    """Rows of images by name, float (b, c, H, W) in [-1, 1], each of its own size, and sentences that explain them."""
 
     rows: Rows
     legend: list[str]
 
     def draw(self) -> Image.Image:
-        """The rows under each other, brought to one size without smoothing, the legend below."""
+        """One image of all rows, enlarged to one size without smoothing, with the legend below."""
         size = [max(row.shape[axis] for row in self.rows.values()) for axis in (2, 3)]
         same = [enlarged(row.float().cpu(), size).expand(-1, 3, -1, -1) for row in self.rows.values()]
         scale = -(-SIDE // max(size))
@@ -63,76 +66,78 @@ class Sheet:
 
 @torch.no_grad()
 def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = False) -> Sheet:
-    """One step of masked modeling as images.
+    """Show one step of masked modeling as images.
 
-    Rows are the image, the mask, and what the target allows: pixels are painted, codes and latents decoded, HOG drawn
-    as glyphs; of anything else the agreement of prediction and target is a heat map. But for image, target and
-    agreement, which are the truth or compare with it, no row depends on what is hidden from the network (the content
-    of replaced tokens is not): normalised pixels take mean and contrast from the visible patches.
+    The first rows are the image and the mask. The others depend on the target: predicted pixels are shown, predicted
+    codes and latents are decoded, and predicted HOG features are painted as glyphs; for any other target a heat map
+    shows how well the prediction agrees with it.
+
+    The rows `image`, `target` and `agreement` use the truth. No other row depends on what is hidden from the network
+    (which sees the content of replaced tokens); normalised pixels take their mean and contrast from visible patches.
 
     Args:
-        learner: in evaluation mode.
-        inputs: of it, by its stage.
-        seed: of the mask.
-        peek: give normalised pixels the hidden patches' own mean and contrast; the sheet then says so.
+        learner: the learner, in evaluation mode.
+        inputs: its inputs, as its stage makes them.
+        seed: seed of the mask.
+        peek: give normalised pixels the hidden patches' own mean and contrast; the legend then states it.
 
     Raises:
-        ValueError: `peek`, and the target is not normalised pixels.
+        ValueError: `peek` is true and the target is not normalised pixels.
     """
     core, generator = learner.masking, torch.Generator().manual_seed(seed)
     grid, groups = grid_of(inputs.tokens), inputs.groups
     plan = core.plan(len(inputs.tokens), grid, generator, groups=groups, **inputs.sources)
     output, keep, there = core.outputs(
-        learner.network, inputs.tokens, plan, inputs.condition, generator, groups, **inputs.sources
+        learner.conditioned, inputs.tokens, plan, inputs.given, generator, groups, **inputs.sources
     )
     painting = keep is None and isinstance(core.target, Pixels)
     if peek and not (painting and core.target.normalise != "none"):
         raise ValueError(
-            "peek takes the hidden patches' own mean and contrast; this run's target is not normalised pixels and "
-            "needs none: leave it out"
+            "peek uses the hidden patches' own mean and contrast, but the target of this run is not normalised pixels; "
+            "leave it out"
         )
     view = _View(core, inputs, plan, mean(core, output.predictions.float()))
     rows, legend = view.given()
     if keep is not None:
-        more, said = view.agreement(keep, there)
+        more, sentences = view.agreement(keep, there)
     elif painting:
-        more, said = view.painted(core.target, peek)
+        more, sentences = view.painted(core.target, peek)
     elif isinstance(core.target, HOG):
-        more, said = view.drawn(core.target)
+        more, sentences = view.drawn(core.target)
     elif view.decodes:
-        more, said = view.decoded()
+        more, sentences = view.decoded()
     else:
-        more, said = view.agreement()
-    return Sheet({**rows, **more}, legend + said)
+        more, sentences = view.agreement()
+    return Sheet({**rows, **more}, legend + sentences)
 
 
 class _View:
-    """A step's parts, and the rows that can be made of them."""
+    """The parts of a step, and the rows that can be made from them."""
 
     def __init__(self, core: MaskedModeling, inputs: Inputs, plan: MaskPlan, predictions: Tensor):
         self.core, self.inputs, self.predictions = core, inputs, predictions
         self.hidden = plan.hidden.to(predictions.device)
-        places = self.hidden.float().flatten(1).unflatten(1, (-1, inputs.groups)).mean(-1)
+        positions = self.hidden.float().flatten(1).unflatten(1, (-1, inputs.groups)).mean(-1)
         grid = grid_of(inputs.tokens)[: -1 if inputs.groups > 1 else None]
-        self.flat = len(grid) == 1  # 1-D tokens have no place in the image
+        self.flat = len(grid) == 1  # 1-D tokens have no position in the image
         self.grid = (1, *grid) if self.flat else grid
-        self.share = places.unflatten(1, self.grid)[:, None]  # of each place's codes that is hidden
+        self.share = positions.unflatten(1, self.grid)[:, None]  # share of each position's codes that is hidden
         self.own = (
             core.target.source != "codes" or "codes" not in inputs.sources
-        )  # the target's tokens are the network's
+        )  # whether the target's tokens are the network's
         self.tokenizer = inputs.tokenizer if self.own else inputs.target_tokenizer
         self.image = self._pixels(inputs.tokens) if inputs.pixels is None else inputs.pixels
 
     @property
     def decodes(self) -> bool:
-        """Whether predictions are tokens that a decoder makes pixels of."""
+        """Whether predictions are tokens that a decoder turns into pixels."""
         tokens = isinstance(self.core.target, (Codes, Bits, Latents))
         pixels = self.tokenizer is not None and self.tokenizer.config["target"] == "pixels"
         return tokens and pixels and not self.tokenizer.reads_text  # type: ignore[union-attr]
 
     @property
     def trained(self) -> str:
-        """Where predictions are learned."""
+        """Which predictions are trained."""
         kinds = {"masked": "Only hidden ones are", "visible": "Only visible ones are", "all": "All are"}
         return f"{kinds[self.core.objective.support]} trained."
 
@@ -142,24 +147,24 @@ class _View:
         return self.image * (1 - enlarged(self.share, self.image.shape[2:]))
 
     def given(self) -> tuple[Rows, list[str]]:
-        """The image, and what is hidden of it."""
+        """The image, and what is hidden in it."""
         rows, hidden = {"image": self.image}, f"{self.hidden.float().mean():.0%} of {self.hidden[0].numel()} tokens"
         if self.inputs.pixels is None:
             rows = {"codes, decoded": self.image}
-        given = ["The class is given."] if self.inputs.condition is not None else []
+        given = ["The class is given."] if "label" in self.inputs.given else []
         if self.flat:
-            return rows, [f"Hidden: {hidden}, which have no place of their own in the image.", *given]
+            return rows, [f"Hidden: {hidden}, which have no position in the image.", *given]
         return {**rows, "mask": self.seen}, [f"Grey: {hidden}, hidden.", *given]
 
     def painted(self, target: Pixels, peek: bool) -> tuple[Rows, list[str]]:
         arguments = (self.predictions, self.image, self.hidden.flatten(1), peek)
         rows = {"predicted": target.image(*arguments, everywhere=True), "pasted": target.image(*arguments)}
-        said = [f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}"]
+        sentences = [f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}"]
         if target.normalise != "none" and peek:
-            said.append("PEEKED: with the hidden patches' own mean and contrast.")
+            sentences.append("PEEKED: with the hidden patches' own mean and contrast.")
         elif target.normalise != "none":
-            said.append("A hidden patch's mean and contrast are guessed from the visible patches.")
-        return rows, said
+            sentences.append("The mean and contrast of hidden patches are estimated from visible patches.")
+        return rows, sentences
 
     def drawn(self, target: HOG) -> tuple[Rows, list[str]]:
         wanted, made = (
@@ -169,12 +174,12 @@ class _View:
         pasted = torch.where(enlarged(self.share, size) > 0, made, enlarged(self.image, size))
         rows = {"target": wanted, "predicted": made, "pasted": pasted}
         return rows, [
-            "A line is an edge: the brighter, the more of the gradients are across it (HOG, mean over channels).",
+            "A line shows an edge; a brighter line has more of the gradients across it (HOG, mean over channels).",
             f"Predicted: every patch. Pasted: the hidden ones only. {self.trained}",
         ]
 
     def decoded(self) -> tuple[Rows, list[str]]:
-        """Predicted tokens, at every place and at the hidden ones, through the tokenizer's decoder."""
+        """Decoded predictions, once for all tokens and once for the hidden tokens only."""
         tokens = self.inputs.tokens if self.own else self.inputs.sources["codes"]
         made = predicted_tokens(self.core, self.predictions, tokens)
         visible = tokens if self.own else self._codes_of_the_visible()
@@ -182,12 +187,12 @@ class _View:
         rows = {"predicted": self._pixels(made), "pasted": self._pixels(torch.where(hidden, made, visible))}
         if self.inputs.pixels is not None:
             rows = {"target": self._pixels(tokens), **rows}
-        what = "mean" if isinstance(self.core.target, Latents) else "likeliest code"
-        said = f"Predicted: the {what} at every place, decoded. Pasted: at the hidden ones only. {self.trained}"
-        return rows, [said]
+        what = "mean" if isinstance(self.core.target, Latents) else "most likely code"
+        sentences = f"Predicted: the {what} of every token, decoded. Pasted: the hidden ones only. {self.trained}"
+        return rows, [sentences]
 
     def agreement(self, keep: Tensor | None = None, there: Tensor | None = None) -> tuple[Rows, list[str]]:
-        """A heat map of how alike prediction and target are; grey where nothing is predicted."""
+        """A heat map of how similar prediction and target are; tokens without a prediction are grey."""
         target = self.core.wanted(self.inputs.tokens, **self.inputs.sources)
         if keep is not None and there is not None:
             rows = torch.arange(len(keep), device=keep.device)[:, None]
@@ -198,22 +203,22 @@ class _View:
             values, meaning = likeness(self.core, self.predictions, target)
         values = values.unflatten(1, (-1, self.inputs.groups)).mean(-1).unflatten(1, self.grid)
         grey = "." if keep is None else ", grey: dropped, not predicted."
-        said = f"Agreement: {meaning}; yellow 1, violet 0 or less{grey}"
-        return {"agreement": enlarged(heat(values), self.image.shape[2:])}, [said]
+        sentences = f"Agreement: {meaning}; yellow 1, violet 0 or less{grey}"
+        return {"agreement": enlarged(heat(values), self.image.shape[2:])}, [sentences]
 
     def _codes_of_the_visible(self) -> Tensor:
-        """By the target's tokenizer, which sees grey where the network sees nothing."""
+        """Codes by the target's tokenizer, of an image that is grey where it is hidden from the network."""
         return self.tokenizer.encode(self.seen)  # type: ignore[union-attr]
 
     def _pixels(self, tokens: Tensor) -> Float[Tensor, "b c H W"]:
         tokenizer: Any = self.tokenizer
-        if self.inputs.groups > 1 and tokenizer.levels == 1:
+        if self.inputs.groups > 1 and tokenizer.codes_per_position == 1:
             tokens = join_codes(tokens, group_size(tokenizer.codebook_size, self.inputs.groups))
         return tokenizer.decode(tokens).float()
 
 
 def mean(core: MaskedModeling, predictions: Float[Tensor, "b m e"]) -> Float[Tensor, "b m d"]:
-    """Of a predicted mixture; other predictions are values or logits already."""
+    """The mean of a predicted mixture; other predictions are returned unchanged."""
     if not isinstance(core.objective, GaussianMixture):
         return predictions
     weights, means, _ = core.objective.split(predictions)
@@ -221,7 +226,7 @@ def mean(core: MaskedModeling, predictions: Float[Tensor, "b m e"]) -> Float[Ten
 
 
 def predicted_tokens(core: MaskedModeling, predictions: Float[Tensor, "b n e"], like: Tensor) -> Tensor:
-    """The likeliest codes, or continuous tokens as they are predicted, in the shape of `like`."""
+    """The most likely codes, or the predicted continuous tokens, in the shape of `like`."""
     if isinstance(core.target, Codes):
         return predictions.argmax(-1).view(like.shape)
     if isinstance(core.target, Bits):
@@ -230,7 +235,7 @@ def predicted_tokens(core: MaskedModeling, predictions: Float[Tensor, "b n e"], 
 
 
 def likeness(core: MaskedModeling, predictions: Float[Tensor, "b m e"], target: Tensor) -> tuple[Tensor, str]:
-    """How alike prediction and target are at each token, (b, m), 1 at best; and what that is."""
+    """How similar prediction and target are at each token, (b, m), at most 1, and the name of this measure."""
     if not target.is_floating_point():
         return predictions.softmax(-1).gather(-1, target[..., None])[..., 0], "the probability of the right code"
     if isinstance(core.target, CentredSoftmax):
@@ -239,7 +244,7 @@ def likeness(core: MaskedModeling, predictions: Float[Tensor, "b m e"], target: 
 
 
 def heat(values: Float[Tensor, "b h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Colours in [-1, 1] of values clipped to [0, 1]; NaN is grey."""
+    """Colours in [-1, 1] for values clipped to [0, 1]; NaN becomes grey."""
     from matplotlib import colormaps
 
     colours = torch.from_numpy(colormaps["viridis"](values.clamp(0, 1).nan_to_num().cpu().numpy())[..., :3])
@@ -248,5 +253,5 @@ def heat(values: Float[Tensor, "b h w"]) -> Float[Tensor, "b 3 h w"]:
 
 
 def enlarged(pixels: Float[Tensor, "b c h w"], size: Any) -> Float[Tensor, "b c H W"]:
-    """To `size` (H, W) without smoothing."""
+    """Resize to `size` (H, W) without smoothing."""
     return F.interpolate(pixels, tuple(size), mode="nearest")

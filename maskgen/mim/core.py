@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +20,7 @@ from maskgen.mim.samplers import SAMPLERS
 from maskgen.mim.targets import TARGETS
 from maskgen.mim.terms import TERM, StepOutput
 from maskgen.registry import Part, build, split
+from maskgen.upgrade import earlier_names
 
 
 class MaskedModeling(nn.Module):
@@ -98,7 +98,7 @@ class MaskedModeling(nn.Module):
         self,
         network: Callable[..., Any],
         tokens: Tensor,
-        condition: Tensor | None = None,
+        given: Mapping[str, Any] | None = None,
         generator: Generator | None = None,
         progress: float = 0.0,
         views: int = 1,
@@ -109,11 +109,11 @@ class MaskedModeling(nn.Module):
         """``loss`` and what else objective and terms report, with gradients to the network.
 
         Args:
-            network: ``(tokens, masked, condition) -> output`` with ``output.predictions`` (b, n, ...); where tokens
+            network: ``(tokens, masked, given) -> output`` with ``output.predictions`` (b, n, ...); where tokens
                 are dropped also ``keep``, and ``kept`` where rows keep different numbers. It predicts all n tokens, or,
                 having no decoder, those kept.
             tokens: what the network sees: codes (b, *grid), or continuous (b, *grid, d).
-            condition: what the network takes, int64 (b,) class labels for instance.
+            given: the inputs of the network's conditioners by name, which are passed on.
             generator: CPU generator of all random choices; None uses torch's default.
             progress: of the training, 0 to 1, for samplers that follow it.
             views: rows are so many blocks, one view of the same images each.
@@ -125,7 +125,7 @@ class MaskedModeling(nn.Module):
         Raises:
             ValueError: a source is not given, or its grid is not the tokens'.
         """
-        outcome, terms = self._step(network, tokens, condition, generator, progress, groups, sources)
+        outcome, terms = self._step(network, tokens, given, generator, progress, groups, sources)
         outcome.views = views
         if small is not None and self.auxiliary:
             nothing = torch.zeros(len(small), *grid_of(small), dtype=torch.bool, device=small.device)
@@ -139,19 +139,19 @@ class MaskedModeling(nn.Module):
         self,
         network: Callable[..., Any],
         tokens: Tensor,
-        condition: Tensor | None = None,
+        given: Mapping[str, Any] | None = None,
         generator: Generator | None = None,
         groups: int = 1,
         **sources: Any,
     ) -> dict[str, Tensor]:
         """:meth:`losses` without the auxiliary terms, which may need several views: for evaluation."""
-        return self._step(network, tokens, condition, generator, 0.0, groups, sources)[1]
+        return self._step(network, tokens, given, generator, 0.0, groups, sources)[1]
 
     def _step(
         self,
         network: Callable[..., Any],
         tokens: Tensor,
-        condition: Tensor | None,
+        given: Mapping[str, Any] | None,
         generator: Generator | None,
         progress: float,
         groups: int,
@@ -159,7 +159,7 @@ class MaskedModeling(nn.Module):
     ) -> tuple[StepOutput, dict[str, Tensor]]:
         plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress, groups, **sources)
         target, predict = self.wanted(tokens, **sources), plan.predict.flatten(1).to(tokens.device)
-        output, keep, there = self.outputs(network, tokens, plan, condition, generator, groups, **sources)
+        output, keep, there = self.outputs(network, tokens, plan, given, generator, groups, **sources)
         if plan.given is not None:
             counted = ~plan.given.flatten(1).to(tokens.device)
             counted = counted if keep is None else counted.gather(1, keep)
@@ -176,7 +176,7 @@ class MaskedModeling(nn.Module):
         network: Callable[..., Any],
         tokens: Tensor,
         plan: MaskPlan,
-        condition: Tensor | None = None,
+        given: Mapping[str, Any] | None = None,
         generator: Generator | None = None,
         groups: int = 1,
         **sources: Any,
@@ -192,10 +192,10 @@ class MaskedModeling(nn.Module):
         seen, masked = self.corruption(tokens, on_device, generator, other)
         masked = masked | on_device.dropped
         if keeping is None:
-            return network(seen, masked, condition), None, None
+            return network(seen, masked, given), None, None
         keep, counts = keeping[0].to(tokens.device), keeping[1]
         kept = None if len(set(counts)) == 1 else counts
-        output = network(seen, masked, condition, keep=keep, kept=kept)
+        output = network(seen, masked, given, keep=keep, kept=kept)
         if output.predictions.shape[1] == plan.roles[0].numel():
             return output, None, None
         codes = keep[..., None] * groups + torch.arange(groups, device=keep.device)
@@ -231,15 +231,26 @@ class Learner(nn.Module):
         super().__init__()
         self.network, self.masking = network, masking
 
-    def forward(
-        self, tokens: Tensor, condition: Tensor | None = None, actions: Tensor | None = None, **options: Any
-    ) -> dict[str, Tensor]:
-        """:meth:`MaskedModeling.losses` of the network, which reads the `actions` too."""
-        return self.masking.losses(self.acting(actions), tokens, condition, **options)
+    def forward(self, tokens: Tensor, given: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Tensor]:
+        """:meth:`MaskedModeling.losses` of the network under its conditions: `given` has the inputs of its
+        conditioners by name."""
+        return self.masking.losses(self.conditioned, tokens, given, **options)
 
-    def acting(self, actions: Tensor | None) -> Callable[..., Any]:
-        """The network with these actions, one a frame."""
-        return self.network if actions is None else partial(self.network, actions=actions)
+    def earlier_names(self) -> dict[str, list[str]]:
+        """The parameters in the order of earlier versions, see :func:`maskgen.upgrade.upgrade_optimizer`."""
+        own = earlier_names(self.network, "network.")
+        return own | {name: [name] for name, _ in self.named_parameters() if name not in own}
+
+    def conditioned(
+        self, tokens: Tensor, masked: Tensor, given: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """The network's output under the conditions `given`; None is the null condition of every row."""
+        if not given:
+            return self.network(tokens, masked, **options)
+        conditioner: Any = self.network.conditioner
+        codes = getattr(self.network, "codes_per_position", 1)
+        grid = tuple(masked.shape[1:-1] if codes > 1 else masked.shape[1:])
+        return self.network(tokens, masked, conditioner(given, len(tokens), grid), **options)
 
 
 def grid_of(tokens: Tensor) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A tokenizer and a transformer as a network of features: pixels -> what each block makes of them."""
+"""A tokenizer and a transformer as a network of features: pixels -> the features of each block."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from maskgen.transformer.model import MaskTransformer
 
 
 class Backbone(nn.Module):
-    """Features of unmasked images, by layer; of generators too.
+    """The features of unmasked images by layer, of representations and of generators.
 
     Args:
-        tokenizer: makes the transformer's tokens.
-        transformer: whose (encoder) blocks are the layers.
-        layer: which of them :meth:`forward` gives; negative counts from the last.
+        tokenizer: makes the tokens of the transformer.
+        transformer: its (encoder) blocks are the layers.
+        layer: the layer that :meth:`forward` gives; negative numbers count from the last.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: there is no such layer.
     """
 
     def __init__(self, tokenizer: Tokenizer, transformer: MaskTransformer | Hiera, layer: int = -1):
@@ -38,43 +38,43 @@ class Backbone(nn.Module):
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches': a class in context, registers."""
+        """The number of tokens before those of the image: a class in context, registers."""
         return self.transformer.prefix
 
     @property
     def width(self) -> int:
-        """Of the layer's features."""
+        """The width of the features of the layer."""
         block: Any = self.transformer.blocks[self.layer]
         return block.norm2.normalized_shape[0]
 
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b c H W"]) -> Float[Tensor, "b n w"]:
-        """Features of the layer, the prefix first."""
+        """The features of the layer; the prefix comes first."""
         return self.layers(pixels)[self.layer]
 
     def layers(self, pixels: Float[Tensor, "b c H W"]) -> list[Float[Tensor, "b n w"]]:
-        """Every layer's; gradients go to the transformer."""
+        """The features of every layer, with gradients to the transformer."""
         with torch.no_grad():
             tokens = self.tokenizer.encode(pixels)
         return self.transformer.layers(tokens)
 
 
 def save_backbone(tokenizer: Tokenizer, transformer: nn.Module, folder: Path) -> None:
-    """``folder/tokenizer/`` and ``folder/transformer/``, where pipelines have them too."""
+    """Save ``folder/vqvae/`` and ``folder/transformer/``, as pipelines do."""
 
     def write(part: Path) -> None:
-        tokenizer.save_pretrained(part / "tokenizer")
+        tokenizer.save_pretrained(part / "vqvae")
         transformer.save_pretrained(part / "transformer")  # type: ignore[operator]
 
     replace_folder(folder, write)
 
 
 def load_backbone(path: str | Path, layer: int = -1) -> Backbone:
-    """The backbone of a run, or of a pipeline's folder, in evaluation mode.
+    """Load the backbone of a run or of a pipeline's folder, in evaluation mode.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: no such layer, or a network of another kind.
+        FileNotFoundError: there is no transformer.
+        ValueError: there is no such layer, or the network is of another kind.
     """
     classes = {kind.__name__: kind for kind in NETWORKS.values()}
     for folder in (Path(path) / "pipeline", Path(path)):

@@ -56,7 +56,7 @@ def encode_dataset(
         "codebook_size": tokenizer.codebook_size,
         "class_names": list(dataset.class_names),
         "tokenizer": fingerprint(tokenizer),
-        "levels": tokenizer.levels,
+        "levels": tokenizer.codes_per_position,
         "tokens": f"{item.dtype} {tuple(item.shape)}",
         "flips": flips,
         "batch_size": batch_size,

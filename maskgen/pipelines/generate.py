@@ -1,9 +1,9 @@
-"""Generated images on disk."""
+"""Sampling images from a pipeline, in batches, and writing them to files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from maskgen import __version__
 from maskgen.images import grid, save, to_pil
 from maskgen.pipelines.image import MaskedImagePipeline
-from maskgen.pipelines.trace import Tracer, film_for
+from maskgen.pipelines.trace import film_for
 
-BUNDLED = "bundled emoji"  # the bundled pipeline, in what images keep
+BUNDLED = "bundled emoji"  # the name of the bundled pipeline in the parameters of an image
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, for each process of a launch its own, else the CPU.
+    """The device called `name`. ``auto`` is CUDA where available (one GPU per process of a launch), else the CPU.
 
     Raises:
-        ValueError: no such device, or not on this machine.
+        ValueError: the name is unknown, or this machine does not have the device.
     """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -36,89 +36,105 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def some(names: list[str], limit: int = 16) -> list[str]:
-    """At most `limit` names, evenly spread."""
+def load(model: str | Path | None, device: str) -> Any:
+    """Load the image pipeline of a run, a folder or the Hub onto a device; None is the bundled pipeline."""
+    return MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
+
+
+def spread_over(names: list[str], limit: int = 16) -> list[str]:
+    """At most `limit` of the names, evenly spread."""
     count = min(len(names), limit)
     return [names[i * len(names) // count] for i in range(count)]
 
 
 def class_label(pipeline: Any, text: str) -> str:
-    """A class' name from what was typed: the name, or its number."""
+    """The name of the class that `text` gives by name or by number; other text is returned unchanged."""
     names = pipeline.class_names
     return text if text in names or not (text.isdigit() and int(text) < len(names)) else names[int(text)]
 
 
-def draw(
+def batches(labels: Sequence[Any], seed: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    """The arguments of one pipeline call per batch: class labels, number of images, and one generator per image.
+
+    Image i has the seed ``seed + i``, so it does not depend on the batch size. The labels are all None or none is.
+    """
+    for start in range(0, len(labels), batch_size):
+        batch = list(labels[start : start + batch_size])
+        yield {
+            "class_labels": None if batch[0] is None else batch,
+            "num_images_per_prompt": len(batch) if batch[0] is None else 1,
+            "generator": [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))],
+        }
+
+
+def sample(
     pipeline: Any,
     labels: Sequence[Any],
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
     batch_size: int = 128,
-    trace: Tracer | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Pixels in [-1, 1] on the CPU, one image a label (number, name, or None throughout for no class).
+    """Sample one image per label, as pixels in [-1, 1] on the CPU.
 
-    Image i has seed + i, whatever the batch; `steps` and `guidance` are the pipeline's own where None.
+    Args:
+        labels: class numbers or names; or None throughout, which samples without a class.
+        seed: image i is sampled with seed + i, whatever the batch size.
+        steps, guidance: decode steps and guidance scale; None uses the pipeline's defaults.
     """
-    pixels = []
-    for start in range(0, len(labels), batch_size):
-        batch = list(labels[start : start + batch_size])
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        result = pipeline(
-            None if batch[0] is None else batch,
-            num_images_per_prompt=len(batch) if batch[0] is None else 1,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="pt",
-            **({} if trace is None else {"trace": trace}),
-        )
-        pixels.append(result.images.cpu() * 2 - 1)
-    return torch.cat(pixels)
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels"}
+    made = [pipeline(**batch, **settings).images.cpu() for batch in batches(labels, seed, batch_size)]
+    return torch.cat(made)
 
 
 def generate(
-    model: str | Path | None = None,
+    pipeline: Any,
     classes: list[str] | None = None,
     count: int = 4,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
     out: str | Path = "samples",
-    device: str = "auto",
     batch_size: int = 64,
     trace: str | Path | None = None,
+    model: str | Path | None = None,
 ) -> Path:
-    """Write ``CLASS_NUMBER.png`` for each image and ``grid.png`` with a row a class; give the grid's path.
+    """Sample images and write each to ``CLASS_NUMBER.png``, and all of them to ``grid.png`` with one row per class.
 
     Args:
-        model: run, pipeline folder or Hub name; None is the bundled emoji pipeline.
-        classes: names or numbers; at most 16, evenly spread, where None.
-        count: images of each class.
-        steps, guidance: decode settings; the pipeline's own where None.
-        seed: image i is drawn with seed + i, whatever the batch.
-        out: folder.
-        device: ``auto``, ``cpu``, ``cuda``, ...
-        trace: a ``.gif`` of the first images' decode to write.
+        pipeline: from :func:`load`.
+        classes: names or numbers; None takes at most 16 classes, evenly spread.
+        count: images per class.
+        steps, guidance: decode steps and guidance scale; None uses the pipeline's defaults.
+        seed: image i is sampled with seed + i, whatever the batch size.
+        out: folder of the images.
+        trace: a ``.gif`` to write, which shows the decode steps of the first images.
+        model: the name of the pipeline in the images' parameters.
+
+    Returns:
+        The path of the grid.
+
+    Raises:
+        ValueError: an unknown class, or a trace that is not a ``.gif``.
     """
-    pipeline = MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
     names = pipeline.class_names
-    rows: list[str | None] = [class_label(pipeline, c) for c in classes or some(names)] or [None]
+    rows: list[str | None] = [class_label(pipeline, c) for c in classes or spread_over(names)] or [None]
     labels = [row for row in rows for _ in range(count)]
     film = film_for(trace)
-    everything = draw(pipeline, labels, seed, steps, guidance, batch_size, film)
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels", "trace": film}
+    made = [pipeline(**batch, **settings).images.cpu() for batch in batches(labels, seed, batch_size)]
+    pixels = torch.cat(made)
     if film is not None and trace is not None:
-        film.save(trace, pipeline.tokenizer)
-    for i, image in enumerate(to_pil(everything)):
-        made = parameters(pipeline, model, {"class": labels[i], "seed": seed + i, "steps": steps, "guidance": guidance})
+        film.save(trace, pipeline.vqvae)
+    for i, image in enumerate(to_pil(pixels)):
+        kept = parameters(pipeline, model, {"class": labels[i], "seed": seed + i, "steps": steps, "guidance": guidance})
         path = Path(out) / f"{labels[i] or 'sample'}_{i % count:03d}.png".replace("/", "-")
-        save(image, path, {"task": "sample", **made})
-    return save(grid(everything, count, row_names=[r for r in rows if r] or None), Path(out) / "grid.png")
+        save(image, path, {"task": "sample", **kept})
+    return save(grid(pixels, count, row_names=[row for row in rows if row] or None), Path(out) / "grid.png")
 
 
 def parameters(pipeline: Any, model: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What an image says of its making: the settings, and the scheduler's where they leave it the choice."""
+    """What an image keeps about how it was made: the settings, with the scheduler's defaults for None."""
     kept = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items() if v is not None}
     config = pipeline.scheduler.config
     defaults = {"steps": config.num_inference_steps, "guidance": config.guidance_scale}

@@ -1,47 +1,58 @@
-"""MaskedImagePipeline: images from a tokenizer, a masked transformer and a scheduler."""
+"""MaskedImagePipeline: generation and editing of images. Every task builds a canvas of tokens and a mask."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskgen.decoding.loop import Trace
 from maskgen.decoding.noise import Generators
 from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.images import to_pil
-from maskgen.pipelines import editing
-from maskgen.pipelines.predictor import CriticScores, Predictor
-from maskgen.pipelines.store import pipeline_folder
-from maskgen.pipelines.tokens import TokenLayout
-from maskgen.pipelines.trace import Tracer, Watch
-from maskgen.registry import nearest
-from maskgen.tasks.windows import Place, complete_by_windows
+from maskgen.pipelines.base import MaskedPipeline, to_unit
+from maskgen.pipelines.editing import (
+    Dilation,
+    Scene,
+    border_scene,
+    fitted,
+    gap_scene,
+    grid_of,
+    grown,
+    hole_scene,
+)
+from maskgen.pipelines.inputs import images_of, masks_of
+from maskgen.pipelines.trace import Tracer
+from maskgen.tasks.images import Fill
+from maskgen.tasks.masks import box_mask, check_share, ranks, share_mask
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.model import MaskTransformer
 
-OUTPUT_TYPES = ("pil", "np", "pt", "codes")
+OutputType = Literal["pil", "np", "pt", "pixels", "codes"]
 
 
 @dataclass
 class MaskedImageOutput(BaseOutput):
-    """images: list of PIL images, float array (n, h, w, c) in [0, 1], float tensor (n, c, h, w) in [0, 1], or
-    int64 codes (n, h, w), by `output_type`."""
+    """The result of a task.
+
+    images: by `output_type`: a list of PIL images; a float array (n, h, w, c) in [0, 1]; a float tensor (n, c, h, w) in
+        [0, 1] (``pt``) or in [-1, 1] (``pixels``); or tokens (n, h, w), int64.
+    """
 
     images: Any
 
 
 def bundled_pipeline() -> Path:
-    """The pretrained emoji pipeline that comes with maskgen.
+    """The folder of the pretrained emoji pipeline that comes with maskgen.
 
     Raises:
-        FileNotFoundError: this installation has none.
+        FileNotFoundError: this installation does not contain it.
     """
     folder = Path(__file__).parents[1] / "pretrained" / "emoji"
     if not (folder / "model_index.json").is_file():
@@ -49,60 +60,65 @@ def bundled_pipeline() -> Path:
     return folder
 
 
-class MaskedImagePipeline(DiffusionPipeline):
-    """Class-conditional and unconditional generation by iterative parallel decoding (MaskGIT, arXiv:2202.04200).
+class MaskedImagePipeline(MaskedPipeline):
+    """Generate and edit images by iterative parallel decoding (MaskGIT, Chang et al. 2022, arXiv:2202.04200).
 
-    Called, it generates; :mod:`maskgen.pipelines.editing` has its other tasks, which are its methods too.
+    A call generates. The other tasks are methods; docs/editing.md shows them. Images may be files, PIL images, arrays
+    or tensors, one or several: :func:`maskgen.pipelines.inputs.images_of`. A mask is True or white where the image is
+    hidden: :func:`maskgen.pipelines.inputs.masks_of`. All tasks take these keywords, named as in diffusers:
+
+        class_labels: number or name of a class, one for all images or one per image; with None no class is given.
+        num_images_per_prompt: results per image.
+        num_inference_steps, guidance_scale: the scheduler's defaults if None.
+        generator: one generator, or a list with one per result.
+        output_type: ``pil``, ``np``, ``pt``, ``pixels`` or ``codes``, see :class:`MaskedImageOutput`.
+        return_dict: return a :class:`MaskedImageOutput`, or a tuple.
+        trace: called after every step, see :class:`maskgen.pipelines.trace.DecodeTrace`.
 
     Args:
-        tokenizer, transformer, scheduler: the parts; the transformer's codebook must be the tokenizer's.
-        class_names: a name a class, in the order of the labels.
-        critic: scores drawn tokens for the scheduler's order ``critic`` (stage ``critic`` trains one); else not needed.
+        vqvae: the tokenizer.
+        transformer: predicts the tokens of `vqvae`.
+        scheduler: the settings of the decode loop.
+        class_names: one name per class, in the order of the labels.
+        critic: scores sampled tokens; the scheduler's order ``critic`` needs it (the stage ``critic`` trains one).
+
+    Raises:
+        ValueError: the components were not trained together, or the transformer is one of videos.
     """
 
     _optional_components = ["critic"]  # noqa: RUF012
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        vqvae: Tokenizer,
         transformer: MaskTransformer,
         scheduler: MaskScheduler,
         class_names: list[str] | None = None,
         critic: MaskTransformer | None = None,
     ):
         super().__init__()
-        TokenLayout(tokenizer, transformer)  # refuses what was not trained together
         if len(transformer.grid) > 2:
             raise ValueError(
-                f"this transformer is of videos, with a grid {tuple(transformer.grid)} (t, h, w): take "
+                f"the grid of this transformer is {tuple(transformer.grid)} (t, h, w), so it is one of videos: use "
                 "MaskedVideoPipeline, `maskgen predict-video` or `maskgen edit-video`"
             )
-        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler, critic=critic)
+        self._compose(vqvae, transformer, scheduler=scheduler, critic=critic)
         self.register_to_config(class_names=class_names)
-
-    inpaint, outpaint, edit = editing.inpaint, editing.outpaint, editing.edit
-    vary, interpolate, join = editing.vary, editing.interpolate, editing.join
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Any:
-        """Load a pipeline from a folder, a run, or the Hub; the bundled emoji pipeline where no name is given.
+        """Load a pipeline from a folder, a run, or the Hub; without a name, the bundled emoji pipeline.
 
         Raises:
-            OSError: nothing there.
+            OSError: there is no pipeline at this path.
         """
         path = bundled_pipeline() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        return super().from_pretrained(str(pipeline_folder(path)), **kwargs)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes; their numbers as text where the pipeline has none; empty if unconditional."""
-        names = self.config.get("class_names")
-        return list(names) if names else [str(i) for i in range(self.transformer.num_classes or 0)]
+        return super().from_pretrained(path, **kwargs)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images that the transformer was trained on, in pixels."""
-        return self.tokenizer.size(tuple(self.transformer.grid))
+        """The height and width of the images that the transformer was trained on, in pixels."""
+        return self.vqvae.size(self.layout.grid)
 
     @torch.no_grad()
     def __call__(
@@ -112,7 +128,7 @@ class MaskedImagePipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: Generators = None,
-        output_type: Literal["pil", "np", "pt", "codes"] = "pil",
+        output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
@@ -121,20 +137,16 @@ class MaskedImagePipeline(DiffusionPipeline):
         """Generate images.
 
         Args:
-            class_labels: numbers or names of classes, one an image; None draws without a class.
-            num_images_per_prompt: images of each label.
-            num_inference_steps: decode steps; the scheduler's default where None.
-            guidance_scale: ``u + s (c - u)``, 1 is none; the scheduler's default where None.
-            generator: one, or a list of one an image.
-            output_type: ``pil``, ``np``, ``pt`` or ``codes``.
-            return_dict: give :class:`MaskedImageOutput`, or a tuple.
-            callback_on_step_end: ``(pipeline, step, timestep, tensors) -> None`` after each step; `timestep` is
-                progress in (0, 1].
-            callback_on_step_end_tensor_inputs: of ``codes`` (n, h, w) and ``hidden`` (n, h, w).
-            trace: told of the tokens after each step, see :class:`maskgen.pipelines.trace.DecodeTrace`.
+            class_labels: numbers or names of classes, one per image; with None no class is given.
+            num_images_per_prompt: images per label.
+            callback_on_step_end: ``(pipeline, step, timestep, tensors) -> None``, called after each step; `timestep` is
+                the progress in (0, 1].
+            callback_on_step_end_tensor_inputs: which of ``codes`` (n, h, w) and ``hidden`` (n, h, w) it gets.
+            num_inference_steps, guidance_scale, generator, output_type, return_dict, trace: see the class.
 
         Raises:
-            ValueError: unknown class, output type or tensor input; a class for an unconditional model.
+            ValueError: a class, an output type or a tensor input is unknown, or the model is unconditional and a class
+                is given.
         """
         self.check_output_type(output_type)
         if num_images_per_prompt < 1:
@@ -143,10 +155,9 @@ class MaskedImagePipeline(DiffusionPipeline):
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs takes codes and hidden, not {sorted(unknown)}")
         labels, count = self.labels_of(class_labels, num_images_per_prompt)
-        canvas = TokenLayout(self.tokenizer, self.transformer).blank(count, self.device)
         codes = self.complete(
-            canvas,
-            torch.ones(count, *self.transformer.grid, dtype=torch.bool, device=self.device),
+            self.layout.blank(count, self.device),
+            torch.ones(count, *self.layout.grid, dtype=torch.bool, device=self.device),
             labels,
             num_inference_steps,
             guidance_scale,
@@ -154,106 +165,305 @@ class MaskedImagePipeline(DiffusionPipeline):
             self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs, num_inference_steps),
             trace,
         )
-        return self.output(codes, output_type, return_dict)
+        return self._output(codes, output_type, return_dict)
 
-    def complete(
+    @torch.no_grad()
+    def inpaint(
+        self,
+        image: Any,
+        mask_image: Any,
+        class_labels: Any = None,
+        padding_mask_crop: int | None = None,
+        dilation: Dilation = 0,
+        fill: Fill = "smooth",
+        paste_back: bool = True,
+        feather: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Generate what the mask hides. The result has the size of the image, and its known pixels are unchanged.
+
+        The model sees an image of another size than its own through the largest box of its proportions, around the
+        hole, resized; if the hole does not fit into that box, it sees the whole image, stretched.
+
+        Args:
+            image, mask_image: of one size.
+            padding_mask_crop: the model sees the hole and so many pixels around it instead, enlarged or reduced.
+            dilation: hide so many more tokens around the hole; ``auto`` is the measured
+                :func:`~maskgen.tasks.masks.receptive_radius` of the encoder. Their pixels are still pasted back.
+            fill: how the hole is filled before the image is encoded, see :func:`maskgen.tasks.images.filled`.
+            paste_back: put the known pixels back; with False, the whole box is what the decoder gives.
+            feather: pixels inside the hole over which the paste fades; None is the side of a token, 0 a hard edge.
+            options: the keywords of all tasks, see the class.
+
+        Raises:
+            ValueError: an image is unreadable or too large, or a mask does not fit its image or hides nothing.
+        """
+        images = images_of(image, self.vqvae.channels)
+        masks = masks_of(mask_image, [(p.shape[1], p.shape[2]) for p in images])
+        return self._inpaint(
+            images, masks, class_labels, padding_mask_crop, dilation, fill, paste_back, feather, **options
+        )
+
+    @torch.no_grad()
+    def edit(
+        self,
+        image: Any,
+        class_labels: Any,
+        mask_image: Any = None,
+        box: Sequence[int] | None = None,
+        grow: int = 1,
+        **options: Any,
+    ) -> Any:
+        """Generate another class in a box or a mask: class-conditional editing (MaskGIT, section 4.3).
+
+        Args:
+            mask_image, box: one of the two; a box is (left, top, right, bottom) in pixels, right and bottom excluded.
+            grow: tokens by which the region grows on every side, so that no rim of the old object is left.
+            options: those of :meth:`inpaint`.
+
+        Raises:
+            ValueError: no class is given; neither or both of mask and box are given; the box is not inside the image;
+                see also :meth:`inpaint`.
+        """
+        if class_labels is None:
+            raise ValueError("edit generates another class: give class_labels, or use inpaint without one")
+        if (mask_image is None) == (box is None):
+            raise ValueError("give either mask_image or box, the region to edit")
+        if grow < 0:
+            raise ValueError(f"grow is {grow}; give the tokens by which the region grows, at least 0")
+        images = images_of(image, self.vqvae.channels)
+        sizes = [(p.shape[1], p.shape[2]) for p in images]
+        masks = masks_of(mask_image, sizes) if box is None else [box_mask(size, box) for size in sizes]
+        larger = [grown(mask, grid_of(self), grow) for mask in masks]
+        return self._inpaint(images, larger, class_labels, **options)
+
+    @torch.no_grad()
+    def outpaint(
+        self,
+        image: Any,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        class_labels: Any = None,
+        dilation: Dilation = 0,
+        paste_back: bool = True,
+        feather: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Extend images by so many pixels on each side. Beyond the trained size, the model completes window by window.
+
+        The model sees the image with its shorter side at the trained size. The tokenizer sees the image alone.
+
+        Args:
+            image: one, or several of one size.
+            left, top, right, bottom: pixels, at the scale of the image.
+            dilation, paste_back, feather, options: those of :meth:`inpaint`; and ``overlap``, the tokens that
+                neighbouring windows share, half a window if None.
+
+        Raises:
+            ValueError: a side is negative, or all are 0; the images differ in size; the result is too large.
+        """
+        sides = {"left": left, "top": top, "right": right, "bottom": bottom}
+        if wrong := [f"{name} {n}" for name, n in sides.items() if n < 0]:
+            raise ValueError(f"outpaint by {', '.join(wrong)} pixels: give 0 or more for each side")
+        if not any(sides.values()):
+            raise ValueError("outpaint by 0 pixels on every side: give at least one of left, top, right, bottom")
+        images = images_of(image, self.vqvae.channels)
+        if len({p.shape for p in images}) > 1:
+            raise ValueError("the images differ in size: outpaint them one by one")
+        scenes = [border_scene(self, p, left, top, right, bottom, dilation) for p in images]
+        return self._completed_scenes(scenes, class_labels, paste_back, feather, **options)
+
+    @torch.no_grad()
+    def vary(self, image: Any, strength: float = 0.5, class_labels: Any = None, **options: Any) -> Any:
+        """Generate images like this one: the share `strength` of its tokens, at random positions, is sampled again.
+
+        The whole schedule runs. With the same seed, a greater strength hides the same tokens and more. The result has
+        the model's size, and the middle of the image is fitted to it. Strength 0 is the reconstruction by the
+        tokenizer, and 1 is generation.
+
+        Raises:
+            ValueError: the strength is not in [0, 1]; see also :func:`maskgen.pipelines.inputs.images_of`.
+        """
+        check_share(strength)
+        canvas = self.encode(fitted(self, images_of(image, self.vqvae.channels)))
+        copies = options.get("num_images_per_prompt", 1)
+        mask = share_mask(len(canvas) * copies, self.layout.grid, strength, options.get("generator"))
+        return self._completed_tokens(canvas, mask.to(canvas.device), class_labels, **options)
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        image: Any,
+        image_2: Any,
+        num_frames: int = 8,
+        strength: float = 0.5,
+        class_labels: Any = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> Any:
+        """Generate frames from one image to another, through tokens of both.
+
+        In the frame at time t from 0 to 1, a token comes from the second image if its rank in a random order is below
+        t, so that no token changes back. Of the positions at which the two images differ, the share
+        ``strength * 4 t (1 - t)`` is hidden and sampled again, with the same random numbers in every frame. The first
+        and the last frame are the reconstructions of the images.
+
+        Raises:
+            ValueError: there are fewer than 2 frames, the strength is not in [0, 1], or an end is not one image.
+        """
+        if num_frames < 2:
+            raise ValueError(f"num_frames is {num_frames}; an interpolation has at least its 2 ends")
+        check_share(strength)
+        if options.pop("num_images_per_prompt", 1) != 1 or isinstance(generator, list):
+            raise ValueError("an interpolation is one row of frames: give one generator and num_images_per_prompt 1")
+        ends = [self.encode(fitted(self, images_of(end, self.vqvae.channels))) for end in (image, image_2)]
+        if len(ends[0]) != 1 or len(ends[1]) != 1:
+            raise ValueError("give one image for each end")
+        count = math.prod(self.layout.grid)
+        a, b = (end.reshape(1, count, -1) for end in ends)
+        order, resample = (r.to(a.device) for r in ranks(2, count, generator).split(1))
+        differ = (a != b).any(-1)
+        resample = (resample + ~differ * count).argsort(1).argsort(1)  # positions that differ come first
+        seed = torch.randint(2**31, (1,), generator=generator, device="cpu" if generator is None else generator.device)
+        t = torch.linspace(0, 1, num_frames, device=a.device)[:, None]
+        canvas = torch.where((order < t * count)[..., None], b, a).view(num_frames, *ends[0].shape[1:])
+        mask = (resample < strength * 4 * t * (1 - t) * differ.sum()).view(num_frames, *self.layout.grid)
+        same = [torch.Generator().manual_seed(int(seed)) for _ in range(num_frames)]
+        return self._completed_tokens(canvas, mask, class_labels, generator=same, **options)
+
+    @torch.no_grad()
+    def join(
+        self,
+        image: Any,
+        image_2: Any,
+        gap: int,
+        keep: int | None = None,
+        class_labels: Any = None,
+        paste_back: bool = True,
+        feather: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Put the left part of one image and the right part of another side by side, and generate a gap between them.
+
+        Both images are first resized to the model's height, and widths are rounded up to whole tokens. Beyond the
+        trained width, the model completes window by window.
+
+        Args:
+            gap: pixels to generate.
+            keep: pixels of each image; None keeps all. If `gap` and twice `keep` are the model's width, the result has
+                that width.
+
+        Raises:
+            ValueError: the gap or a part has no pixels; the result is narrower than the trained width.
+        """
+        if gap < 1 or (keep is not None and keep < 1):
+            raise ValueError(f"gap is {gap} and keep is {keep}; both must be at least 1 pixel")
+        parts = [images_of(given, self.vqvae.channels) for given in (image, image_2)]
+        if any(len(images) != 1 for images in parts):
+            raise ValueError("give one image on either side")
+        scene = gap_scene(self, parts[0][0], parts[1][0], gap, keep)
+        return self._completed_scenes([scene], class_labels, paste_back, feather, **options)
+
+    def _inpaint(
+        self,
+        images: Sequence[Float[Tensor, "c H W"]],
+        masks: Sequence[Bool[Tensor, "H W"]],
+        class_labels: Any,
+        padding_mask_crop: int | None = None,
+        dilation: Dilation = 0,
+        fill: Fill = "smooth",
+        paste_back: bool = True,
+        feather: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """:meth:`inpaint` for pixels in [-1, 1] and boolean masks."""
+        scenes = [hole_scene(self, p, m, padding_mask_crop, dilation, fill) for p, m in zip(images, masks)]
+        return self._completed_scenes(scenes, class_labels, paste_back, feather, **options)
+
+    def _completed_scenes(
+        self,
+        scenes: list[Scene],
+        class_labels: Any,
+        paste_back: bool,
+        feather: int | None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Complete the scenes in one batch, and put the results into their images."""
+        self.check_output_type(output_type)
+        canvas, mask = (torch.cat([getattr(scene, name) for scene in scenes]) for name in ("canvas", "mask"))
+        codes = self._completed(canvas, mask, class_labels, **options)
+        if output_type == "codes":
+            return self._output(codes, output_type, return_dict)
+        made = self.decode(codes).cpu()
+        copies = len(codes) // len(scenes)
+        images = [scenes[i // copies].placed(made[i : i + 1], paste_back, feather) for i in range(len(made))]
+        return self._output(images, output_type, return_dict)
+
+    def _completed_tokens(
         self,
         canvas: Tensor,
         mask: Tensor,
-        labels: list[int] | None = None,
+        class_labels: Any,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Complete tokens and give them as images, without pasting."""
+        self.check_output_type(output_type)
+        return self._output(self._completed(canvas, mask, class_labels, **options), output_type, return_dict)
+
+    def _completed(
+        self,
+        canvas: Tensor,
+        mask: Tensor,
+        class_labels: Any,
+        num_images_per_prompt: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: Generators = None,
-        callback: Callable[[int, Tensor, Tensor], None] | None = None,
         trace: Tracer | None = None,
-        overlap: int | tuple[int, ...] | None = None,
-        actions: Tensor | None = None,
-        shown: Tensor | None = None,
+        overlap: int | None = None,
     ) -> Tensor:
-        """Complete the tokens of `canvas` where `mask` (n, *grid) is True: what every task comes to.
+        """Tokens (n * copies, h, w, ...) of n images; the mask has one row per image or one per result."""
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
+        n, copies = len(canvas), num_images_per_prompt
+        if isinstance(class_labels, Tensor):
+            class_labels = class_labels.tolist()
+        if class_labels is None:
+            labels, _ = self.labels_of(None, n * copies)
+        else:
+            each = [class_labels] * n if isinstance(class_labels, (int, str)) else list(class_labels)
+            if len(each) != n:
+                raise ValueError(f"{len(each)} class_labels for {n} images; give one, or one per image")
+            labels, _ = self.labels_of(each, copies)
+        if isinstance(generator, list) and len(generator) != n * copies:
+            raise ValueError(f"{len(generator)} generators for {n * copies} images; give one, or one per image")
+        canvas = canvas.repeat_interleave(copies, 0)
+        mask = mask if len(mask) == len(canvas) else mask.repeat_interleave(copies, 0)
+        return self.complete(
+            canvas, mask, labels, num_inference_steps, guidance_scale, generator, trace=trace, overlap=overlap
+        )
 
-        The canvas is as the tokenizer has it: codes (n, *grid) or (n, *grid, levels), or vectors (n, *grid, d).
-        One larger than the trained grid is completed by windows of that size which share at least `overlap` tokens
-        (half a window where None), each in `num_inference_steps` steps. `callback` gets ``(step, tokens, mask)`` of a
-        window, `trace` the whole canvas (see :class:`maskgen.pipelines.trace.Watch`). `actions` (n, t, a) stand beside
-        the frames of a video, the first axis of its grid. Where `shown` (n, *grid) is True the transformer sees the
-        canvas' token, not the mask token, as long as the place is hidden (a condition's, MAGVIT).
-
-        Raises:
-            ValueError: guidance of continuous tokens: the predictions are no logits that it could mix; order ``critic``
-                without a critic.
-        """
-        places = TokenLayout(self.tokenizer, self.transformer)
-        steps = num_inference_steps or self.scheduler.config.num_inference_steps
-        scale = self.scheduler.config.guidance_scale if guidance_scale is None else guidance_scale
-        if places.draw is not None and labels is not None and scale > 1:
-            raise ValueError(
-                f"guidance_scale {scale}: mixtures of continuous tokens cannot be mixed; take 1, no guidance"
-            )
-        critic = self._critic(labels, places)
-        watch = None if trace is None else Watch(trace, canvas, mask, places)
-
-        def window(tokens: Tensor, hidden: Tensor, place: Place) -> Tensor:
-            like, mask = tokens, hidden
-            acts = None if actions is None else actions[:, place[0]]
-            here = None if shown is None else (places.flat(like), places.hidden(shown[(slice(None), *place)]))
-            with self.progress_bar(total=steps) as bar:
-
-                def advance(step: int, tokens: Tensor, hidden: Tensor) -> None:
-                    bar.update()
-                    if callback is not None:
-                        callback(step, places.canvas(tokens, like), places.mask(hidden).view(mask.shape))
-
-                def told(done: Trace) -> None:
-                    if watch is not None:
-                        watch.after(done, place)
-
-                made = self.scheduler.decode(
-                    Predictor(self.transformer.eval(), labels, places.shape, acts, here),
-                    places.flat(like),
-                    places.hidden(mask),
-                    num_inference_steps,
-                    guidance_scale,
-                    generator,
-                    advance,
-                    grid=places.grid,
-                    critic=critic,
-                    draw=places.draw,
-                    trace=None if watch is None else told,
-                )
-            return places.canvas(made, like)
-
-        share = min(places.grid) // 2 if overlap is None else overlap
-        return complete_by_windows(window, canvas, mask, places.grid, share)
-
-    def _critic(self, labels: list[int] | None, places: TokenLayout) -> CriticScores | None:
-        """The scores of order ``critic``, for rows of `labels`."""
-        if self.scheduler.config.order != "critic":
-            return None
-        if self.critic is None:
-            raise ValueError(
-                "the scheduler's order is 'critic' and this pipeline has no critic: train one (`maskgen train "
-                "generation/critic_emoji`), give one (critic=...), or take another order"
-            )
-        return CriticScores(self.critic.eval(), labels, places.shape)
-
-    def check_output_type(self, output_type: str) -> None:
-        """Before anything is drawn."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-
-    def output(self, made: Tensor | list[Tensor], output_type: str, return_dict: bool) -> Any:
-        """Codes, or pixels (1, c, h, w) an image in [-1, 1], as the output that was asked for."""
+    def _output(self, made: Tensor | list[Tensor], output_type: str, return_dict: bool) -> Any:
+        """Tokens, or one tensor of pixels (1, c, h, w) in [-1, 1] per image -> the output type."""
         images: Any = made
-        if isinstance(made, Tensor) and output_type != "codes":
-            made = list(self.tokenizer.eval().decode(made).float().split(1))
-        if output_type == "pil":
-            images = [image for pixels in made for image in to_pil(pixels)]
-        elif output_type != "codes":
-            if len({pixels.shape for pixels in made}) > 1:
-                raise ValueError(f"images of several sizes are no one array: output_type='pil', not {output_type!r}")
-            unit = ((torch.cat(list(made)) + 1) / 2).clamp(0, 1)
-            images = unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
+        if output_type != "codes":
+            parts = list(self.decode(made).split(1)) if isinstance(made, Tensor) else made
+            if output_type == "pil":
+                images = [image for pixels in parts for image in to_pil(pixels)]
+            elif len({pixels.shape for pixels in parts}) > 1:
+                raise ValueError(
+                    f"the images differ in size and do not fit one array: use output_type='pil', not {output_type!r}"
+                )
+            else:
+                images = torch.cat(parts)
+                images = images.clamp(-1, 1) if output_type == "pixels" else to_unit(images)
+                images = images.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else images
         return MaskedImageOutput(images) if return_dict else (images,)
 
     def _on_step(
@@ -268,26 +478,3 @@ class MaskedImagePipeline(DiffusionPipeline):
             user(self, step, (step + 1) / total, {name: tensors[name] for name in inputs})
 
         return call
-
-    def labels_of(self, given: Any, copies: int) -> tuple[list[int] | None, int]:
-        """A label an image, and how many images."""
-        if given is None:
-            null = self.transformer.num_classes
-            return (None if null is None else [null] * copies), copies
-        if self.transformer.num_classes is None:
-            raise ValueError("this pipeline is unconditional: it takes no class_labels")
-        if isinstance(given, Tensor):
-            given = given.tolist()
-        single = isinstance(given, (int, str))
-        numbers = [self._number(label) for label in ([given] if single else given)]
-        return [number for number in numbers for _ in range(copies)], len(numbers) * copies
-
-    def _number(self, label: int | str) -> int:
-        names = self.class_names
-        if isinstance(label, str):
-            if label not in names:
-                raise ValueError(f"unknown class {label!r}: {nearest(label, names)}choose one of {', '.join(names)}")
-            return names.index(label)
-        if not 0 <= label < self.transformer.num_classes:
-            raise ValueError(f"class {label} is outside 0 to {self.transformer.num_classes - 1}")
-        return label

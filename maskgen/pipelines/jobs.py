@@ -1,10 +1,10 @@
-"""Tasks from files to files: what the commands run, one by one or as the rows of a CSV."""
+"""Image tasks from files to files: one task, or one task per row of a CSV."""
 
 from __future__ import annotations
 
 import csv
-import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,29 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskgen.images import save
-from maskgen.pipelines import editing
-from maskgen.pipelines.generate import class_label, parameters, pick_device
-from maskgen.pipelines.image import MaskedImagePipeline
-from maskgen.pipelines.trace import Tracer, film_for
+from maskgen.pipelines.generate import class_label, parameters
+from maskgen.pipelines.trace import film_for
 from maskgen.registry import choose, nearest
 
 
-def _sample(pipeline: Any, class_labels: Any = None, **options: Any) -> Any:
-    return pipeline(class_labels, **options)
+@dataclass(frozen=True)
+class Task:
+    """The settings of a task, by their names in :data:`SETTINGS`: those it needs and those it takes in addition."""
+
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
 
-# Task -> function of a pipeline. Sketch guidance and super-resolution belong here once they exist.
-TASKS: dict[str, Callable[..., Any]] = {
-    "sample": _sample,
-    "inpaint": editing.inpaint,
-    "outpaint": editing.outpaint,
-    "edit": editing.edit,
-    "vary": editing.vary,
-    "interpolate": editing.interpolate,
-    "join": editing.join,
+SHARED = ("class", "count", "steps", "guidance")  # settings of every task
+# Task -> its own settings. A task is a method of the pipeline; `sample` is the call of the pipeline itself.
+TASKS = {
+    "sample": Task(),
+    "inpaint": Task(("image", "mask"), ("dilation", "crop", "feather")),
+    "outpaint": Task(("image",), ("left", "top", "right", "bottom", "overlap", "dilation", "feather")),
+    "edit": Task(("image",), ("mask", "box", "grow", "dilation", "crop", "feather")),
+    "vary": Task(("image",), ("strength",)),
+    "interpolate": Task(("image", "image_2"), ("frames", "strength")),
+    "join": Task(("image", "image_2", "gap"), ("keep", "overlap", "feather")),
 }
 
 
@@ -44,7 +47,7 @@ def _dilation(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-# Setting -> the tasks' own name of it, and what reads it from a CSV's cell.
+# Setting -> the pipeline's name for it, and the function that reads it from text.
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "image": ("image", str),
     "image_2": ("image_2", str),
@@ -68,51 +71,66 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "crop": ("padding_mask_crop", int),
     "feather": ("feather", int),
 }
-EVERYWHERE = {"class_labels", "num_images_per_prompt", "num_inference_steps", "guidance_scale"}
 
 
-def load(model: str | Path | None, device: str) -> Any:
-    """The pipeline of a run, a folder or the Hub, on a device; the bundled one where None."""
-    return MaskedImagePipeline.from_pretrained(model).to(pick_device(device))
+@dataclass(frozen=True)
+class Call:
+    """A method of a pipeline with its arguments, checked and ready to run, and what its images keep about it.
+
+    method, arguments: ``method(**arguments)`` returns a `MaskedImageOutput`.
+    kept: the parameters that all images share.
+    seed: the seed of the first image.
+    one_seed: all images have this seed (the frames of an interpolation); otherwise image i has ``seed + i``.
+    """
+
+    method: Callable[..., Any]
+    arguments: dict[str, Any]
+    kept: dict[str, Any]
+    seed: int
+    one_seed: bool
+
+    def parameters(self, number: int) -> dict[str, Any]:
+        """What image `number` keeps about how it was made."""
+        return {**self.kept, "seed": self.seed + (0 if self.one_seed else number), "number": number}
 
 
-def make(
-    pipeline: Any,
-    task: str,
-    settings: Mapping[str, Any],
-    seed: int = 0,
-    trace: Tracer | None = None,
-    model: str | Path | None = None,
-) -> list[tuple[Image.Image, dict[str, Any]]]:
-    """Run one task; give its images, each with what made it.
+def prepare(
+    pipeline: Any, task: str, settings: Mapping[str, Any], seed: int = 0, model: str | Path | None = None
+) -> Call:
+    """Check the settings of a task and translate them to the arguments of the pipeline's method.
 
     Args:
-        task: of :data:`TASKS`.
-        settings: of :data:`SETTINGS`, as values or as text; None leaves a task's own default.
-        seed: image i is drawn with seed + i.
-        trace: told of every step.
-        model: as the images shall name it.
+        task: a name of :data:`TASKS`.
+        settings: names of :data:`SETTINGS` with values or text; None leaves the default of the method.
+        seed: image i is generated with seed + i; all frames of an interpolation are generated with `seed`.
+        model: the name of the pipeline in the images' parameters.
 
     Raises:
-        ValueError: an unknown task or setting, one that is missing or that the task does not have; what the task
-            raises.
+        ValueError: the task is unknown, or a setting is unknown, missing, or not a setting of this task.
     """
-    function = choose(TASKS, task, "task")
-    arguments = _arguments(task, function, {k: v for k, v in settings.items() if v is not None})
-    name = arguments.get("class_labels")
-    if name is not None:
-        arguments["class_labels"] = class_label(pipeline, name)
-    one = task == "interpolate"  # one random order for all frames
-    seeds = [seed] if one else [seed + i for i in range(arguments.get("num_images_per_prompt", 1))]
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
-    images = function(pipeline, **arguments, generator=generators[0] if one else generators, trace=trace).images
-    told = {k: v for k, v in settings.items() if not isinstance(v, Image.Image)}
-    made = {"task": task, **parameters(pipeline, model, told)}
-    each = seeds * len(images) if one else seeds
-    return [(image, {**made, "seed": s, "number": i}) for i, (image, s) in enumerate(zip(images, each))]
+    own = choose(TASKS, task, "task")
+    given = {name: value for name, value in settings.items() if value is not None}
+    names = [name for name in SETTINGS if name in (*SHARED, *own.needs, *own.takes)]
+    for name in given:
+        if name not in names:
+            raise ValueError(f"{task} has no {name!r}: {nearest(name, names)}it takes {', '.join(names)}")
+    if missing := [name for name in own.needs if name not in given]:
+        raise ValueError(f"{task} needs {', '.join(missing)}")
+    arguments = {SETTINGS[name][0]: _value(name, value) for name, value in given.items()}
+    if given.get("class") is not None:
+        arguments["class_labels"] = class_label(pipeline, given["class"])
+    elif task == "edit":
+        arguments["class_labels"] = None  # the method explains that it needs a class
+    one_seed = task == "interpolate"  # the frames share one random order
+    count = arguments.get("num_images_per_prompt", 1)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(1 if one_seed else count)]
+    arguments["generator"] = generators[0] if one_seed else generators
+    text = {name: value for name, value in settings.items() if not isinstance(value, Image.Image)}
+    kept = {"task": task, **parameters(pipeline, model, text)}
+    return Call(pipeline if task == "sample" else getattr(pipeline, task), arguments, kept, seed, one_seed)
 
 
-def perform(
+def run_task(
     pipeline: Any,
     task: str,
     settings: Mapping[str, Any],
@@ -121,72 +139,63 @@ def perform(
     trace: str | Path | None = None,
     model: str | Path | None = None,
 ) -> list[Path]:
-    """Run one task, write its images with what made them, and give their paths.
+    """Run one task and write its images, which keep how they were made.
 
     Args:
-        task, settings, seed, model: as :func:`make` takes them.
-        out: the ``.png`` file; where there are several, numbers go before the suffix.
-        trace: a ``.gif`` of the decode to write.
+        task, settings, seed, model: as in :func:`prepare`.
+        out: the ``.png`` file. If there are several images, a number is added to the name of each.
+        trace: a ``.gif`` to write, which shows the decode steps.
+
+    Returns:
+        The paths of the images, and of the trace if there is one.
 
     Raises:
-        ValueError: a result that is no ``.png``; what :func:`make` raises.
+        ValueError: `out` is not a ``.png``; or what :func:`prepare` and the task raise.
     """
     choose(TASKS, task, "task")
     out = Path(out)
     if out.suffix.lower() != ".png":
-        raise ValueError(f"the result {out} must end in .png, which keeps what made it")
+        raise ValueError(f"the result {out} must end in .png, the format that keeps how an image was made")
     film = film_for(trace)
-    made = make(pipeline, task, settings, seed, film, model)
-    numbered = len(made) > 1
-    paths = [
-        save(image, out.with_stem(f"{out.stem}_{i:03d}") if numbered else out, told)
-        for i, (image, told) in enumerate(made)
-    ]
+    call = prepare(pipeline, task, settings, seed, model)
+    images = call.method(**call.arguments, trace=film).images
+    names = [out if len(images) == 1 else out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(images))]
+    paths = [save(image, names[i], call.parameters(i)) for i, image in enumerate(images)]
     if film is not None and trace is not None:
-        paths.append(film.save(trace, pipeline.tokenizer))
+        paths.append(film.save(trace, pipeline.vqvae))
     return paths
 
 
-def _arguments(task: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by the task's own names."""
-    known = inspect.signature(function).parameters
-    inner = inspect.signature(editing.inpaint).parameters if task == "edit" else {}
-    allowed = EVERYWHERE | {*known, *inner} | ({"overlap"} if task in ("outpaint", "join") else set())
-    names = [n for n, (argument, _) in SETTINGS.items() if argument in allowed]
-    for setting in settings:
-        if setting not in names:
-            raise ValueError(f"{task} has no {setting!r}: {nearest(setting, names)}it takes {', '.join(names)}")
-    arguments = {SETTINGS[setting][0]: _value(setting, value) for setting, value in settings.items()}
-    needed = [n for n in names if n in ("image", "image_2", "mask", "gap") and SETTINGS[n][0] in known]
-    required = [n for n in needed if known[SETTINGS[n][0]].default is inspect.Parameter.empty]
-    if missing := [n for n in required if n not in settings]:
-        raise ValueError(f"{task} needs {', '.join(missing)}")
-    if task == "edit":
-        arguments.setdefault("class_labels", None)
-    return arguments
-
-
-def batch(
+def run_table(
     pipeline: Any,
     table: str | Path,
     out: str | Path,
     task: str = "inpaint",
-    model: str | Path | None = None,
     trace: str | Path | None = None,
-) -> list[Path]:
-    """One task a row of a CSV; give the paths written.
+    model: str | Path | None = None,
+) -> int:
+    """Run one task per row of a CSV.
 
-    Columns are ``task`` (else `task`), ``seed`` (else 0), ``out`` (a name in the folder `out`; else row_LINE.png) and
-    the settings of :data:`SETTINGS`; an empty cell leaves the default. Paths are relative to the CSV's folder. `trace`
-    is a folder for a GIF of each row's decode, named as the row's image.
+    The columns are ``task`` (default: `task`), ``seed`` (default: 0), ``out`` (a file name in the folder `out`,
+    default: row_LINE.png) and the names of :data:`SETTINGS`. An empty cell leaves the default. Paths are
+    relative to the folder of the CSV.
+
+    Args:
+        out: folder of the images.
+        task: the task of rows that do not name one.
+        trace: folder for a ``.gif`` of each row's decode steps, with the name of the row's image.
+        model: the name of the pipeline in the images' parameters.
+
+    Returns:
+        The number of images written.
 
     Raises:
-        ValueError: unknown columns, no rows; and after the last row, if some failed: their lines, why, and how many
-            images were written.
+        ValueError: the table has unknown columns or no rows; or, after the last row, some rows failed. The message
+            lists their lines, the reasons, and the number of images written.
     """
     table, out = Path(table), Path(out)
     rows = _rows(table)
-    paths: list[Path] = []
+    written = 0
     failed = []
     for line, row in tqdm(rows, desc="rows", unit="row"):
         try:
@@ -200,20 +209,15 @@ def batch(
             for key in cells.keys() & {"image", "image_2", "mask"}:
                 cells[key] = str(table.parent / cells[key])
             film = None if trace is None else Path(trace) / Path(name).with_suffix(".gif")
-            paths += perform(pipeline, kind, cells, out / name, seed, film, model)
-        except (ValueError, OSError, RuntimeError) as error:  # one bad row loses nothing of the others
+            written += len(run_task(pipeline, kind, cells, out / name, seed, film, model)) - (film is not None)
+        except (ValueError, OSError, RuntimeError) as error:  # the other rows still run
             failed.append(f"line {line}: {error}")
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(rows)} rows of {table} failed; {images_in(paths)} images are in {out}\n  - "
+            f"{len(failed)} of {len(rows)} rows of {table} failed; {written} images are in {out}\n  - "
             + "\n  - ".join(failed)
         )
-    return paths
-
-
-def images_in(paths: list[Path]) -> int:
-    """How many of the files that a task wrote are no traces."""
-    return sum(path.suffix != ".gif" for path in paths)
+    return written
 
 
 def _rows(table: Path) -> list[tuple[int, dict[Any, Any]]]:
@@ -225,7 +229,7 @@ def _rows(table: Path) -> list[tuple[int, dict[Any, Any]]]:
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader if any(row.values())]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table} is no CSV in UTF-8: {error}") from error
+        raise ValueError(f"{table} is not a CSV file in UTF-8: {error}") from error
     allowed = ["task", "seed", "out", *SETTINGS]
     for name in columns:
         if name not in allowed:
@@ -235,13 +239,13 @@ def _rows(table: Path) -> list[tuple[int, dict[Any, Any]]]:
     return rows
 
 
-def _value(setting: str, given: Any) -> Any:
-    """A setting that may be text."""
-    read = SETTINGS[setting][1]
+def _value(name: str, given: Any) -> Any:
+    """The value of a setting that may be text."""
+    read = SETTINGS[name][1]
     if not isinstance(given, str) or read is str:
         return given
     try:
         return read(given)
     except ValueError:
-        wanted = {"box": "left,top,right,bottom", "dilation": "a number or auto"}.get(setting, "a number")
-        raise ValueError(f"{setting} is {given!r}; give {wanted}") from None
+        wanted = {"box": "left,top,right,bottom", "dilation": "a number or auto"}.get(name, "a number")
+        raise ValueError(f"{name} is {given!r}; give {wanted}") from None

@@ -2,86 +2,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from maskgen.conditioning import stack
 from maskgen.decoding.loop import Step
 from maskgen.transformer.autoregressive import CausalTransformer
-from maskgen.transformer.model import MaskTransformer
+from maskgen.transformer.model import MaskTransformer, Prepared
 
 CACHED = 2**18  # tokens x width whose activations the caches of a processor's core hold
 
 
-class Predictor:
-    """Logits of `transformer` for rows of `labels`, guided as ``u + s (c - u)``.
+def given_of(labels: list[int] | None) -> dict[str, Tensor]:
+    """The input of a conditioner of labels, one per row; empty where there are none."""
+    return {} if labels is None else {"label": torch.tensor(labels)}
 
-    Conditional and unconditional rows go together; a step of scale 1 makes no unconditional pass.
-    Rows of one class on a blank canvas are computed once (exact: they are the same input).
-    What the classes do to the network is computed once for all steps.
+
+class Predictor:
+    """Logits of `transformer` for rows under their conditions, guided as ``u + s (c - u)``.
+
+    Conditional and unconditional rows go together; a step of scale 1 makes no unconditional pass. Rows of equal
+    conditions on a blank canvas are computed once (this is exact: they are the same input). The conditions are prepared
+    once for all steps.
 
     Args:
         transformer: the model.
-        labels: a class a row, or None for an unconditional model (guidance then has no meaning).
         grid: of the tokens.
-        actions: float (rows, t, a), of a model that reads them.
-        shown: tokens (rows, n) or (rows, n, d), and bool (rows, n) where they stand instead of the mask token as long
-            as the place is hidden: a condition's (MAGVIT).
+        given: the inputs of the model's conditioners by name, each with one entry per row; missing ones are null.
+        rows: of the batch.
+        shown: tokens (rows, n) or (rows, n, d), and bool (rows, n) where they replace the mask token while the position
+            is hidden (COMMIT of MAGVIT).
     """
 
     def __init__(
         self,
         transformer: MaskTransformer,
-        labels: list[int] | None,
         grid: tuple[int, ...],
-        actions: Tensor | None = None,
+        given: Mapping[str, Any] | None = None,
+        rows: int = 1,
         shown: tuple[Tensor, Tensor] | None = None,
     ):
-        self.transformer, self.grid, self.actions, self.shown = transformer, grid, actions, shown
-        self.conditional = labels is not None
-        self.conditions: Tensor | None = None
-        if labels is not None:
-            self.device = next(transformer.parameters()).device
-            both = [*labels, *[transformer.null_class] * len(labels)]
-            with torch.no_grad():  # they depend on the classes alone: once for all steps
-                self.conditions = transformer.conditions(torch.tensor(both, device=self.device), len(both))
-            self.distinct = {guided: self._distinct(both if guided else labels) for guided in (False, True)}
+        self.transformer, self.grid, self.shown = transformer, grid, shown
+        device = next(transformer.parameters()).device
+        given = {name: value.to(device) for name, value in (given or {}).items() if value is not None}
+        positions = grid[:-1] if transformer.codes_per_position > 1 else grid
+        self.guided = transformer.conditioner.guided
+        with torch.no_grad():
+            both = [transformer.conditioner(given, rows, positions)]
+            if self.guided:
+                both.append(transformer.conditioner.null(given, rows, positions))
+            there = [conditioning for conditioning in both if conditioning is not None]
+            conditions = stack(there) if there else None
+            self.conditions: Prepared | None = None
+            if conditions is not None:
+                self.conditions = transformer.prepare(conditions, rows * len(both), positions)
+        self.keys: Any = [0] * rows if conditions is None else conditions.keys
+        self.device = device
 
     def __call__(self, step: Step) -> Tensor:
-        guided = self.conditional and step.guidance_scale != 1
-        alike = step.blank and self.actions is None and self.shown is None
+        guided = self.guided and step.guidance_scale != 1
+        alike = step.blank and self.shown is None and self.keys is not None
         logits = self._blank(step, guided) if alike else self._logits(step, guided)
         if not guided:
             return logits
         c, u = logits.chunk(2)
         return torch.lerp(u, c, step.guidance_scale)
 
-    def _distinct(self, labels: list[int]) -> tuple[Tensor, Tensor]:
-        """The first row of each class that occurs, and which of them each row is."""
-        once = list(dict.fromkeys(labels))
-        first, rows = [labels.index(label) for label in once], [once.index(label) for label in labels]
-        return torch.tensor(first, device=self.device), torch.tensor(rows, device=self.device)
-
     def _blank(self, step: Step, guided: bool) -> Tensor:
-        """Each class once, at all places; every row then takes its own, where it is asked."""
-        conditions, rows = None, step.positions.new_zeros(len(step.tokens))
-        if self.conditions is not None:
-            first, rows = self.distinct[guided]
-            conditions = self.conditions[first]
-        hidden = step.hidden[:1].expand(1 if conditions is None else len(conditions), -1)
+        """Each distinct condition once, at all positions; every row then takes its own, where it is asked."""
+        assert self.keys is not None
+        keys = self.keys[: len(step.tokens) * (2 if guided else 1)]
+        once = list(dict.fromkeys(keys))
+        first = torch.tensor([keys.index(key) for key in once], device=self.device)
+        rows = torch.tensor([once.index(key) for key in keys], device=self.device)
+        conditions = None if self.conditions is None else self.conditions.rows(first)
+        hidden = step.hidden[:1].expand(len(once), -1)
         tokens = step.tokens.new_zeros(len(hidden), *step.tokens.shape[1:])
         logits = by_rows(self.transformer, tokens, hidden, conditions, None, self.grid)
         return logits[rows[:, None], step.positions.repeat(len(rows) // len(step.positions), 1)]
 
     def _logits(self, step: Step, guided: bool) -> Tensor:
-        """Every row at its hidden positions, and again without its class where guided."""
+        """Every row at its hidden positions, and again without its optional conditions where guided."""
         copies = 2 if guided else 1
         tokens, hidden, positions = (torch.cat([x] * copies) for x in (*self._seen(step), step.positions))
-        conditions = None if self.conditions is None else self.conditions[: len(tokens)]
-        actions = None if self.actions is None else torch.cat([self.actions] * copies)
-        return by_rows(self.transformer, tokens, hidden, conditions, positions, self.grid, actions)
+        conditions = None if self.conditions is None else self.conditions.rows(slice(0, len(tokens)))
+        return by_rows(self.transformer, tokens, hidden, conditions, positions, self.grid)
 
     def _seen(self, step: Step) -> tuple[Tensor, Tensor]:
-        """What stands at each place, and where the mask token does."""
+        """The token at each position, and where the mask token replaces it."""
         if self.shown is None:
             return step.tokens, step.hidden
         shown, where = self.shown
@@ -93,20 +104,18 @@ def by_rows(
     transformer: MaskTransformer,
     tokens: Tensor,
     hidden: Tensor,
-    conditions: Tensor | None,
+    conditions: Prepared | None,
     positions: Tensor | None,
     grid: tuple[int, ...],
-    actions: Tensor | None = None,
 ) -> Tensor:
-    """Predictions; on a processor a few rows at a time, so that what they make stays in its caches."""
+    """Predictions; on a CPU for a few rows at a time, so that the activations stay in its caches."""
 
     def some(rows: slice) -> Tensor:
         return transformer(
             tokens[rows].unflatten(1, grid),
             hidden[rows].unflatten(1, grid),
+            None if conditions is None else conditions.rows(rows),
             predict_at=None if positions is None else positions[rows],
-            conditions=None if conditions is None else conditions[rows],
-            actions=None if actions is None else actions[rows],
         ).predictions
 
     size = tokens.shape[1] * transformer.config.width
@@ -115,23 +124,27 @@ def by_rows(
 
 
 class CriticScores:
-    """A transformer of one prediction a token as the `critic` of the decode loop: how real each token looks, a logit.
+    """A transformer of one prediction per token as the `critic` of the decode loop: how real each token looks, a logit.
 
     Args:
         network: trained by :class:`maskgen.training.stages.critic.CriticStage`.
-        labels: a class a row, or None for an unconditional one.
         grid: of the tokens.
+        given: the inputs of its conditioners by name.
+        rows: of the batch.
     """
 
-    def __init__(self, network: MaskTransformer, labels: list[int] | None, grid: tuple[int, ...]):
-        self.network, self.grid, self.conditions = network, grid, None
-        if labels is not None:
-            with torch.no_grad():
-                given = torch.tensor(labels, device=next(network.parameters()).device)
-                self.conditions = network.conditions(given, len(labels))
+    def __init__(
+        self, network: MaskTransformer, grid: tuple[int, ...], given: Mapping[str, Any] | None = None, rows: int = 1
+    ):
+        self.network, self.grid = network, grid
+        device = next(network.parameters()).device
+        positions = grid[:-1] if network.codes_per_position > 1 else grid
+        read = {name: value.to(device) for name, value in (given or {}).items() if name in network.conditioner}
+        with torch.no_grad():
+            self.conditions = network.prepare(network.conditioner(read, rows, positions), rows, positions)
 
     def __call__(self, tokens: Tensor, drawn: Tensor) -> Tensor:
-        """Scores (b, n); which tokens were drawn just now it does not look at."""
+        """Scores (b, n) of all tokens; they do not depend on which tokens were sampled in this step (`drawn`)."""
         return by_rows(self.network, tokens, torch.zeros_like(drawn), self.conditions, None, self.grid)[..., 0]
 
 
@@ -140,28 +153,33 @@ class NextPredictor:
 
     Args:
         transformer: the model.
-        labels: a class a row, or None for an unconditional model.
-        guided: keep unconditional rows beside, which a guidance scale other than 1 needs from the first token on.
-        rows: how many, where `labels` is None.
+        given: the inputs of its conditioners by name, each with one entry per row; missing ones are null.
+        rows: of the batch.
+        guided: also keep unconditional rows, which a guidance scale other than 1 needs from the first token on.
     """
 
     def __init__(
-        self, transformer: CausalTransformer, labels: list[int] | None = None, guided: bool = False, rows: int = 1
+        self,
+        transformer: CausalTransformer,
+        given: Mapping[str, Any] | None = None,
+        rows: int = 1,
+        guided: bool = False,
     ):
-        self.transformer, self.guided = transformer, guided and labels is not None
+        self.transformer, self.guided = transformer, guided and transformer.conditioner.guided
         device = next(transformer.parameters()).device
-        both = None
-        if labels is not None:
-            none = [transformer.null_class] * len(labels) if self.guided else []
-            both, rows = torch.tensor([*labels, *none], device=device), len(labels) + len(none)
+        given = {name: value.to(device) for name, value in (given or {}).items()}
+        conditioner, grid = transformer.conditioner, transformer.grid
         with torch.no_grad():
-            self.conditions = transformer.conditions(both, rows)
-        self.past = transformer.room(rows)
+            both = [conditioner(given, rows, grid)]
+            both += [conditioner.null(given, rows, grid)] if self.guided else []
+            there = [conditioning for conditioning in both if conditioning is not None]
+            self.modulation = transformer.prepare(stack(there) if there else None, rows * len(both))
+        self.past = transformer.room(rows * len(both))
 
     def __call__(self, codes: Tensor | None, guidance_scale: float) -> Tensor:
         if codes is not None and self.guided:
             codes = codes.repeat(2)
-        logits = self.transformer.step(codes, self.conditions, self.past).float()
+        logits = self.transformer.step(codes, self.modulation, self.past).float()
         if not self.guided:
             return logits
         c, u = logits.chunk(2)

@@ -1,4 +1,4 @@
-"""Images from the autoregressive baseline: one token after the other."""
+"""Samples of the autoregressive baseline, generated one token after the other."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from maskgen.transformer.autoregressive import CausalTransformer
 
 
 @torch.no_grad()
-def draw_raster(
+def sample_raster(
     tokenizer: Tokenizer,
     transformer: CausalTransformer,
     labels: Sequence[int] | None,
     generator: Generators = None,
     guidance_scale: float = 1.0,
     guidance_schedule: Literal["constant", "linear", "cosine", "power"] = "constant",
-    draw_temperature: float = 1.0,
+    temperature: float = 1.0,
     count: int = 1,
 ) -> Float[Tensor, "n c *size"]:
-    """Pixels in [-1, 1], an image or clip a label, or `count` of an unconditional model.
+    """Generate one image or clip per label, or `count` with an unconditional model.
 
     Args:
-        generator: one, or a list of one an image.
-        guidance_scale, guidance_schedule, draw_temperature: as in :func:`decode_raster`.
+        generator: one generator, or a list with one per image.
+        guidance_scale, guidance_schedule, temperature: see
+            :func:`maskgen.decoding.autoregressive.decode_raster`.
+
+    Returns:
+        float32 pixels (n, c, *size) in about [-1, 1], not clipped.
     """
     rows = count if labels is None else len(labels)
     canvas = torch.zeros(rows, transformer.tokens, dtype=torch.long, device=next(transformer.parameters()).device)
-    predict = NextPredictor(
-        transformer.eval(), None if labels is None else list(labels), guided=guidance_scale != 1, rows=rows
-    )
+    given = {} if labels is None else {"label": torch.tensor(list(labels))}
+    predict = NextPredictor(transformer.eval(), given, rows, guided=guidance_scale != 1)
     codes = decode_raster(
         predict,
         canvas,
         torch.ones_like(canvas, dtype=torch.bool),
-        draw_temperature=draw_temperature,
+        temperature=temperature,
         guidance_scale=guidance_scale,
         guidance_schedule=guidance_schedule,
         generator=generator,

@@ -1,4 +1,4 @@
-"""Watching a decode: each step's tokens and the confidence in them, and a moving image of it."""
+"""Traces of a decode: the tokens and their confidence after each step, and an animation of them."""
 
 from __future__ import annotations
 
@@ -17,48 +17,49 @@ from torch import Tensor
 from maskgen.decoding.loop import Trace
 from maskgen.images import grid
 from maskgen.pipelines.tokens import TokenLayout
+from maskgen.tasks.windows import Window
 from maskgen.tokenizer.model import Tokenizer
 
 Tracer = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Watch:
-    """Tells a tracer of a canvas after every step, wherever in it a window is being decoded.
+    """Calls a tracer with the whole canvas after every step of any window.
 
     Args:
-        trace: called with tokens (b, *grid, ...) as the tokenizer has them, bool hidden (b, *grid) and float confidence
-            (b, *grid): the probability that the model gave each token when it was last drawn, NaN where it was given
-            (of densities, and where the scheduler ranks logits, their exponential, 1 at most). First with the canvas
-            itself, then after each step.
-        canvas, mask: what is to be completed.
-        places: what a place holds.
+        trace: called before the first step and after each step, with the tokens (b, *grid, ...) as the tokenizer gives
+            them, bool hidden (b, *grid), and float confidence (b, *grid). The confidence is the probability with which
+            the model sampled the token last, and NaN if the canvas gave it. For densities, and if the scheduler ranks
+            logits, it is their exponential, at most 1.
+        canvas, mask: the tokens to complete and their mask.
+        layout: the layout of the tokens.
     """
 
     def __init__(
-        self, trace: Tracer, canvas: Shaped[Tensor, "b *tokens"], mask: Bool[Tensor, "b *grid"], places: TokenLayout
+        self, trace: Tracer, canvas: Shaped[Tensor, "b *tokens"], mask: Bool[Tensor, "b *grid"], layout: TokenLayout
     ):
-        self.trace, self.tokens, self.hidden, self.places = trace, canvas.clone(), mask.clone(), places
+        self.trace, self.tokens, self.hidden, self.layout = trace, canvas.clone(), mask.clone(), layout
         self.confidence = torch.full(mask.shape, torch.nan, device=canvas.device)
-        self._tell()
+        self._report()
 
-    def after(self, done: Trace, place: tuple[slice, ...]) -> None:
-        """A step is done in the window at `place`."""
-        window = (slice(None), *place)
-        self.tokens[window] = self.places.canvas(done.tokens, self.tokens[window])
-        self.hidden[window] = self.places.mask(done.hidden).view(self.hidden[window].shape)
-        found = self.places.confidence(done.confidence).exp().clamp(max=1).view(self.confidence[window].shape)
-        self.confidence[window] = torch.where(found.isnan(), self.confidence[window], found)
-        self._tell()
+    def after(self, done: Trace, window: Window) -> None:
+        """Take over the result of a step in a window."""
+        at = (slice(None), *window)
+        self.tokens[at] = self.layout.canvas(done.tokens, self.tokens[at])
+        self.hidden[at] = self.layout.mask(done.hidden, self.hidden[at])
+        found = self.layout.confidence(done.confidence, self.hidden[at]).exp().clamp(max=1)
+        self.confidence[at] = torch.where(found.isnan(), self.confidence[at], found)
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self.trace(self.tokens.clone(), self.hidden.clone(), self.confidence.clone())
 
 
 class DecodeTrace:
-    """A tracer that keeps every step and draws them.
+    """A tracer that keeps every step and renders the steps as images.
 
     Args:
-        limit: so many images of the batch at most.
+        limit: the largest number of images of the batch that it keeps.
     """
 
     def __init__(self, limit: int = 8):
@@ -68,26 +69,26 @@ class DecodeTrace:
     def __call__(
         self, tokens: Shaped[Tensor, "b *tokens"], hidden: Bool[Tensor, "b *grid"], confidence: Float[Tensor, "b *grid"]
     ) -> None:
-        if not self.steps or self.steps[0][0].shape == tokens[: self.limit].shape:  # of several batches the first
+        if not self.steps or self.steps[0][0].shape == tokens[: self.limit].shape:  # only the first of several batches
             self.steps.append((tokens[: self.limit], hidden[: self.limit], confidence[: self.limit]))
 
     def frames(self, tokenizer: Tokenizer, side: int = 192) -> list[Image.Image]:
-        """An image a step: what is decided so far with the hidden tokens grey, and beside it the confidence in each
-        token from blue (0) to yellow (1), light grey where the token was given.
+        """One image per step: the decoded tokens with hidden ones in grey, and to the right the confidence of each token
+        from blue (0) to yellow (1), in light grey if the canvas gave the token.
 
         Args:
-            side: about so many pixels high is each image.
+            side: the approximate height of each image in pixels.
 
         Raises:
-            ValueError: no step was seen, or tokens that have no place in the image.
+            ValueError: no step was traced, or the tokens have no position in the image.
         """
         if not self.steps:
-            raise ValueError("no decode was traced; hand this object to a pipeline's call as trace=")
+            raise ValueError("no decode was traced; give this object to a task of a pipeline as trace=")
         last = len(self.steps) - 1
         return [self.frame(tokenizer, i, side, last) for i in range(len(self.steps))]
 
     def save(self, path: str | Path, tokenizer: Tokenizer, side: int = 192, seconds: float = 0.35) -> Path:
-        """An animated GIF of :meth:`frames`, `seconds` each, the last one longer."""
+        """Write an animated GIF of :meth:`frames`; each one lasts `seconds`, and the last one longer."""
         path = Path(path)
         frames = [np.asarray(frame) for frame in self.frames(tokenizer, side)]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,10 +98,10 @@ class DecodeTrace:
 
     @torch.no_grad()
     def frame(self, tokenizer: Tokenizer, number: int, side: int = 192, last: int | None = None) -> Image.Image:
-        """One of :meth:`frames`: step `number` (0: before the first) of `last`, where that is known."""
+        """One of :meth:`frames`: step `number` (0 is before the first step) of `last`, if that is known."""
         tokens, hidden, confidence = self.steps[number]
         if hidden.ndim != 3:
-            raise ValueError("1-D tokens have no place in the image: their decode cannot be drawn")
+            raise ValueError("1-D tokens have no position in the image: their decode cannot be shown")
         made = tokenizer.decode(tokens).float().cpu().clamp(-1, 1).expand(-1, 3, -1, -1)
         size = (made.shape[2], made.shape[3])
         hole = F.interpolate(hidden[:, None].float().cpu(), size, mode="nearest") > 0
@@ -117,10 +118,10 @@ class DecodeTrace:
 
 
 def film_for(path: str | Path | None) -> DecodeTrace | None:
-    """What fills the file that was asked for, checked before anything is drawn.
+    """A trace for the file `path`, or None without a file; the name is checked before any work is done.
 
     Raises:
-        ValueError: its name does not end in .gif.
+        ValueError: the name does not end in .gif.
     """
     if path is not None and Path(path).suffix.lower() != ".gif":
         raise ValueError(f"the trace {path} must end in .gif")

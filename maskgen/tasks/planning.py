@@ -58,8 +58,8 @@ def rollout_cost(
         videos = known.expand(n, -1, -1, -1, -1)
         noise = [torch.Generator().manual_seed(seed) for _ in range(n)]
         given = {"actions": torch.cat([past.expand(n, -1, -1), actions, last], 1), "generator": noise}
-        frames = pipeline.predict(videos, horizon, **given, output_type="pt", **options).frames
-        return goal_distance(frames[:, -1].cpu() * 2 - 1, goal)
+        frames = pipeline.predict(videos, horizon, **given, output_type="pixels", **options).frames
+        return goal_distance(frames[:, :, -1].cpu(), goal)
 
     return cost
 

@@ -1,31 +1,35 @@
-"""Videos whose time goes one way: the causal 3-D VQGAN (MAGVIT-v2, Yu et al. 2023, arXiv:2310.05737, section 3.2).
+"""Causal 3-D convolutions for videos: the VQGAN of MAGVIT-v2 (Yu et al. 2023, arXiv:2310.05737, section 3.2).
 
-A latent frame sees the frames up to its own last one and none after. The first frame stands alone, so that an image is
-a video of one frame: with time shortened f times, 1 + f m frames are 1 + m latent frames.
+A latent frame depends on the frames up to its own last one and on none after it. The first frame is encoded alone, so
+an image is a video of one frame: with time shortened f times, 1 + f m frames become 1 + m latent frames.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from maskgen.tokenizer.layers import group_norm, token_grid
+from maskgen.tokenizer.layers import Level, Middle, group_norm, token_grid
 
 
 class CausalConv(nn.Module):
-    """A 3-D convolution padded with zeros before the first frame, and around each frame as "same" is.
+    """A 3-D convolution padded with zeros before the first frame, and with "same" padding within each frame.
 
-    With a stride of 2 a frame is padded right and below, as :class:`maskgen.tokenizer.layers.Downsample` does.
+    With a stride of 2 a frame is padded at the right and below, as in :class:`maskgen.tokenizer.layers.Downsample`.
 
     Args:
         kernel, stride: (time, space).
     """
 
-    def __init__(self, before: int, after: int, kernel: tuple[int, int] = (3, 3), stride: tuple[int, int] = (1, 1)):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, int] = (3, 3), stride: tuple[int, int] = (1, 1)
+    ):
         super().__init__()
         (t, s), (step, stride_s) = kernel, stride
-        self.conv = nn.Conv3d(before, after, (t, s, s), (step, stride_s, stride_s))
+        self.conv = nn.Conv3d(in_channels, out_channels, (t, s, s), (step, stride_s, stride_s))
         first = (s - stride_s) // 2
         self.padding = (first, s - stride_s - first) * 2 + (t - 1, 0)
 
@@ -34,11 +38,11 @@ class CausalConv(nn.Module):
 
 
 class FrameNorm(nn.Module):
-    """GroupNorm of each frame by itself: statistics over time would show the past what comes after."""
+    """GroupNorm of each frame on its own: statistics over time would let a frame depend on later ones."""
 
-    def __init__(self, channels: int, groups: int):
+    def __init__(self, channels: int, norm_groups: int):
         super().__init__()
-        self.norm = group_norm(channels, groups)
+        self.norm = group_norm(channels, norm_groups)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         frames = x.transpose(1, 2)
@@ -46,21 +50,25 @@ class FrameNorm(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """Norm - SiLU - convolution, twice, beside a shortcut."""
+    """Norm, SiLU and convolution, twice, with a skip connection."""
 
-    def __init__(self, before: int, after: int, groups: int):
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int):
         super().__init__()
-        self.norm1, self.conv1 = FrameNorm(before, groups), CausalConv(before, after)
-        self.norm2, self.conv2 = FrameNorm(after, groups), CausalConv(after, after)
-        self.shortcut = nn.Identity() if before == after else nn.Conv3d(before, after, 1)
+        self.norm1, self.conv1 = FrameNorm(in_channels, norm_groups), CausalConv(in_channels, out_channels)
+        self.norm2, self.conv2 = FrameNorm(out_channels, norm_groups), CausalConv(out_channels, out_channels)
+        same = in_channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
         h = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
 class CausalUpsample(nn.Module):
-    """Double height and width, with `time` also time: each frame but the first becomes two; then a convolution."""
+    """Double height and width, followed by a convolution.
+
+    With `time` the time is doubled too: each frame but the first becomes two.
+    """
 
     def __init__(self, channels: int, time: bool):
         super().__init__()
@@ -73,22 +81,23 @@ class CausalUpsample(nn.Module):
 
 
 class CausalEncoder(nn.Module):
-    """Residual levels, each but the last followed by a halving of height and width; the last `temporal` halvings also
-    halve time.
+    """The encoder of MAGVIT-v2: levels of residual blocks, each but the last with a halving of height and width.
+
+    The last `temporal` halvings also halve the time.
 
     Args:
-        channels: of a frame.
+        latent_dim: channels of the latents (given by the quantizer).
+        channels: channels of a frame.
         width: channels after the first convolution.
-        multipliers: one a level; level i has ``width * multipliers[i]`` channels.
-        blocks: residual blocks a level.
-        temporal: how many of the halvings are of time too; time is shortened 2^temporal times.
-        middle_blocks: residual blocks at the coarsest level, after it.
-        patch: frames are first folded ``patch x patch`` into channels.
-        groups: of the norms.
-        latent_dim: channels of the latents.
+        multipliers: one per level; level i has ``width * multipliers[i]`` channels.
+        blocks: number of residual blocks per level.
+        temporal: the number of halvings that also halve the time, which becomes 2^temporal times shorter.
+        middle_blocks: number of residual blocks after the coarsest level.
+        patch: the side of the patches of pixels that are first folded into channels, in each frame.
+        norm_groups: groups of GroupNorm; 0 normalises each position on its own.
 
     Raises:
-        ValueError: more halvings of time than there are halvings.
+        ValueError: `temporal` is larger than the number of halvings.
     """
 
     takes_videos = True
@@ -103,24 +112,26 @@ class CausalEncoder(nn.Module):
         temporal: int = 2,
         middle_blocks: int = 2,
         patch: int = 1,
-        groups: int = 32,
+        norm_groups: int = 32,
     ):
         super().__init__()
         halvings = _halvings(multipliers, temporal)
         self.channels, self.patch = channels, patch
         self.downsampling, self.temporal_downsampling = patch * 2 ** len(halvings), 2**temporal
         widths = [width * m for m in multipliers]
-        layers: list[nn.Module] = [CausalConv(channels * patch**2, width)]
+        self.conv_in = CausalConv(channels * patch**2, width)
+        self.down = nn.ModuleList()
         for i, (before, w) in enumerate(zip([width, *widths], widths)):
-            layers += [CausalBlock(before if j == 0 else w, w, groups) for j in range(blocks)]
+            level = _level(before, w, blocks, norm_groups)
             if i < len(halvings):
-                layers.append(CausalConv(w, w, *(((3, 3), (2, 2)) if halvings[i] else ((1, 3), (1, 2)))))
-        layers += [CausalBlock(widths[-1], widths[-1], groups) for _ in range(middle_blocks)]
-        layers += [FrameNorm(widths[-1], groups), nn.SiLU(), nn.Conv3d(widths[-1], latent_dim, 1)]
-        self.layers = nn.Sequential(*layers)
+                level.downsample = CausalConv(w, w, *(((3, 3), (2, 2)) if halvings[i] else ((1, 3), (1, 2))))
+            self.down.append(level)
+        self.mid = _middle(widths[-1], middle_blocks, norm_groups)
+        self.norm_out = FrameNorm(widths[-1], norm_groups)
+        self.conv_out = nn.Conv3d(widths[-1], latent_dim, 1)
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Token grid (h, w) of an image (H, W), (t, h, w) of a video (T, H, W).
+        """The token grid (h, w) of an image (H, W), or (t, h, w) of a video (T, H, W).
 
         Raises:
             ValueError: a side is not a positive multiple of the downsampling factor, or T is not 1 + f m.
@@ -129,7 +140,7 @@ class CausalEncoder(nn.Module):
         if any((t - 1) % self.temporal_downsampling for t in frames):
             (t,), f = frames, self.temporal_downsampling
             raise ValueError(
-                f"{t} frames: this tokenizer takes 1 + {f} m of them (the first alone, then {f} a token); give "
+                f"{t} frames: this tokenizer takes 1 + {f} m of them (the first alone, then {f} per token); give "
                 f"{1 + (t - 1) // f * f} or {1 + -(-(t - 1) // f) * f}"
             )
         return (
@@ -138,7 +149,7 @@ class CausalEncoder(nn.Module):
         )
 
     def size(self, grid: tuple[int, ...]) -> tuple[int, ...]:
-        """The inverse of :meth:`grid`."""
+        """The size of the image or video with this token grid: the inverse of :meth:`grid`."""
         *frames, h, w = grid
         times = (1 + (t - 1) * self.temporal_downsampling for t in frames)
         return (*times, h * self.downsampling, w * self.downsampling)
@@ -147,13 +158,17 @@ class CausalEncoder(nn.Module):
         if pixels.ndim == 4:
             return self(pixels[:, :, None])[:, :, 0]
         frames = F.pixel_unshuffle(pixels.transpose(1, 2), self.patch)
-        return self.layers(frames.transpose(1, 2))
+        h = self.conv_in(frames.transpose(1, 2))
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class CausalDecoder(nn.Module):
-    """The encoder's mirror; its arguments are the encoder's. `output` is the last convolution.
+    """The decoder of MAGVIT-v2, which mirrors :class:`CausalEncoder`; its arguments mean the same.
 
-    Frame j too sees no later latents than its own, so the beginning of a video can be decoded before the rest is made.
+    Frame j depends on no latent frame after its own, so the beginning of a video can be decoded before its end is
+    known.
     """
 
     takes_videos = True
@@ -168,32 +183,49 @@ class CausalDecoder(nn.Module):
         temporal: int = 2,
         middle_blocks: int = 2,
         patch: int = 1,
-        groups: int = 32,
+        norm_groups: int = 32,
     ):
         super().__init__()
         halvings = _halvings(multipliers, temporal)
         self.patch, self.temporal_downsampling = patch, 2**temporal
         widths = [width * m for m in multipliers]
-        layers: list[nn.Module] = [CausalConv(latent_dim, widths[-1])]
-        layers += [CausalBlock(widths[-1], widths[-1], groups) for _ in range(middle_blocks)]
+        self.conv_in = CausalConv(latent_dim, widths[-1])
+        self.mid = _middle(widths[-1], middle_blocks, norm_groups)
+        self.up = nn.ModuleDict()  # from the coarsest level to the finest, each under its number
         for i in reversed(range(len(widths))):
-            before = widths[min(i + 1, len(widths) - 1)]
-            layers += [CausalBlock(before if j == 0 else widths[i], widths[i], groups) for j in range(blocks)]
+            level = _level(widths[min(i + 1, len(widths) - 1)], widths[i], blocks, norm_groups)
             if i > 0:
-                layers.append(CausalUpsample(widths[i], halvings[i - 1]))
-        self.layers = nn.Sequential(*layers, FrameNorm(widths[0], groups), nn.SiLU())
-        last = CausalConv(widths[0], channels * patch**2)
-        self.last_padding, self.output = last.padding, last.conv
+                level.upsample = CausalUpsample(widths[i], halvings[i - 1])
+            self.up[str(i)] = level
+        self.norm_out = FrameNorm(widths[0], norm_groups)
+        self.conv_out = CausalConv(widths[0], channels * patch**2)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that gives the pixels."""
+        return self.conv_out.conv
 
     def forward(self, latents: Float[Tensor, "b d *t h w"]) -> Float[Tensor, "b c *t2 H W"]:
         if latents.ndim == 4:
             return self(latents[:, :, None])[:, :, 0]
-        made = self.output(F.pad(self.layers(latents), self.last_padding))
-        return F.pixel_shuffle(made.transpose(1, 2), self.patch).transpose(1, 2)
+        h = self.mid(self.conv_in(latents))
+        for level in self.up.values():
+            h = level(h)
+        pixels = self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(pixels.transpose(1, 2), self.patch).transpose(1, 2)
+
+
+def _level(in_channels: int, out_channels: int, count: int, norm_groups: int) -> Level:
+    widths = [in_channels, *[out_channels] * count]
+    return Level([CausalBlock(before, after, norm_groups) for before, after in pairwise(widths)], [])
+
+
+def _middle(width: int, count: int, norm_groups: int) -> Middle:
+    return Middle([CausalBlock(width, width, norm_groups) for _ in range(count)], None)
 
 
 def _halvings(multipliers: list[int], temporal: int) -> list[bool]:
-    """Of each halving whether it halves time too."""
+    """For each halving of height and width, whether it also halves the time."""
     count = len(multipliers) - 1
     if not 0 <= temporal <= count:
         raise ValueError(f"temporal {temporal} must lie between 0 and the {count} halvings of {multipliers}")

@@ -1,4 +1,4 @@
-"""Which images make the batch of which step: a pure function, so that a resumed run sees what it would have seen."""
+"""The images of each batch, as a pure function of the seed and the step, so that a resumed run sees the same ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maskgen.data.subset import training_item
 
 @runtime_checkable
 class MapDataset(Protocol):
-    """A map-style data set: items are dicts with ``label`` and ``pixels`` or ``codes``."""
+    """A map-style data set whose items are dicts with ``label`` and with ``pixels`` or ``codes``."""
 
     class_names: list[str]
     labels: Any
@@ -28,16 +28,16 @@ class MapDataset(Protocol):
 
 
 def mix(*numbers: int) -> int:
-    """A 63-bit seed from integers."""
+    """A 63-bit seed made from integers."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The draws of each micro-batch of one process, from `start` to `steps`.
+    """The samples of each micro-batch of one process, from step `start` to step `steps`.
 
-    Every epoch is a fresh permutation; epochs follow each other without a gap. A draw is (index, seed); the seed is
-    that of its augmentation. The global batch of a step is the same however many processes share it.
+    A sample is (index, seed), where the seed is that of its augmentation. Every epoch is a new permutation, and epochs
+    follow each other without a gap. The global batch of a step does not depend on the number of processes.
     """
 
     data: Sized
@@ -56,29 +56,29 @@ class BatchPlan:
         n, epoch, order = len(self.data), -1, torch.empty(0)
         micro = self.batch_size // (self.accumulation * self.processes)
         for step in range(self.start, self.steps):
-            draws = []
+            samples = []
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if position // n != epoch:
                     epoch = position // n
                     order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(self.seed, epoch)))
-                draws.append((int(order[position % n]), mix(self.seed, 1, position)))
+                samples.append((int(order[position % n]), mix(self.seed, 1, position)))
             for a in range(self.accumulation):
                 first = (a * self.processes + self.rank) * micro
-                yield draws[first : first + micro]
+                yield samples[first : first + micro]
 
 
-class _Drawn(Dataset[dict[str, Any]]):
+class _Sampled(Dataset[dict[str, Any]]):
     """A data set indexed by (index, seed)."""
 
     def __init__(self, dataset: MapDataset, augmentation: Augmentation | Views):
         self.dataset, self.augmentation = dataset, augmentation
 
-    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
-        index, seed = draw
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
+        index, seed = sample
         generator = torch.Generator().manual_seed(seed)
         item = training_item(self.dataset, index, generator)
         if "actions" in item and self.augmentation.flip:
-            raise ValueError("a flip would mirror the frames but not the actions beside them; set augment.flip=0")
+            raise ValueError("a flip would mirror the frames but not their actions; set augment.flip=0")
         if "pixels" in item:
             item |= self.augmentation.item(item["pixels"], generator)
         return item
@@ -87,9 +87,9 @@ class _Drawn(Dataset[dict[str, Any]]):
 def loader(
     dataset: MapDataset, augmentation: Augmentation | Views, plan: BatchPlan, workers: int, pin: bool
 ) -> DataLoader[dict[str, Any]]:
-    """Batches of `plan`; independent of the number of workers."""
+    """A data loader for the batches of `plan`, which do not depend on the number of workers."""
     return DataLoader(
-        _Drawn(dataset, augmentation),
+        _Sampled(dataset, augmentation),
         batch_sampler=plan,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -99,6 +99,6 @@ def loader(
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C and a batch system's SIGTERM reach the whole group; the trainer saves first, then ends its workers."""
+    """Ignore Ctrl-C and SIGTERM, which reach the whole process group: the trainer saves and then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -32,35 +32,37 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Stage(Protocol):
-    """What the loop trains. ``modules["model"]`` is averaged (EMA), drawn from and exported.
+    """What the loop trains. ``modules["model"]`` is averaged (EMA), sampled from and exported.
 
-    A stage may have four more things: ``state``, modules that are not trained but are in the checkpoints (an EMA
-    teacher); ``stepped()``, called after each optimizer step; ``progress``, which the loop sets before each step to the
-    share of the training that is then done; and ``takes_views``, true where it learns from several views of an image.
+    A stage may have four more attributes: ``state``, modules that are in the checkpoints and are not trained (an EMA
+    teacher); ``stepped()``, which is called after each optimizer step; ``progress``, which the loop sets before each
+    step to the share of the training that is then done; and ``takes_views``, which is true if the stage learns from
+    several views of an image.
     """
 
     modules: dict[str, nn.Module]
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """For each module in turn its name and its terms, ``loss`` among them; each is stepped before the next."""
+        """Yield the name and the terms (with ``loss``) of each module; the loop steps a module before the next one."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of the averaged model."""
+        """Compute metrics of the averaged model."""
 
     def image(self, model: nn.Module) -> Image.Image:
-        """What the averaged model makes, to look at."""
+        """Make an image that shows what the averaged model does."""
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write what everything else loads."""
+        """Write the pipeline that all other commands load."""
 
 
 @dataclass
 class Training:
     """Settings of the loop.
 
-    batch_size is global: over all processes and accumulated micro-batches. precision ``auto`` is bf16 where the
-    hardware computes in it, else fp32. ema is the decay of the averaged weights, approached as (1 + n) / (10 + n).
-    Every `log_every` steps go to ``metrics.jsonl``; `sample_every` draws images and evaluates, 0 only at the end.
+    `batch_size` is global, over all processes and accumulated micro-batches. `precision` ``auto`` is bf16 where the
+    hardware computes in it, else fp32. `ema` is the decay of the averaged weights, reached as (1 + n) / (10 + n). Every
+    `log_every` steps a line goes to ``metrics.jsonl``. Every `sample_every` steps images are sampled and metrics
+    evaluated; 0 does so only at the end.
     """
 
     steps: int
@@ -100,7 +102,7 @@ class Training:
             raise ValueError("\n".join(wrong))
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step from 0: linear warm-up, then cosine to 0 or constant."""
+        """The learning rate of a step, counted from 0: a linear warm-up, then a cosine to 0 or a constant."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.decay == "constant":
@@ -110,7 +112,7 @@ class Training:
 
 
 def bf16_supported() -> bool:
-    """Whether the hardware computes in bfloat16, not merely emulates it."""
+    """Whether the hardware computes in bfloat16 and does not only emulate it."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -123,20 +125,20 @@ def train(
     folder: Path,
     augmentation: Augmentation | Views | None = None,
 ) -> int:
-    """Train `stage` on `dataset` in `folder`, going on from its newest checkpoint; give the step reached.
+    """Train `stage` on `dataset` in `folder`, from its newest checkpoint on; return the step reached.
 
-    The result is a function of the settings and the seed: batches, augmentation, masks and dropout of a step depend on
-    the seed and the step alone, so a run that was killed and resumed ends with the very same weights.
+    Batches, augmentation, masks and dropout of a step depend only on the settings, the seed and the step, so a run that
+    was killed and resumed ends with exactly the same weights.
 
     Raises:
-        ValueError: a batch that the processes cannot share; views, and a stage that does not learn from them.
-        FloatingPointError: a loss that is not finite.
-        SystemExit: after SIGINT or SIGTERM, with a checkpoint saved.
+        ValueError: the processes cannot share a batch evenly, or the stage cannot learn from views.
+        FloatingPointError: a loss is not finite.
+        SystemExit: SIGINT or SIGTERM arrived; a checkpoint was saved first.
     """
     if isinstance(augmentation, Views) and not getattr(stage, "takes_views", False):
         raise ValueError(
-            "augment.type=views makes further images of each, which only stages generator and representation learn "
-            "from; this stage would not look at them: set augment.type=standard"
+            "augment.type=views makes several images of each, which only stages generator and representation learn "
+            "from; set augment.type=standard for this stage"
         )
     s = settings
     precision = ("bf16" if bf16_supported() else "fp32") if s.precision == "auto" else s.precision
@@ -158,7 +160,7 @@ def train(
     optimizers = {name: accelerator.prepare(_optimizer(module, s)) for name, module in bare.items()}
     saved = {**bare, **state, "ema": averaged}
     done = checkpoints(folder / "checkpoints")
-    start = load_checkpoint(done[-1], saved, optimizers) if done else 0
+    start = load_checkpoint(done[-1], saved, optimizers, accelerator.scaler) if done else 0
     for parameter in (p for module in bare.values() for p in module.parameters() if p.numel() == 0):
         parameter.requires_grad_(False)  # DistributedDataParallel would wait for its gradient
     stage.modules = {name: accelerator.prepare(module) for name, module in bare.items()}
@@ -179,9 +181,9 @@ def train(
     clock = time.perf_counter()
 
     def save(step: int) -> None:
-        if main:  # the pipeline first: where a checkpoint says that all is done, it is there
+        if main:  # the pipeline comes first, so that it exists when the last checkpoint does
             stage.export(averaged.module, folder / "pipeline")
-            save_checkpoint(folder / "checkpoints", step, saved, optimizers, s.keep_checkpoints)
+            save_checkpoint(folder / "checkpoints", step, saved, optimizers, s.keep_checkpoints, accelerator.scaler)
         accelerator.wait_for_everyone()
 
     with _signals() as stopped:
@@ -200,8 +202,8 @@ def train(
             logging_now = reached % s.log_every == 0 or reached == s.steps
             if (saving or logging_now) and not all_finite(means.read()):  # never a checkpoint of broken weights
                 raise FloatingPointError(
-                    f"step {reached}: a loss is not finite: {means.read()}; lower training.learning_rate or look at "
-                    "the data; the same command goes on from the last checkpoint"
+                    f"step {reached}: a loss is not finite: {means.read()}; lower training.learning_rate or check the "
+                    "data; the same command continues from the last checkpoint"
                 )
             if logging_now:
                 values = {**means.take(), "learning_rate": s.rate(step), "seconds": time.perf_counter() - clock}
@@ -217,7 +219,7 @@ def train(
                 save(reached)
             if stop:
                 bar.close()
-                logger.warning("stopped at step %d of %d; the same command goes on from there", reached, s.steps)
+                logger.warning("stopped at step %d of %d; the same command continues from there", reached, s.steps)
                 raise SystemExit(128 + (stopped[0] if stopped else signal.SIGTERM))
     bar.close()
     if main:
@@ -228,10 +230,10 @@ def train(
 
 
 def _accelerator(precision: str, trackers: list[str], folder: Path) -> Accelerator:
-    """A new accelerator: one process may train several runs in turn, each in its own precision.
+    """A new accelerator. One process may train several runs in turn, each in its own precision.
 
     Raises:
-        ValueError: several processes were started, but each would train on its own.
+        ValueError: several processes were started, but accelerate did not join them.
     """
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -242,7 +244,7 @@ def _accelerator(precision: str, trackers: list[str], folder: Path) -> Accelerat
     )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
-        raise ValueError(f"{started} processes were started and accelerate joined {accelerator.num_processes}")
+        raise ValueError(f"{started} processes were started, but accelerate joined {accelerator.num_processes} of them")
     return accelerator
 
 
@@ -256,7 +258,7 @@ def _micro_step(
     optimizers: dict[str, Any],
     means: Means,
 ) -> None:
-    """Backward of one micro-batch for each module in turn; the optimizers step at the last."""
+    """Run the backward pass of one micro-batch for each module; the optimizers step at the last micro-batch."""
     modules = stage.modules
     with contextlib.ExitStack() as stack:
         if not last:
@@ -272,13 +274,15 @@ def _micro_step(
                     group["lr"] = s.rate(step)
                 norm = torch.as_tensor(accelerator.clip_grad_norm_(modules[name].parameters(), s.clip))
                 optimizer.step()
-                if not optimizer.step_was_skipped:  # fp16 skips a step whose scaled gradients overflow
+                # A scaler skips the step where scaled fp16 gradients overflow; `step_was_skipped` does not see that of
+                # a fused optimizer, which skips inside its kernel.
+                if accelerator.scaler is None or bool(norm.isfinite()):
                     means.add(name, {"gradient_norm": norm})
                 optimizer.zero_grad()
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the parameters; buffers are the model's own."""
+    """An exponential moving average of the parameters; buffers are copied from the model."""
 
     @torch.no_grad()
     def update(averaged: Any, current: Any, count: Any) -> None:
@@ -290,7 +294,7 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def _optimizer(module: nn.Module, s: Training) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases, norms, embeddings and lone tokens."""
+    """AdamW, without weight decay of biases, norms, embeddings and single tokens."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
@@ -302,7 +306,7 @@ def _optimizer(module: nn.Module, s: Training) -> torch.optim.Optimizer:
 
 
 def _look(stage: Stage, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-    """Evaluate and draw, without touching the random numbers of training."""
+    """Evaluate the model and save its image, without a change to the random numbers of training."""
     with torch.random.fork_rng(), torch.no_grad():
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         stage.image(model).save(folder / "samples" / f"step_{step:08d}.png")
@@ -310,7 +314,7 @@ def _look(stage: Stage, model: nn.Module, folder: Path, step: int) -> dict[str, 
 
 
 def _anyone(accelerator: Accelerator, stopped: bool, step: int) -> bool:
-    """Whether any process was asked to stop; several processes agree every 10 steps."""
+    """Whether any process was asked to stop; several processes agree on it every 10 steps."""
     if accelerator.num_processes == 1:
         return stopped
     if step % 10:
@@ -321,7 +325,7 @@ def _anyone(accelerator: Accelerator, stopped: bool, step: int) -> bool:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to; a second SIGINT interrupts at once."""
+    """A list to which SIGINT and SIGTERM append their numbers; a second SIGINT interrupts at once."""
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -329,7 +333,7 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    main = threading.current_thread() is threading.main_thread()  # elsewhere Python lets nobody handle signals
+    main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
     previous = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
         yield received

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import Tensor
 
+from maskgen.conditioning import CONDITIONERS
 from maskgen.mim.core import Learner, MaskedModeling
 from maskgen.mim.targets import CentredSoftmax
 from maskgen.registry import Part, build, choose, split
+from maskgen.training.batches import MapDataset
 from maskgen.transformer.hiera import NETWORKS
 from maskgen.transformer.model import TRANSFORMERS
 
-GIVEN = ("codebook_size", "grid", "num_classes", "token_dim", "predictions", "action_dim", "code_dim")
+GIVEN = ("grid", "out_dim")
 MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
 NETWORK = Part(NETWORKS, given=GIVEN, default="mask_transformer")  # those that make no images too
 MASKING = Part({"masked_modeling": MaskedModeling}, given=("width",), default="masked_modeling")
+
+CONDITIONER = Part(CONDITIONERS, given=("width", "count", "dim"))
 
 Model = Annotated[Any, MODEL]
 Network = Annotated[Any, NETWORK]
@@ -25,12 +29,51 @@ Masking = Annotated[Any, MASKING]
 
 
 def setting(model: Any, name: str) -> Any:
-    """An argument of the network that `model`, a spec or a network, asks for; 1 where it has no such one (`groups`)."""
+    """An argument of the network that `model`, a spec or a network, asks for."""
     if not isinstance(model, (str, Mapping)):
-        return model.config.get(name, 1)
+        return model.config[name]
     kind, given = split(model, NETWORK.default)
-    argument = inspect.signature(choose(NETWORKS, kind, "part")).parameters.get(name)
-    return given.get(name, 1 if argument is None else argument.default)
+    argument = inspect.signature(choose(NETWORKS, kind, "part")).parameters[name]
+    return given.get(name, argument.default)
+
+
+def codes_per_position(model: Any) -> int:
+    """How many codes per position the network that `model` asks for predicts."""
+    return int(setting(model, "tokens").get("codes_per_position", 1))
+
+
+def conditioner_inputs(
+    conditioning: Sequence[Any], dataset: MapDataset, example: Mapping[str, Any], **known: Any
+) -> dict[str, Any]:
+    """The specs of a run's conditioners by the name of what they read, completed by what the data determines.
+
+    Args:
+        conditioning: specs, see :data:`maskgen.conditioning.CONDITIONERS`.
+        dataset: the training set. example: one batch of it.
+        known: arguments that the stage determines, for conditioners that take them.
+
+    Raises:
+        ValueError: two conditioners read the same input, or the data lacks an input.
+    """
+    inputs: dict[str, Any] = {}
+    for spec in conditioning:
+        name, arguments = split(spec)
+        kind = choose(CONDITIONERS, name, "conditioner")
+        if kind.reads in inputs:
+            raise ValueError(f"stage.conditioning: two conditioners read {kind.reads!r}; keep one")
+        if kind.reads not in example and not known:
+            raise ValueError(
+                f"stage.conditioning: {name} reads {kind.reads!r}, and the data has {', '.join(example)}: leave {name} "
+                "out, or give such data"
+            )
+        found = {**kind.known(dataset, example), **{k: v for k, v in known.items() if k in arguments_of(kind)}}
+        inputs[kind.reads] = {"type": name, **arguments, **found}
+    return inputs
+
+
+def arguments_of(kind: Any) -> set[str]:
+    """The names of a constructor's arguments."""
+    return set(inspect.signature(kind).parameters)
 
 
 def build_masking(masking: Any, model: Any) -> MaskedModeling:
@@ -48,7 +91,7 @@ def learner(
         wanted: an example of the target, (b, n) codes or (b, n, d) values; None where it is the teacher's softmax.
         codes: how many there are, of a target of codes.
         part: the networks among which `model` chooses.
-        given: what else the network is told.
+        given: further arguments of the network. A mapping is merged into the nested spec of the same name.
     """
     if isinstance(masking.target, CentredSoftmax):
         predictions = len(masking.target.centre)
@@ -57,8 +100,14 @@ def learner(
     elif wanted.is_floating_point():
         predictions = masking.objective.outputs(wanted.shape[-1])
     else:
-        predictions = codes * setting(model, "groups")
-    return Learner(build(part, model, predictions=predictions, **given), masking)
+        predictions = codes * codes_per_position(model)
+    if isinstance(model, (str, Mapping)):
+        _, own = split(model, part.default)
+        given = {k: {**own.get(k, {}), **v} if isinstance(v, Mapping) else v for k, v in given.items()}
+        nested = [name for name, value in given.items() if isinstance(value, Mapping)]
+        if isinstance(model, Mapping):
+            model = {name: value for name, value in model.items() if name not in nested}
+    return Learner(build(part, model, out_dim=predictions, **given), masking)
 
 
 def by_view(batch: dict[str, Any]) -> tuple[Tensor, int, Tensor | None]:

@@ -1,4 +1,4 @@
-"""The run's metrics: one JSON object a line, and their curves as an image."""
+"""The metrics of a run: a file with one JSON object per line, and an image of their curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Means:
-    """Running means of scalar tensors, read from the device only when asked."""
+    """Running means of scalar tensors, which are read from the device only on request."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -31,14 +31,14 @@ class Means:
         return {key: float(total) / self.counts[key] for key, total in self.sums.items()}
 
     def take(self) -> dict[str, float]:
-        """The means, which then begin anew."""
+        """The means since the last call; the sums are then reset."""
         means = self.read()
         self.__init__()  # type: ignore[misc]
         return means
 
 
 class MetricsFile:
-    """``metrics.jsonl``: append-only; a resumed run first forgets the lines beyond its checkpoint."""
+    """The append-only file ``metrics.jsonl``. A resumed run first removes the lines after its checkpoint."""
 
     def __init__(self, path: Path, step: int):
         self.path = path
@@ -46,7 +46,7 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(part, path)  # whole or not at all: a kill here loses no line
+        os.replace(part, path)  # atomic, so that a kill here loses no line
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with open(self.path, "a", encoding="utf-8") as handle:
@@ -54,7 +54,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    """The lines of a metrics file, without a last line that a kill cut short."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -65,7 +65,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(metrics: Path, image: Path) -> None:
-    """One panel a metric, against the step."""
+    """Plot each metric against the step, in a panel of its own."""
     import matplotlib
 
     matplotlib.use("Agg")

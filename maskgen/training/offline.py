@@ -1,4 +1,4 @@
-"""Looking at images without a download: the small classifier of maskgen.evaluation as a perceptual loss and teacher.
+"""The small classifier of :mod:`maskgen.evaluation.classifier` as a perceptual loss and a teacher, without a download.
 
 ``save_classifier(train_classifier(dataset)[0], folder)`` makes one in seconds (docs/tokenizers.md).
 """
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from maskgen.evaluation.classifier.model import SmallClassifier, load_classifier
+from maskgen.evaluation.classifier import SmallClassifier, load_classifier
 from maskgen.frozen import Frozen
 from maskgen.mim.teachers import TEACHERS, Teacher
 from maskgen.registry import Part
@@ -17,18 +17,18 @@ from maskgen.tokenizer.perceptual import PERCEPTUAL as NETWORKS
 
 
 def _maps(network: SmallClassifier, pixels: Tensor) -> list[Tensor]:
-    """Feature maps (b, d, h, w), the finest first: after the stem and after each convolution of the body."""
+    """Feature maps (b, d, h, w) after the stem and after each convolution of the body, the finest first."""
     maps = [network.stem(pixels)]
     for layer in network.body:
         maps.append(layer(maps[-1]))
-    return [maps[i] for i in (0, 1, 3, 5)]  # without the poolings
+    return [maps[i] for i in (0, 1, 3, 5)]  # leaves out the poolings
 
 
 class ClassifierDistance(Frozen):
-    """LPIPS's formula (Zhang et al. 2018, eq. 1, all weights 1) on a small classifier's four feature maps.
+    """The distance of LPIPS (Zhang et al. 2018, eq. 1, all weights 1) on the four feature maps of a small classifier.
 
     Args:
-        path: the classifier's folder.
+        path: folder of the classifier.
     """
 
     def __init__(self, path: str):
@@ -44,10 +44,10 @@ class ClassifierDistance(Frozen):
 
 
 class ClassifierTeacher(Teacher):
-    """The last feature map of a small classifier: 3 * its width features, 96 by default.
+    """The last feature map of a small classifier, with 3 * `width` features (96 by default).
 
     Args:
-        path: the classifier's folder.
+        path: folder of the classifier.
     """
 
     def __init__(self, path: str):

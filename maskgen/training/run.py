@@ -1,7 +1,8 @@
-"""A configuration -> a run on disk."""
+"""Trains what a configuration describes, and makes the folder of the run."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,11 +12,11 @@ from typing import Annotated, Any
 import torch
 import yaml
 
-from maskgen.config import ConfigError, check, load
+from maskgen.config import Config, ConfigError, check, load, override
 from maskgen.data import DATASETS
 from maskgen.data.augment import AUGMENTATIONS
 from maskgen.data.subset import Subset
-from maskgen.registry import Part, build
+from maskgen.registry import Part, build, plain
 from maskgen.training.batches import MapDataset, mix
 from maskgen.training.loop import Training, train
 from maskgen.training.stages.autoregressive import AutoregressiveStage
@@ -25,6 +26,7 @@ from maskgen.training.stages.generator import GeneratorStage
 from maskgen.training.stages.representation import RepresentationStage
 from maskgen.training.stages.tokenizer import TokenizerStage
 from maskgen.training.stages.vqkd import VqkdStage
+from maskgen.training.upgrade import FORMAT, upgraded
 
 STAGES = {
     "tokenizer": TokenizerStage,
@@ -46,20 +48,20 @@ def run(
     stage: Annotated[Any, STAGE],
     data: Annotated[Any, DATA],
     training: Training,
-    augment: Annotated[Any, AUGMENT] = {},  # noqa: B006
+    augment: Annotated[Any, AUGMENT] | None = None,
     holdout: int = 0,
     folder: str = "runs",
 ) -> Path:
-    """Train as a checked configuration says; give the run's folder ``folder/name``.
+    """Train a checked configuration; return the folder of the run, ``folder/name``.
 
     Args:
-        name: of the run.
-        stage: name in :data:`STAGES`, with its parts.
+        name: name of the run.
+        stage: a name in :data:`STAGES`, with its parts.
         data: the data set.
         training: settings of the loop.
-        augment: of training images.
-        holdout: this many images, drawn once, are kept out of training for the metrics.
-        folder: where runs lie.
+        augment: augmentation of training images.
+        holdout: number of images that are kept out of training, for the metrics.
+        folder: folder of all runs.
     """
     config = {**locals(), "training": asdict(training)}
     del config["folder"]
@@ -71,10 +73,10 @@ def run(
     built = build(STAGE, stage, dataset=kept, holdout=held)
     if isinstance(built, CentroidStage):
         if augment:
-            raise ValueError("stage centroids takes the data as it is, and would not look at augment: leave it out")
+            raise ValueError("stage centroids does not augment its data; leave augment out")
         built.fit(training.steps, training.seed, path)
     else:
-        train(built, kept, training, path, build(AUGMENT, augment))
+        train(built, kept, training, path, build(AUGMENT, augment or {}))
     return path
 
 
@@ -82,18 +84,31 @@ def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
     """Load, check and run a YAML file.
 
     Raises:
-        ConfigError: all that is wrong with it.
+        ConfigError: the configuration has errors; the message lists all of them.
     """
-    return run(**check(run, load(source, list(overrides)), source))
+    return run(**check(run, load_run(source, list(overrides)), source))
+
+
+def load_run(source: str, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a YAML file; the ``config.yaml`` in the folder of a run may be of an earlier version.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    file = Path(source)
+    if not (file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()):
+        return load(source, list(overrides))
+    config = load(source)
+    return override(Config(upgraded(config), config.problems), overrides)
 
 
 def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:
-    """The training part and the held-out part; the same draw for every run.
+    """Split a data set into a training part and a held-out part, the same ones for every run.
 
-    Of videos cut into several clips, all clips of a video are in one part (``groups``), so more may be held out.
+    All clips of a video are in the same part (``groups``), so more than `holdout` clips may be held out.
     """
     if not 0 <= holdout < len(dataset):
-        raise ValueError(f"holdout {holdout} must be at least 0 and below the data's {len(dataset)} images")
+        raise ValueError(f"holdout is {holdout}; it must be at least 0 and below the {len(dataset)} images of the data")
     if holdout == 0:
         return dataset, None
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
@@ -101,30 +116,43 @@ def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | N
     held = {int(groups[i]) for i in order[:holdout]}
     parts = [[i for i in range(len(dataset)) if (int(groups[i]) in held) == kept_out] for kept_out in (False, True)]
     if not parts[0]:
-        raise ValueError(f"holdout {holdout} takes a clip of every video, so none is left to train on; hold out fewer")
+        raise ValueError(f"holdout={holdout} leaves no video to train on; hold out fewer clips")
     return Subset(dataset, parts[0]), Subset(dataset, parts[1])
 
 
 def _same_run(path: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml; refuse to go on with a run that was begun with other settings.
+    """Write config.yaml, unless the folder has a run with other settings.
 
     Raises:
-        ConfigError: naming what differs.
+        ConfigError: the settings differ; the message names them.
     """
-    plain = yaml.safe_load(yaml.safe_dump(_plain(config)))
+    settings = _read_again(config)
     file = path / "config.yaml"
     if file.is_file() and any((path / "checkpoints").glob("step_*")):
-        differing = _differences(_fixed(yaml.safe_load(file.read_text())), _fixed(plain))
+        begun = check(run, upgraded(yaml.safe_load(file.read_text())), str(file))
+        differing = _differences(_fixed(_read_again({**_defaults(), **begun})), _fixed(settings))
         if differing:
-            advice = f"give the new run another name (name=...), or remove {path} to start it anew"
-            raise ConfigError(str(path), [f"{d} since this run was begun; {advice}" for d in differing])
+            advice = f"give the new run another name (name=...), or remove {path} to start again"
+            raise ConfigError(str(path), [f"{d} since this run was started; {advice}" for d in differing])
     path.mkdir(parents=True, exist_ok=True)
-    part = path / f".config.yaml.{os.getpid()}"  # whole or not at all: other processes of the run read it
-    part.write_text(yaml.safe_dump(plain, sort_keys=False))
+    part = path / f".config.yaml.{os.getpid()}"  # written atomically, because other processes of the run read it
+    part.write_text(yaml.safe_dump({"format": FORMAT, **settings}, sort_keys=False))
     os.replace(part, file)
 
 
+def _read_again(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings as ``config.yaml`` keeps them."""
+    return yaml.safe_load(yaml.safe_dump(_plain(config)))
+
+
+def _defaults() -> dict[str, Any]:
+    """The settings of a run that need not be given."""
+    parameters = inspect.signature(run).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "folder"}
+
+
 def _plain(value: Any) -> Any:
+    value = plain(value)
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -133,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
-    """What may not change in a run; defaults are spelt out, so that writing one down is no change."""
+    """The settings that must not change in a run, with all defaults, so that an explicit default is no change."""
     training = {**_plain(asdict(Training(steps=1))), **config["training"]}
     return {**config, "training": {k: v for k, v in training.items() if k not in FREE_ON_RESUME}}
 

@@ -1,4 +1,4 @@
-"""Teachers made of our own networks: a run's, frozen, and the student's own average."""
+"""Teachers made from our own networks: the frozen network of a run, and the average of the student."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from maskgen.transformer.model import MaskTransformer
 
 
 class RunTeacher(Teacher):
-    """The (encoder of the) transformer of a run of ours, a generator's or a representation's.
+    """The transformer (or its encoder) of a run of the generator or representation stage, frozen.
 
-    Beside its features it gives its class token, and that one's attention in the last block, where it has a register;
-    a network that classes modulate (adaLN) gives its features alone.
+    A network with a class token also provides this token and its attention in the last block, unless the network is
+    modulated by classes (adaLN).
 
     Args:
-        path: of the run, or its pipeline's folder.
-        layers: how many of the last blocks' features are given (5 for MaskAlign).
+        path: the folder of the run or of its pipeline.
+        layers: number of last blocks whose features are provided (5 for MaskAlign).
 
     Raises:
-        ValueError: fewer blocks, or a network whose blocks differ in size.
+        ValueError: the network has fewer blocks, or its blocks differ in size.
     """
 
     def __init__(self, path: str, layers: int = 1):
         super().__init__()
         self.backbone = load_backbone(path)
         if not isinstance(self.backbone.transformer, MaskTransformer):
-            raise ValueError(f"teacher.path {path}: a Hiera's blocks differ in size; give a run of a mask_transformer")
+            raise ValueError(f"teacher.path={path}: the blocks of Hiera differ in size; give a run of mask_transformer")
         depth = len(self.backbone.transformer.blocks)
         if not 1 <= layers <= depth:
-            raise ValueError(f"teacher.layers {layers}: this run's network has 1 to {depth}")
+            raise ValueError(f"teacher.layers is {layers}; for this network it must be from 1 to {depth}")
         self.count = layers
         self.freeze()
 
@@ -72,12 +72,13 @@ class RunTeacher(Teacher):
 
 
 class EMATeacher(Frozen):
-    """The exponential moving average of the student, which sees everything (iBOT, HPM, AttMask).
+    """The exponential moving average of the student, which sees all tokens (iBOT, HPM, AttMask).
 
     Args:
-        momentum: of the average at the start; it rises to `final` by a cosine (0.996 to 1 in iBOT).
-        final: at the end.
-        of: what the target is made of: the head's ``predictions`` (iBOT) or the ``features`` before it (data2vec).
+        momentum: momentum of the average at the start; it follows a cosine to `final` (0.996 to 1 in iBOT).
+        final: momentum at the end.
+        of: what the target is made from: the ``predictions`` of the head (iBOT) or the ``features`` before it
+            (data2vec).
     """
 
     def __init__(
@@ -85,17 +86,17 @@ class EMATeacher(Frozen):
     ):
         super().__init__()
         if not 0 <= momentum <= final <= 1:
-            raise ValueError(f"0 <= momentum <= final <= 1 is needed, got {momentum} and {final}")
+            raise ValueError(f"momentum and final must satisfy 0 <= momentum <= final <= 1, got {momentum} and {final}")
         self.momentum, self.final, self.of = momentum, final, of
 
     def follow(self, student: nn.Module) -> None:
-        """Start as a copy."""
+        """Become a copy of the student."""
         self.network = copy.deepcopy(student)
         self.freeze()
 
     @torch.no_grad()
     def update(self, student: nn.Module, progress: float) -> None:
-        """One step towards the student; `progress` of the training in [0, 1]."""
+        """Move one step towards the student; `progress` is the share of the training that is done, in [0, 1]."""
         momentum = self.final - (self.final - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
         for mine, theirs in zip(self.network.parameters(), student.parameters()):
             mine.lerp_(theirs.to(mine), 1 - momentum)
@@ -104,8 +105,8 @@ class EMATeacher(Frozen):
 
     @torch.no_grad()
     def sources(self, tokens: Tensor) -> dict[str, Any]:
-        """``features`` (b, d, *grid), and as the network has them ``class_features`` (b, d), its class token's
-        ``attention`` (b, n), and the ``losses`` (b, n) that it expects."""
+        """``features`` (b, d, *grid) and, where the network has them, ``class_features`` (b, d), the ``attention``
+        (b, n) of its class token and the ``losses`` (b, n) that it predicts."""
         grid = grid_of(tokens)
         network: Any = self.network
         nothing = torch.zeros(len(tokens), *grid, dtype=torch.bool, device=tokens.device)

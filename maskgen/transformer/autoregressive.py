@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -10,17 +12,42 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from maskgen.transformer.attention import Backend
-from maskgen.transformer.layers import Block, Norm, Past, class_vectors, initialise, make_norm, modulate
+from maskgen.conditioning import CONDITIONERS, Conditioners, Conditioning
+from maskgen.registry import Nested, Part, build, build_spec
+from maskgen.transformer.adaln import AdaLN
+from maskgen.transformer.layers import Block, Past, initialise, make_norm, modulate
+from maskgen.transformer.model import renamed
 from maskgen.transformer.positions import rotary
+from maskgen.transformer.specs import BlockSpec, ConditioningSpec, check_sides, is_flat, upgraded
+from maskgen.upgrade import load_saved, rename_on_load
+
+
+def from_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a CausalTransformer from those of version 0.1, which were flat."""
+    given = dict(flat)
+    size = given.pop("codebook_size")
+    made = upgraded(given)
+    made.pop("head")
+    return {"codebook_size": size, **made}
+
+
+def is_old(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of version 0.1."""
+    return is_flat({key: value for key, value in config.items() if key != "codebook_size"})
 
 
 class CausalTransformer(ModelMixin, ConfigMixin):
     """Codes in raster order to logits of the next one (VQGAN's GPT, arXiv:2012.09841, and LlamaGen, arXiv:2406.06525).
 
-    Place i is fed the code of place i - 1, a learned start at place 0, with the position of place i; classes work by
-    adaLN-zero. Width, depth, heads and the other arguments are :class:`maskgen.transformer.model.MaskTransformer`'s,
-    and so is the number of weights but for the mask token.
+    Position i reads the code of position i - 1, a learned start at position 0, with the embedding of position i. Pooled
+    conditions work by adaLN-zero. It has as many weights as a MaskTransformer of the same options, except for the mask
+    token.
+
+    Args:
+        codebook_size: number of codes.
+        grid: of the tokens.
+        width, depth: of the blocks.
+        block, conditioning: see :mod:`maskgen.transformer.specs`; of `conditioning` only ``inputs`` is used.
     """
 
     config_name = "config.json"
@@ -30,61 +57,60 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         self,
         codebook_size: int,
         grid: tuple[int, ...] | list[int],
-        num_classes: int | None = None,
         width: int = 768,
         depth: int = 24,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
-        mlp: Literal["swiglu", "gelu"] = "swiglu",
-        norm: Norm = "layer",
-        qk_norm: bool = True,
-        class_dropout: float = 0.1,
-        dropout: float = 0.0,
-        backend: Backend = "auto",
+        block: Annotated[Any, Nested(BlockSpec, ("windows",))] = {},  # noqa: B006
+        conditioning: Annotated[Any, Nested(ConditioningSpec, ("inputs", "pooled", "tokens"))] = {},  # noqa: B006
     ):
         super().__init__()
-        if width % heads or (width // heads) % 4:
-            raise ValueError(f"width {width} over heads {heads} must be a multiple of 4, for rotary positions too")
-        self.codebook_size, self.grid, self.num_classes = codebook_size, tuple(grid), num_classes
-        self.heads, self.class_dropout = heads, class_dropout
-        modulated = num_classes is not None
+        spec = build_spec(BlockSpec, block, "block")
+        inputs = build_spec(ConditioningSpec, conditioning, "conditioning").inputs
+        check_sides(width, spec.heads, True, "block")
+        self.codebook_size, self.grid, self.heads = codebook_size, tuple(grid), spec.heads
+        conditioners = Conditioners(
+            {name: build(Part(CONDITIONERS), part, width=width) for name, part in inputs.items()}
+        )
+        self.modulated = bool(len(conditioners))
         self.code_embedding = nn.Embedding(codebook_size, width)
         self.start = nn.Parameter(torch.zeros(width))
         self.position_embedding = nn.Parameter(torch.zeros(self.tokens, width))
-        self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, norm, mlp, qk_norm, dropout, modulated, backend) for _ in range(depth)
-        )
-        self.final_norm = make_norm(norm, width, affine=not modulated)
+        self.blocks = nn.ModuleList(Block(width, spec, self.modulated) for _ in range(depth))
+        self.final_norm = make_norm(spec.norm, width, affine=not self.modulated)
         self.head = nn.Linear(width, codebook_size)
-        if num_classes is not None:
-            self.class_embedding = nn.Embedding(num_classes + 1, width)  # the last row: no class
-            self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(depth))
-            self.final_modulation = nn.Linear(width, 2 * width)
-        initialise(self, [self.head, *([*self.modulations, self.final_modulation] if modulated else [])])
+        self.conditioner = conditioners
+        if self.modulated:
+            self.adaln = AdaLN(width, depth, shared=False)
+        initialise(self, [self.head, *(self.adaln.linears if self.modulated else [])])
+        rename_on_load(self, _renamed)
+
+    def __getattr__(self, name: str) -> Any:
+        """Parts of the network; diffusers would give the option of the same name."""
+        return nn.Module.__getattr__(self, name)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
+        """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""
+        path: str | Path = pretrained_model_name_or_path
+        return load_saved(cls, super().from_pretrained, path, is_old, from_flat, **options)
 
     @property
     def tokens(self) -> int:
         """n, the places of the grid."""
         return int(torch.Size(self.grid).numel())
 
-    @property
-    def null_class(self) -> int:
-        """The label that means no class."""
-        if self.num_classes is None:
-            raise ValueError("this transformer is unconditional: it has no classes")
-        return self.num_classes
-
-    def forward(self, codes: Int[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None) -> Float[Tensor, "b n v"]:
-        """Logits of every code from those before it (teacher forcing): what the cross-entropy is taken of.
+    def forward(
+        self, codes: Int[Tensor, "b *grid"], conditioning: Conditioning | None = None
+    ) -> Float[Tensor, "b n v"]:
+        """Logits of every code from those before it (teacher forcing), for the cross-entropy.
 
         Raises:
-            ValueError: labels given to an unconditional model, or codes of another grid than the trained one.
+            ValueError: codes of another grid than the trained one.
         """
         if tuple(codes.shape[1:]) != self.grid:
             raise ValueError(f"codes have the grid {tuple(codes.shape[1:])}, this model was made for {self.grid}")
         before = self.code_embedding(codes.flatten(1)[:, :-1])
         x = torch.cat([self.start.expand(len(codes), 1, -1), before], 1) + self.position_embedding
-        return self._blocks(x, self.conditions(labels, len(codes)), self._table(), None)
+        return self._blocks(x, self.prepare(conditioning, len(codes)), self._table(), None)
 
     def step(
         self, codes: Int[Tensor, "b"] | None, conditions: Float[Tensor, "b c w"] | None, past: list[Past]
@@ -93,7 +119,7 @@ class CausalTransformer(ModelMixin, ConfigMixin):
 
         Args:
             codes: of the place before; None at the first.
-            conditions: of :meth:`conditions`; past: of :meth:`room`, filled with one more token.
+            conditions: of :meth:`prepare`. past: of :meth:`room`; it receives one more token.
         """
         i = past[0].length
         x = self.start.expand(past[0].room.shape[1], -1) if codes is None else self.code_embedding(codes)
@@ -106,18 +132,11 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         shape = (2, rows, self.heads, self.tokens, width // self.heads)
         return [Past(self.start.new_zeros(shape).detach()) for _ in self.blocks]
 
-    def conditions(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b c w"] | None:
-        """What the classes do: six modulations a block and two before the head, or nothing. No labels: no class.
-
-        Raises:
-            ValueError: labels given to an unconditional model.
-        """
-        vectors = class_vectors(self, labels, batch)
-        if vectors is None:
-            return None
-        h = nn.functional.silu(vectors)
-        each = [linear(h).unflatten(-1, (-1, h.shape[-1])) for linear in [*self.modulations, self.final_modulation]]
-        return torch.cat(each, 1)
+    def prepare(self, conditioning: Conditioning | None, rows: int) -> Float[Tensor, "b c w"] | None:
+        """The modulations of the conditions, or None for an unconditional model; None is the null condition."""
+        if conditioning is None:
+            conditioning = self.conditioner(None, rows, self.grid)
+        return None if conditioning is None or conditioning.pooled is None else self.adaln(conditioning.pooled)
 
     def _table(self) -> Float[Tensor, "1 n d"]:
         return rotary(self.grid, 0, self.start.shape[0] // self.heads, self.start.device)[None]
@@ -136,3 +155,9 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         if parts[-1] is not None:
             x = modulate(x, *parts[-1][:, :, None].unbind(1))
         return self.head(x)
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of version 0.1 under their present names."""
+    kept = {key: value for key, value in state.items() if key.startswith("code_embedding.")}
+    return kept | renamed({key: value for key, value in state.items() if key not in kept})

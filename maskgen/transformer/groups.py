@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, arange, nn, where, zeros
+from jaxtyping import Float, Int
+from torch import Tensor, arange
 
 from maskgen.transformer.kept import take
 
@@ -55,35 +55,3 @@ def by_code(
     if groups > 1:
         predictions = predictions.unflatten(-1, (groups, -1)).flatten(1, 2)
     return predictions if index is None else take(predictions, index)
-
-
-class CodeEmbedding(nn.Module):
-    """The sum of one vector for each of a place's codes, from a table a group; a mask token a group stands for a hidden
-    one."""
-
-    def __init__(self, codebook_size: int, groups: int, width: int):
-        super().__init__()
-        self.codebook_size = codebook_size
-        self.code_embedding = nn.Embedding(groups * codebook_size, width)
-        self.mask_token = nn.Parameter(zeros(groups, width))
-
-    def forward(self, codes: Int[Tensor, "b n g"], masked: Bool[Tensor, "b n g"] | None) -> Float[Tensor, "b n w"]:
-        rows = codes + self.codebook_size * arange(codes.shape[-1], device=codes.device)
-        x = self.code_embedding(rows)
-        return (x if masked is None else where(masked[..., None], self.mask_token, x)).sum(-2)
-
-
-class BitEmbedding(nn.Module):
-    """No table: the bits of a place's codes as -1 and 1, those of hidden groups as 0, through one linear layer
-    (MaskBit, Weber et al. 2024, arXiv:2409.16211, section 3.3)."""
-
-    def __init__(self, codebook_size: int, groups: int, width: int):
-        super().__init__()
-        self.bits = group_size(codebook_size, 1).bit_length() - 1
-        self.projection = nn.Linear(groups * self.bits, width)
-
-    def forward(self, codes: Int[Tensor, "b n g"], masked: Bool[Tensor, "b n g"] | None) -> Float[Tensor, "b n w"]:
-        bits = (codes[..., None] >> arange(self.bits, device=codes.device)) & 1
-        x = (2 * bits - 1).to(self.projection.weight.dtype)
-        x = x if masked is None else x.masked_fill(masked[..., None], 0)
-        return self.projection(x.flatten(-2))

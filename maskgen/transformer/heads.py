@@ -1,13 +1,16 @@
-"""Heads beyond a linear layer: iBOT's projector, and MaskAlign's mixture of all layers."""
+"""Heads: linear, the masked-language-model head of BERT, iBOT's projector, MaskAlign's mixture of all layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from maskgen.registry import Part
 
 
 class Projector(nn.Module):
@@ -51,3 +54,45 @@ class LayerMix(nn.Module):
     def forward(self, layers: Sequence[Float[Tensor, "b n w"]]) -> Float[Tensor, "b n k"]:
         mixed = torch.einsum("ml,lbnw->mbnw", self.weights.to(layers[0].dtype), torch.stack(list(layers)))
         return torch.cat([head(x) for head, x in zip(self.heads, mixed)], dim=-1)
+
+
+class MLMHead(nn.Module):
+    """BERT's head (arXiv:1810.04805): dense, GELU, LayerNorm, then products with the table of codes and a bias.
+
+    Args:
+        width: of the features and of the table.
+        out: number of codes.
+        eps: of the norm.
+    """
+
+    def __init__(self, width: int, out: int, eps: float = 1e-12):
+        super().__init__()
+        self.dense, self.norm = nn.Linear(width, width), nn.LayerNorm(width, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Float[Tensor, "*b w"], table: Float[Tensor, "k w"]) -> Float[Tensor, "*b k"]:
+        return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
+
+
+def linear(last_width: int, out: int, **_: Any) -> nn.Module:
+    """A linear layer."""
+    return nn.Linear(last_width, out)
+
+
+def projector(last_width: int, out: int, hidden: int = 2048, bottleneck: int = 256, **_: Any) -> nn.Module:
+    """A :class:`Projector` to prototypes (iBOT)."""
+    return Projector(last_width, hidden, bottleneck, out)
+
+
+def layer_mix(width: int, depth: int, out: int, mixtures: int = 5, **_: Any) -> nn.Module:
+    """A :class:`LayerMix` over all blocks (MaskAlign)."""
+    return LayerMix(width, depth, mixtures, out)
+
+
+def mlm(last_width: int, out: int, **_: Any) -> nn.Module:
+    """An :class:`MLMHead`, tied to the table of codes."""
+    return MLMHead(last_width, out)
+
+
+HEADS = {"linear": linear, "projector": projector, "layer_mix": layer_mix, "mlm": mlm}
+HEAD = Part(HEADS, given=("width", "last_width", "depth", "out"), default="linear")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -13,6 +15,8 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from maskgen.conditioning import Conditioners
+from maskgen.registry import Nested, build_spec
 from maskgen.transformer.attention import Backend
 from maskgen.transformer.decoder import Decoder
 from maskgen.transformer.kept import take
@@ -20,8 +24,58 @@ from maskgen.transformer.layers import initialise, make_norm
 from maskgen.transformer.mask_units import PoolingBlock, cut, joined, plain_block, rows
 from maskgen.transformer.model import TRANSFORMERS, TransformerOutput
 from maskgen.transformer.positions import add_positions, with_positions
+from maskgen.transformer.specs import DecoderSpec, TokenSpec
+from maskgen.upgrade import load_saved
 
 CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@dataclass(frozen=True)
+class StemSpec:
+    """The first convolution: `stride` and (odd) `kernel`, one number per axis (video: [2, 4, 4] and [3, 7, 7])."""
+
+    stride: list[int] = field(default_factory=lambda: [4, 4])
+    kernel: list[int] = field(default_factory=lambda: [7, 7])
+
+
+@dataclass(frozen=True)
+class PoolingSpec:
+    """Pooling and mask units.
+
+    Args:
+        pool: neighbours along each axis that become one (video: [1, 2, 2]).
+        pools: how often; fewer than there are stages (MAE: 2, so that a token is 16 x 16 pixels).
+        unit: tokens of a mask unit along each axis (2 x 2: 32 x 32 pixels; video: [1, 2, 2]).
+        unit_stages: this many of the first stages attend within mask units, the others to all tokens. The first block
+            of a stage, which pools, still attends as the stage before.
+    """
+
+    pool: list[int] = field(default_factory=lambda: [2, 2])
+    pools: int = 2
+    unit: list[int] = field(default_factory=lambda: [2, 2])
+    unit_stages: int = 2
+
+
+def from_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a Hiera from those of version 0.1, which were flat."""
+    given = dict(flat)
+    given.pop("codebook_size", None), given.pop("num_classes", None)
+    nested = {
+        "tokens": {"token_dim": "dim"},
+        "stem": {"patch": "stride", "kernel": "kernel"},
+        "pooling": {name: name for name in ("pool", "pools", "unit", "unit_stages")},
+        "decoder": {f"decoder_{name}": name for name in ("depth", "width", "heads")},
+    }
+    made = {part: {new: given.pop(old) for old, new in table.items() if old in given} for part, table in nested.items()}
+    made = {part: values for part, values in made.items() if values}
+    if "predictions" in given:
+        made["out_dim"] = given.pop("predictions")
+    return {**given, **made}
+
+
+def is_flat(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of version 0.1."""
+    return "decoder_depth" in config or "token_dim" in config
 
 
 class Hiera(ModelMixin, ConfigMixin):
@@ -35,23 +89,16 @@ class Hiera(ModelMixin, ConfigMixin):
     resolution and added at the end (multi-scale fusion); a decoder as MAE's predicts.
 
     Args:
-        codebook_size, num_classes: 0 and None: tokens are pixels, and there is no condition.
         grid: of the tokens, (h, w) or (t, h, w); positions are resized to others.
-        token_dim: values of a token, (channels, \\*pixels) flattened, of ``patch * pool**pools`` pixels along each
-            axis: what ``patches`` are.
-        predictions: values predicted a token; 0 is `token_dim`.
-        width, heads: of the last stage (Hiera-B: 768 and 8); each before has half of both.
-        stages: blocks of each.
-        patch, kernel: stride and (odd) size of the first convolution, a number an axis (video: [2, 4, 4] and
-            [3, 7, 7]).
-        pool: neighbours along each axis that become one (video: [1, 2, 2]).
-        pools: how often; less than there are stages (MAE: 2, a token is 16 x 16 pixels).
-        unit: tokens of a mask unit along each axis (2 x 2: 32 x 32 pixels; video: [1, 2, 2]).
-        unit_stages: so many of the first stages attend within mask units, the others to all. A stage's first block,
-            which pools, still attends as the stage before.
+        tokens: ``dim`` values per token, (channels, \\*pixels) flattened, of ``stride * pool**pools`` pixels along each
+            axis, as the tokenizer ``patches`` gives them.
+        out_dim: values predicted per token; 0 is as many as a token has.
+        width, heads: of the last stage (Hiera-B: 768 and 8); each stage before has half of both.
+        stages: number of blocks of each stage.
         mlp_ratio: hidden width of the MLPs over the width.
+        stem, pooling: nested specs.
         positions: added to the small patches: ``learned``, or ``learned_sum`` of time's and space's (video).
-        decoder_depth, decoder_width, decoder_heads: of the decoder.
+        decoder: its ``depth``, ``width`` and ``heads``.
         backend: of attention, see :mod:`maskgen.transformer.attention`.
 
     Raises:
@@ -59,36 +106,43 @@ class Hiera(ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
-    prefix = 0  # no token without a place
+    prefix = 0  # no token without a position
+    codes_per_position = 1
 
     @register_to_config
     def __init__(
         self,
-        codebook_size: int,
         grid: tuple[int, ...] | list[int],
-        num_classes: int | None = None,
-        token_dim: int = 0,
-        predictions: int = 0,
+        out_dim: int = 0,
+        tokens: Annotated[Any, Nested(TokenSpec, ("codebook_size", "dim", "code_dim"))] = {},  # noqa: B006
         width: int = 768,
         heads: int = 8,
         stages: list[int] = [2, 3, 16, 3],  # noqa: B006
-        patch: list[int] = [4, 4],  # noqa: B006
-        kernel: list[int] = [7, 7],  # noqa: B006
-        pool: list[int] = [2, 2],  # noqa: B006
-        pools: int = 2,
-        unit: list[int] = [2, 2],  # noqa: B006
-        unit_stages: int = 2,
         mlp_ratio: float = 4.0,
+        stem: Annotated[Any, Nested(StemSpec)] = {},  # noqa: B006
+        pooling: Annotated[Any, Nested(PoolingSpec)] = {},  # noqa: B006
         positions: Literal["learned", "learned_sum"] = "learned",
-        decoder_depth: int = 8,
-        decoder_width: int = 512,
-        decoder_heads: int = 16,
+        decoder: Annotated[Any, Nested(DecoderSpec)] = {},  # noqa: B006
         backend: Backend = "auto",
     ):
         super().__init__()
+        self.conditioner = Conditioners()  # Hiera takes no conditions
+        token_dim = build_spec(TokenSpec, tokens, "tokens").dim
+        stem_spec, pooling_spec = build_spec(StemSpec, stem, "stem"), build_spec(PoolingSpec, pooling, "pooling")
+        given = {"depth": 8, "width": 512, "heads": 16, **(decoder if isinstance(decoder, Mapping) else vars(decoder))}
+        decoder_spec = build_spec(DecoderSpec, given, "decoder")
+        patch, kernel = stem_spec.stride, stem_spec.kernel
+        pool, pools, unit, unit_stages = (
+            pooling_spec.pool,
+            pooling_spec.pools,
+            pooling_spec.unit,
+            pooling_spec.unit_stages,
+        )
+        decoder_depth, decoder_width, decoder_heads = decoder_spec.depth, decoder_spec.width, decoder_spec.heads
         self.token = tuple(p * s**pools for p, s in zip(patch, pool))
         self.unit, self.positions = tuple(unit), positions
-        self._check(tuple(grid))
+        self.codebook_size, self.token_dim = build_spec(TokenSpec, tokens, "tokens").codebook_size, token_dim
+        self._check(tuple(grid), stem_spec, pooling_spec, decoder_spec)
         halves = [2**i for i in reversed(range(len(stages)))]
         widths, each_heads = [width // half for half in halves], [heads // half for half in halves]
 
@@ -117,30 +171,39 @@ class Hiera(ModelMixin, ConfigMixin):
             width, decoder_width, decoder_heads, blocks, tuple(grid), "learned", rope=False, pad="mask_token"
         )
         self.final_norm = make_norm("layer", decoder_width)
-        self.head = nn.Linear(decoder_width, predictions or token_dim)
+        self.head = nn.Linear(decoder_width, out_dim or token_dim)
         initialise(self, [])
         nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))  # a view: as a linear layer's (MAE)
 
-    def _check(self, grid: tuple[int, ...]) -> None:
+    def __getattr__(self, name: str) -> Any:
+        """Parts of the network; diffusers would give the option of the same name."""
+        return nn.Module.__getattr__(self, name)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
+        """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""
+        path: str | Path = pretrained_model_name_or_path
+        return load_saved(cls, super().from_pretrained, path, is_flat, from_flat, **options)
+
+    def _check(self, grid: tuple[int, ...], stem: StemSpec, pooling: PoolingSpec, decoder: DecoderSpec) -> None:
         c, pixels = self.config, " x ".join(map(str, self.token))
-        axes = {name: len(c[name]) for name in ("patch", "kernel", "pool", "unit")}
+        sides = {"stem.stride": stem.stride, "stem.kernel": stem.kernel, "pooling.pool": pooling.pool}
+        axes = {name: len(side) for name, side in {**sides, "pooling.unit": pooling.unit}.items()}
         half = 2 ** (len(c.stages) - 1)
         problem = (
             f"Hiera's {', '.join(axes)} are one number an axis of the grid, (h, w) or (t, h, w); got {axes} for {grid}"
             if set(axes.values()) != {len(grid)} or len(grid) not in CONVOLUTIONS
-            else f"Hiera's kernel has an odd size along each axis, got {c.kernel}"
-            if any(side % 2 == 0 for side in c.kernel)
-            else f"Hiera reads pixels: give it tokens {{type: patches}} of {pixels}, not of {c.token_dim} values"
-            if c.codebook_size or not c.token_dim or c.token_dim % math.prod(self.token)
-            else "Hiera has no class condition; leave num_classes out"
-            if c.num_classes is not None
-            else f"pools {c.pools} must be less than the {len(c.stages)} stages, each of a block or more"
-            if c.pools >= len(c.stages) or min(c.stages) < 1
+            else f"Hiera's kernel has an odd size along each axis, got {stem.kernel}"
+            if any(side % 2 == 0 for side in stem.kernel)
+            else f"Hiera reads pixels: give it tokens {{type: patches}} of {pixels}, not of {self.token_dim} values"
+            if self.codebook_size or not self.token_dim or self.token_dim % math.prod(self.token)
+            else f"pooling.pools {pooling.pools} must be less than the {len(c.stages)} stages, each of a block or more"
+            if pooling.pools >= len(c.stages) or min(c.stages) < 1
             else f"width {c.width} and heads {c.heads} are halved from stage to stage: give multiples of {half}, and "
             "heads that divide the width"
             if c.width % half or c.heads % half or c.width % c.heads
-            else "Hiera needs a decoder: set decoder_depth to 1 or more, and decoder_heads that divide decoder_width"
-            if c.decoder_depth < 1 or c.decoder_width % c.decoder_heads
+            else "Hiera needs a decoder: set decoder.depth to 1 or more, and decoder.heads that divide decoder.width"
+            if decoder.depth < 1 or decoder.width % decoder.heads
             else None
         )
         if problem:
@@ -151,7 +214,7 @@ class Hiera(ModelMixin, ConfigMixin):
         self,
         tokens: Float[Tensor, "b *grid d"],
         masked: Bool[Tensor, "b *grid"],
-        labels: None = None,
+        conditioning: None = None,
         keep: Int[Tensor, "b m"] | None = None,
         kept: Sequence[int] | None = None,
     ) -> TransformerOutput:
@@ -160,7 +223,7 @@ class Hiera(ModelMixin, ConfigMixin):
         Args:
             tokens: (b, \\*grid, d); what stands at dropped places is ignored.
             masked: bool (b, \\*grid), True at the dropped places and nowhere else.
-            labels: None.
+            conditioning: None.
             keep: flat positions of the tokens of the mask units that are seen; all when None.
             kept: None, as every row keeps as many.
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
-from maskgen.transformer.attention import Backend, Ragged, attend
+from maskgen.transformer.attention import Ragged, attend, attention_probabilities
 from maskgen.transformer.kept import take
 from maskgen.transformer.positions import rotate
 from maskgen.transformer.relative import of_queries
+from maskgen.transformer.specs import BlockSpec, Norm
 from maskgen.transformer.windows import Windows
-
-Norm = Literal["layer", "rms"]
+from maskgen.upgrade import rename_on_load
 
 
 def make_norm(kind: Norm, width: int, affine: bool = True, eps: float = 1e-6) -> nn.Module:
@@ -45,25 +46,6 @@ def initialise(network: nn.Module, zeros: Iterable[Any]) -> None:
         nn.init.zeros_(linear.weight)
 
 
-def class_vectors(network: Any, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b w"] | None:
-    """Of the classes, None where the network has none; no labels are no class. In training each is dropped with the
-    probability `class_dropout`.
-
-    Raises:
-        ValueError: labels given to an unconditional network.
-    """
-    if network.num_classes is None:
-        if labels is not None:
-            raise ValueError("class labels given to an unconditional transformer")
-        return None
-    if labels is None:
-        labels = torch.full((batch,), network.num_classes, device=network.class_embedding.weight.device)
-    if network.training and network.class_dropout > 0:
-        dropped = torch.rand(batch, device=labels.device) < network.class_dropout
-        labels = labels.masked_fill(dropped, network.num_classes)
-    return network.class_embedding(labels)
-
-
 @dataclass
 class Past:
     """One layer's keys and values of the tokens before: room (2, b, heads, n, d), the first `length` tokens filled."""
@@ -83,13 +65,16 @@ class Past:
 class SelfAttention(nn.Module):
     """Multi-head self-attention with optional query-key normalisation and rotary positions."""
 
-    def __init__(self, width: int, heads: int, norm: Norm, qk_norm: bool, backend: Backend):
+    def __init__(self, width: int, spec: BlockSpec):
         super().__init__()
-        self.heads, self.backend = heads, backend
+        self.heads, self.backend, self.dropout = spec.heads, spec.backend, spec.attention_dropout
+        self.full_norm = spec.qk_norm == "full"
+        normed = width if self.full_norm else width // spec.heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = make_norm(norm, width // heads) if qk_norm else nn.Identity()
-        self.k_norm = make_norm(norm, width // heads) if qk_norm else nn.Identity()
-        self.out = nn.Linear(width, width)
+        self.q_norm = make_norm(spec.norm, normed) if spec.qk_norm != "none" else nn.Identity()
+        self.k_norm = make_norm(spec.norm, normed) if spec.qk_norm != "none" else nn.Identity()
+        self.norm = make_norm(spec.norm, width) if spec.sub_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
 
     def forward(
         self,
@@ -106,11 +91,16 @@ class SelfAttention(nn.Module):
         themselves and those before them, or to those of their window (of rows of one length, without a bias)."""
         if windows is not None:  # of the queries asked for each window has another number
             made = windows.attend(*self.projected(x, table), self.backend).flatten(2)
-            return self.out(made if queries is None else take(made, queries))
+            return self.proj(self.norm(made if queries is None else take(made, queries)))
         q, k, v = self.projected(x, table, queries, past)
         if bias is not None and queries is not None:
             bias = of_queries(bias, queries)
-        return self.out(attend(q, k, v, self.backend, keys, causal, bias).flatten(2))
+        if self.training and self.dropout:
+            weights = F.dropout(attention_probabilities(q, k, keys, bias), self.dropout)
+            made = (weights.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
+        else:
+            made = attend(q, k, v, self.backend, keys, causal, bias)
+        return self.proj(self.norm(made.flatten(2)))
 
     def projected(
         self,
@@ -126,7 +116,11 @@ class SelfAttention(nn.Module):
             w = x.shape[-1]
             (q,) = self._heads(F.linear(take(x, queries), self.qkv.weight[:w], self.qkv.bias[:w]), 1)
             k, v = self._heads(F.linear(x, self.qkv.weight[w:], self.qkv.bias[w:]), 2)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if self.full_norm:  # over all heads together
+            q, k = (norm(x.transpose(1, 2).flatten(2)) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
+            q, k = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2).to(v.dtype) for x in (q, k))
+        else:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if table is not None:
             k = rotate(k, table)
             q = rotate(q, table if queries is None else take(table.expand(len(q), -1, -1), queries))
@@ -139,71 +133,138 @@ class SelfAttention(nn.Module):
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-class GatedMLP(nn.Module):
+class CrossAttention(nn.Module):
+    """Tokens attend to a sequence of condition tokens (arXiv:1706.03762, section 3.2.3)."""
+
+    def __init__(self, width: int, spec: BlockSpec):
+        super().__init__()
+        self.heads, self.backend = spec.heads, spec.backend
+        self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n w"],
+        context: Float[Tensor, "b m w"],
+        mask: Bool[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b n w"]:
+        """`mask` is True at the condition tokens that exist."""
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(context.to(x.dtype)).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        bias = None
+        if mask is not None:
+            bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)[:, None, None]
+            bias = bias.expand(-1, self.heads, x.shape[1], -1)
+        return self.proj(attend(q, k, v, self.backend, bias=bias).flatten(2))
+
+
+class MLP(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202), or GELU without a gate.
 
-    `ratio` is the hidden width over `width` of a plain MLP; the gated one has two thirds of it, for as many weights.
+    `mlp_ratio` is the hidden width over `width` of a plain MLP; the gated one has two thirds of it: as many weights.
     """
 
-    def __init__(self, width: int, ratio: float, kind: Literal["swiglu", "gelu"]):
+    def __init__(self, width: int, spec: BlockSpec):
         super().__init__()
-        self.gated = kind == "swiglu"
-        hidden = round(width * ratio * 2 / 3 / 16) * 16 if self.gated else round(width * ratio)
-        self.up = nn.Linear(width, 2 * hidden if self.gated else hidden)
-        self.down = nn.Linear(hidden, width)
+        self.gated = spec.mlp == "swiglu"
+        hidden = round(width * spec.mlp_ratio * 2 / 3 / 16) * 16 if self.gated else round(width * spec.mlp_ratio)
+        self.fc1 = nn.Linear(width, 2 * hidden if self.gated else hidden)
+        self.norm = make_norm(spec.norm, hidden) if spec.sub_norm else nn.Identity()
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "... w"]) -> Float[Tensor, "... w"]:
-        if self.gated:  # two products, not one cut in halves: contiguous, which a processor likes
-            gate, h = (F.linear(x, w, b) for w, b in zip(self.up.weight.chunk(2), self.up.bias.chunk(2)))
-            return self.down(F.silu(gate) * h)
-        return self.down(F.gelu(self.up(x)))
+        if self.gated:  # two products instead of one that is cut in halves: contiguous, which a processor likes
+            gate, h = (F.linear(x, w, b) for w, b in zip(self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)))
+            return self.fc2(self.norm(F.silu(gate) * h))
+        return self.fc2(self.norm(F.gelu(self.fc1(x))))
 
 
 def modulate(x: Float[Tensor, "b n w"], scale: Tensor, shift: Tensor) -> Float[Tensor, "b n w"]:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a block of version 0.1 under their present names."""
+    names = {"attention.out.": "attn.proj.", "attention.": "attn.", "mlp.up.": "mlp.fc1.", "mlp.down.": "mlp.fc2."}
+    made = {}
+    for key, value in state.items():
+        old = next((old for old in names if key.startswith(old)), None)
+        made[key if old is None else names[old] + key[len(old) :]] = value
+    return made
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (CaiT, arXiv:2103.17239)."""
+
+    def __init__(self, width: int, value: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), value))
+
+    def forward(self, x: Float[Tensor, "... w"]) -> Float[Tensor, "... w"]:
+        return x * self.gamma
+
+
 class Block(nn.Module):
-    """Pre-norm block; with `modulated`, adaLN-zero (DiT, Peebles and Xie 2023, arXiv:2212.09748, section 3.2)."""
+    """A transformer block; with `modulated`, adaLN-zero (DiT, Peebles and Xie 2023, arXiv:2212.09748, section 3.2).
+
+    Args:
+        width: of the tokens.
+        spec: of the block.
+        modulated: the norms have no weights of their own; scale, shift and gate are given.
+        cross: with cross-attention to condition tokens.
+        left_out: probability of leaving out a branch in training (stochastic depth).
+        eps: of the norms.
+    """
 
     def __init__(
         self,
         width: int,
-        heads: int,
-        mlp_ratio: float,
-        norm: Norm,
-        mlp: Literal["swiglu", "gelu"],
-        qk_norm: bool,
-        dropout: float,
-        modulated: bool,
-        backend: Backend,
+        spec: BlockSpec,
+        modulated: bool = False,
+        cross: bool = False,
+        left_out: float = 0.0,
         eps: float = 1e-6,
     ):
         super().__init__()
-        self.norm1 = make_norm(norm, width, not modulated, eps)
-        self.attention = SelfAttention(width, heads, norm, qk_norm, backend)
-        self.norm2 = make_norm(norm, width, not modulated, eps)
-        self.mlp = GatedMLP(width, mlp_ratio, mlp)
-        self.dropout = nn.Dropout(dropout)
+        self.post = spec.norm_position == "post"
+        self.norm1 = make_norm(spec.norm, width, not modulated, eps)
+        self.attn = SelfAttention(width, spec)
+        if cross:
+            self.norm_cross, self.cross = make_norm(spec.norm, width, eps=eps), CrossAttention(width, spec)
+        self.norm2 = make_norm(spec.norm, width, not modulated, eps)
+        self.mlp = MLP(width, spec)
+        self.dropout = nn.Dropout(spec.dropout)
+        scaled = spec.layer_scale > 0
+        self.scale1 = LayerScale(width, spec.layer_scale) if scaled else nn.Identity()
+        self.scale2 = LayerScale(width, spec.layer_scale) if scaled else nn.Identity()
+        self.left_out = StochasticDepth(left_out, "row") if left_out else nn.Identity()
+        rename_on_load(self, renamed)
 
     def forward(
         self,
         x: Float[Tensor, "b n w"],
-        modulation: Float[Tensor, "b 6 w"] | None,
-        table: Tensor | None,
+        modulation: Float[Tensor, "b 6 w"] | None = None,
+        table: Tensor | None = None,
         queries: Int[Tensor, "b k"] | None = None,
         keys: Ragged | None = None,
         past: Past | None = None,
         causal: bool = False,
         bias: Float[Tensor, "#b h n n"] | None = None,
         windows: Windows | None = None,
+        context: tuple[Float[Tensor, "b m w"], Bool[Tensor, "b m"] | None] | None = None,
     ) -> Float[Tensor, "b k w"]:
         """The block at all tokens, or only at `queries` (every token still is a key)."""
         parts = None if modulation is None else modulation[:, :, None].unbind(1)
-        h = self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
-        h = self.dropout(self.attention(h, table, queries, keys, past, causal, bias, windows))
+        h = x if self.post else self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
+        h = self._branch(self.attn(h, table, queries, keys, past, causal, bias, windows), self.scale1)
         x = x if queries is None else take(x, queries)
         x = x + h if parts is None else torch.addcmul(x, h, parts[2])
-        h = self.norm2(x) if parts is None else modulate(self.norm2(x), parts[3], parts[4])
-        h = self.dropout(self.mlp(h))
-        return x + h if parts is None else torch.addcmul(x, h, parts[5])
+        x = self.norm1(x) if self.post else x
+        if context is not None:
+            x = x + self.left_out(self.dropout(self.cross(self.norm_cross(x), *context)))
+        h = x if self.post else self.norm2(x) if parts is None else modulate(self.norm2(x), parts[3], parts[4])
+        h = self._branch(self.mlp(h), self.scale2)
+        x = x + h if parts is None else torch.addcmul(x, h, parts[5])
+        return self.norm2(x) if self.post else x
+
+    def _branch(self, h: Float[Tensor, "b n w"], scale: nn.Module) -> Float[Tensor, "b n w"]:
+        return self.left_out(scale(self.dropout(h)))

@@ -8,7 +8,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from maskgen.transformer.attention import Backend, attend
-from maskgen.transformer.layers import Block, GatedMLP, make_norm
+from maskgen.transformer.layers import MLP, Block, make_norm
+from maskgen.transformer.layers import renamed as block_names
+from maskgen.transformer.specs import BlockSpec
+from maskgen.upgrade import rename_on_load
 
 
 class PoolingBlock(nn.Module):
@@ -28,9 +31,10 @@ class PoolingBlock(nn.Module):
         self.norm1 = make_norm("layer", width)
         self.skip = nn.Linear(width, wider)
         self.qkv = nn.Linear(width, 3 * wider)
-        self.out = nn.Linear(wider, wider)
+        self.proj = nn.Linear(wider, wider)
         self.norm2 = make_norm("layer", wider)
-        self.mlp = GatedMLP(wider, mlp_ratio, "gelu")
+        self.mlp = MLP(wider, plain_spec(heads, mlp_ratio, backend))
+        rename_on_load(self, renamed)
 
     def forward(self, x: Float[Tensor, "b u ..."], within: bool) -> Float[Tensor, "b u ..."]:
         """Every mask unit alone where attention stays `within` it."""
@@ -38,13 +42,23 @@ class PoolingBlock(nn.Module):
         x = pooled(self.skip(h), self.stride)
         q, k, v = self.qkv(h).chunk(3, dim=-1)
         heads = [rows(part, within).unflatten(-1, (self.heads, -1)) for part in (pooled(q, self.stride), k, v)]
-        x = x + self.out(attend(heads[0], heads[1], heads[2], self.backend).flatten(2)).view(x.shape)
+        x = x + self.proj(attend(heads[0], heads[1], heads[2], self.backend).flatten(2)).view(x.shape)
         return x + self.mlp(self.norm2(x))
 
 
 def plain_block(width: int, heads: int, mlp_ratio: float, backend: Backend) -> Block:
     """The block of every vision transformer."""
-    return Block(width, heads, mlp_ratio, "layer", "gelu", False, 0.0, False, backend)
+    return Block(width, plain_spec(heads, mlp_ratio, backend))
+
+
+def plain_spec(heads: int, mlp_ratio: float, backend: Backend) -> BlockSpec:
+    """The options of every vision transformer's block."""
+    return BlockSpec(heads=heads, mlp_ratio=mlp_ratio, mlp="gelu", qk_norm="none", backend=backend)
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a pooling block of version 0.1 under their present names."""
+    return {("proj." + key[4:] if key.startswith("out.") else key): value for key, value in block_names(state).items()}
 
 
 def rows(x: Float[Tensor, "b u ..."], within: bool) -> Float[Tensor, "r n w"]:

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from maskgen.evaluation.fid.sources import Images, Reading, Source, digest_of, note_grey
 from maskgen.images import to_uint8
-from maskgen.pipelines.generate import draw
+from maskgen.pipelines.generate import sample
 from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint
 
@@ -67,11 +67,11 @@ def of_pipeline(pipe: Any, name: str, sampling: Sampling, reading: Reading, refe
     settings["temperature"] = scheduler.get("temperature")
     others = ("num_inference_steps", "guidance_scale", "temperature")
     settings["scheduler"] = {key: value for key, value in scheduler.items() if key not in others}
-    settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("tokenizer", "transformer")}
+    settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("vqvae", "transformer")}
 
     def read(start: int, stop: int) -> np.ndarray:
         asked: list[int | None] = [None] * (stop - start) if labels is None else labels[start:stop].tolist()
-        pixels = draw(
+        pixels = sample(
             pipe, asked, sampling.seed + start, sampling.steps, sampling.guidance, batch_size=max(1, stop - start)
         )
         if pixels.shape[1] == 1:

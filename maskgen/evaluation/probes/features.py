@@ -1,4 +1,4 @@
-"""Frozen features of a data set's images: what the probes in `probes` read, and a file that keeps them."""
+"""Features of the images of a data set, which the probes read, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ POOLS = ("mean", "mean_all", "cls", "cls_mean", "token_I (I = 0, 1, ... of the p
 
 @dataclass
 class Features:
-    """One vector an image.
+    """One feature vector per image.
 
     Args:
         values: float32 (n, d), finite, n >= 1.
-        labels: int64 (n,), each the number of a class name.
-        facts: what made them (pool, sizes, ...), fit for JSON; the probes carry it into their results.
-        class_names: one a class; default: the labels' numbers.
-        names: one an image, or none.
+        labels: int64 (n,), indices into `class_names`.
+        facts: JSON values that describe how the features were made; the probes copy them into their results.
+        class_names: one name per class; by default the labels as text.
+        names: one name per image, or an empty list.
 
     Raises:
-        ValueError: other shapes or dtypes, values that are NaN or infinite, a label without a class.
+        ValueError: a shape or dtype is wrong, values are NaN or infinite, or a label has no class.
     """
 
     values: Tensor
@@ -47,10 +47,10 @@ class Features:
             raise ValueError(f"features must be float32 (images, features), got {self.values.dtype} {shape}")
         if self.labels.shape != (shape[0],) or self.labels.dtype != torch.int64:
             raise ValueError(
-                f"{shape[0]} features need as many labels, int64; got {self.labels.dtype} {tuple(self.labels.shape)}"
+                f"{shape[0]} features need as many int64 labels; got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
         if self.names and len(self.names) != n:
-            raise ValueError(f"{n} features need as many names or none, got {len(self.names)}")
+            raise ValueError(f"{n} features need as many names, or none; got {len(self.names)}")
         bad = ~self.values.isfinite().all(dim=1)
         if bad.any():
             raise ValueError(
@@ -69,23 +69,23 @@ class Features:
         return len(self.labels)
 
     def select(self, index: Tensor) -> Features:
-        """The images at `index`, int64 (m,), m >= 1; classes and facts stay."""
+        """The features of the images at `index`, int64 (m,), m >= 1, with the same classes and facts."""
         names = [self.names[i] for i in index.tolist()] if self.names else []
         return Features(self.values[index], self.labels[index], dict(self.facts), self.class_names, names)
 
     def save(self, path: str | Path) -> Path:
-        """Write an ``.npz``: values, labels, names, class_names, and the facts as JSON text. No pickles.
+        """Write an ``.npz`` file with values, labels, names, class_names, and the facts as JSON text.
 
         Raises:
-            ValueError: `path` does not end in .npz, or facts that JSON cannot say.
+            ValueError: `path` does not end in .npz, or the facts are no JSON values.
         """
         path = Path(path)
         if path.suffix != ".npz":
-            raise ValueError(f"features are kept in an .npz file, not {path.name!r}; give {path.stem}.npz")
+            raise ValueError(f"features are saved to an .npz file, not {path.name!r}; give {path.stem}.npz")
         try:
             facts = json.dumps(self.facts, ensure_ascii=False)
         except TypeError as error:
-            raise ValueError(f"facts must be fit for JSON: {error}") from None
+            raise ValueError(f"facts must be JSON values: {error}") from None
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(
             path,
@@ -99,21 +99,21 @@ class Features:
 
 
 def load_features(path: str | Path) -> Features:
-    """What :meth:`Features.save` wrote.
+    """Read a file written by :meth:`Features.save`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of something else, pickled objects, or features that are not as `Features` asks.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has other contents or pickled objects, or :class:`Features` refuses them.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; write features there by Features.save")
+        raise FileNotFoundError(f"{path} does not exist; write features there with Features.save")
     try:
         with np.load(path, allow_pickle=False) as file:
             values, labels = torch.from_numpy(file["values"]), torch.from_numpy(file["labels"])
             names, class_names = file["names"].tolist(), file["class_names"].tolist()
             facts = json.loads(str(file["facts"]))
     except (KeyError, AttributeError, TypeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no file of features as Features.save writes them: {error}") from None
+        raise ValueError(f"{path} was not written by Features.save: {error}") from None
     return Features(values, labels, facts, class_names, names)
 
 
@@ -132,30 +132,32 @@ def extract(
     facts: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Features:
-    """The features of a data set's images, in its order.
+    """Compute the features of the images of a data set, in its order and without augmentation.
 
     Args:
-        encode: a network in eval mode, or any function of pixels: float (b, c, h, w) in [-1, 1] on `device` -> float
-            (b, tokens, d), the first `prefix` of which are no patches (class token, registers); or float (b, d).
-        dataset: map-style, `{"pixels": float (c, h, w) in [-1, 1], "label": int}`, with `class_names`, maybe `names`.
-        pool: "mean" of the tokens without the prefix; "mean_all" with it; "cls", the first of the prefix; "token_I",
-            token I of the prefix; "cls_mean", "cls" and "mean" side by side (2 d features); "none" where `encode` gives
-            one vector an image.
-        limit: at most so many images, evenly spread over the data set.
-        facts: more to say of them (the run, its step, ...); goes into `Features.facts`.
+        encode: a network in evaluation mode, or any function, that takes pixels (float (b, c, h, w) in [-1, 1] on
+            `device`) and returns float (b, tokens, d) or (b, d). The first `prefix` tokens are not patches but a
+            class token or registers.
+        dataset: map-style, with items `{"pixels": float (c, h, w) in [-1, 1], "label": int}`, the attribute
+            `class_names` and, optionally, `names`.
+        pool: "mean" is the mean of the tokens without the prefix and "mean_all" the mean with it; "cls" is the first
+            prefix token and "token_I" prefix token I; "cls_mean" concatenates "cls" and "mean" (2 d features); "none"
+            is for an `encode` that returns one vector per image.
+        limit: the largest number of images, evenly spread over the data set.
+        facts: further facts to add to `Features.facts`.
 
     Raises:
-        ValueError: an unknown pool, or one that does not fit what `encode` gives; no images; a network in training
-            mode (its features would be random); features that are NaN.
+        ValueError: the pool is unknown or does not fit the output of `encode`, the data set has no images, the network
+            is in training mode, or features are NaN.
     """
     token = _check_pool(pool, prefix)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size and limit must be at least 1, got {batch_size} and {limit}")
     if getattr(getattr(encode, "__self__", encode), "training", False):
-        raise ValueError("the encoder is in training mode, where dropout makes features random; call .eval() first")
+        raise ValueError("the encoder is in training mode, in which dropout is random; call .eval() first")
     count = min(len(dataset), limit or len(dataset))
     if count == 0:
-        raise ValueError("the data set has no images to take features of")
+        raise ValueError("the data set has no images")
     rows, labels, sizes, tokens = [], [], set(), set()
     with torch.no_grad(), tqdm(total=count, desc="features", unit=" images", disable=not progress) as bar:
         for pixels, numbers in _batches(dataset, count, batch_size):
@@ -165,7 +167,7 @@ def extract(
             sizes.add(tuple(pixels.shape[2:]))
             tokens.add(output.shape[1] if output.ndim == 3 else 0)
             bar.update(len(pixels))
-    said: dict[str, Any] = {
+    described: dict[str, Any] = {
         "pool": _words(pool, token, prefix),
         "tokens": sorted(tokens - {0}),
         "prefix": prefix,
@@ -177,29 +179,29 @@ def extract(
     return Features(
         torch.cat(rows),
         torch.tensor(labels, dtype=torch.int64),
-        {**said, **(facts or {})},
+        {**described, **(facts or {})},
         [str(name) for name in dataset.class_names],
         [str(names[i]) for i in _spread(len(dataset), count)] if len(names) == len(dataset) else [],
     )
 
 
 def raw_pixels(dataset: Any, size: int | None = None, **options: Any) -> Features:
-    """The images' own pixels as features, flattened: the control that needs no network.
+    """The flattened pixels of the images as features, the control that needs no network.
 
     Args:
-        size: images are first resized to `size` x `size` (bilinear, antialiased). None: as they are.
-        options: of :func:`extract`.
+        size: resize images to `size` x `size` first (bilinear, antialiased); None keeps their size.
+        options: further arguments of :func:`extract`.
 
     Raises:
-        ValueError: as :func:`extract`; images of several sizes and no `size`.
+        ValueError: images have several sizes and `size` is None; or see :func:`extract`.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     if size is None:
         shapes = {tuple(shape) for shape in [getattr(dataset, "size", None)] if shape is not None}
-        said = "none" + "".join(f" ({h}x{w} as stored)" for h, w in shapes)
+        described = "none" + "".join(f" ({h}x{w} as stored)" for h, w in shapes)
     else:
-        said = f"to {size}x{size}, bilinear, antialiased"
+        described = f"to {size}x{size}, bilinear, antialiased"
     seen: set[tuple[int, ...]] = set()
 
     def encode(pixels: Tensor) -> Tensor:
@@ -207,10 +209,10 @@ def raw_pixels(dataset: Any, size: int | None = None, **options: Any) -> Feature
         if size is not None:
             pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
         elif len(seen) > 1:
-            raise ValueError(f"images come in several sizes {sorted(seen)}; give a `size` to bring them to")
+            raise ValueError(f"images have several sizes {sorted(seen)}; give a `size` to resize them to")
         return pixels.flatten(1)
 
-    facts = {"encoder": "raw pixels in [-1, 1], flattened", "resize": said, **(options.pop("facts", None) or {})}
+    facts = {"encoder": "raw pixels in [-1, 1], flattened", "resize": described, **(options.pop("facts", None) or {})}
     return extract(encode, dataset, "none", facts=facts, **options)
 
 
@@ -219,13 +221,13 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _batches(dataset: Any, count: int, batch_size: int) -> Iterator[tuple[Tensor, list[int]]]:
-    """Pixels and labels in order; the images of a batch have one size."""
+    """Pixels and labels in order; all images of a batch have one size."""
     images: list[Tensor] = []
     labels: list[int] = []
     for i in _spread(len(dataset), count):
         item = dataset[i]
         if "pixels" not in item:
-            raise ValueError(f"items hold {', '.join(item)} and no pixels; probe on a data set of images")
+            raise ValueError(f"items have {', '.join(item)} but no pixels; probes need a data set of images")
         if images and (len(images) == batch_size or item["pixels"].shape != images[0].shape):
             yield torch.stack(images), labels
             images, labels = [], []
@@ -235,9 +237,9 @@ def _batches(dataset: Any, count: int, batch_size: int) -> Iterator[tuple[Tensor
 
 
 def _check_pool(pool: str, prefix: int) -> int:
-    """Which token of the prefix the pool reads, -1 where it reads none."""
+    """The index of the prefix token that the pool reads, or -1 where it reads none."""
     if prefix < 0:
-        raise ValueError(f"prefix counts the tokens before the patches and is at least 0, got {prefix}")
+        raise ValueError(f"prefix, the number of tokens before the patches, must be at least 0, got {prefix}")
     number = pool.removeprefix("token_")
     token = int(number) if number != pool and number.isdecimal() else 0 if pool in ("cls", "cls_mean") else -1
     if token < 0 and pool not in POOLS:
@@ -251,13 +253,13 @@ def _pooled(output: Tensor, pool: str, token: int, prefix: int, count: int) -> T
     if output.ndim != (2 if pool == "none" else 3) or len(output) != count or not output.is_floating_point():
         wanted = "(b, d)" if pool == "none" else "(b, tokens, d)"
         raise ValueError(
-            f"pool {pool!r} takes float {wanted} of {count} images, but the encoder gave {output.dtype} "
-            f"{tuple(output.shape)}; pool 'none' is for one vector an image, the others are for tokens"
+            f"pool {pool!r} needs float {wanted} for {count} images, but the encoder returned {output.dtype} "
+            f"{tuple(output.shape)}; pool 'none' is for one vector per image, the others are for tokens"
         )
     if pool == "none":
         return output
     if output.shape[1] <= (prefix if "mean" in pool else token):
-        raise ValueError(f"the encoder gave {output.shape[1]} tokens; with prefix={prefix} none is left to pool")
+        raise ValueError(f"the encoder returned {output.shape[1]} tokens; with prefix={prefix} none is left to pool")
     output = output.float()
     if pool == "mean_all":
         return output.mean(dim=1)
@@ -273,7 +275,7 @@ def _words(pool: str, token: int, prefix: int) -> str:
     if pool == "mean":
         return mean
     if pool == "mean_all":
-        return f"mean of all tokens, {prefix} of prefix among them"
+        return f"mean of all tokens, with {prefix} of the prefix"
     if pool == "none":
-        return "none: the encoder gives one vector an image"
-    return f"prefix token {token} of {prefix}" + (f", beside {mean}" if pool == "cls_mean" else "")
+        return "none: the encoder returns one vector per image"
+    return f"prefix token {token} of {prefix}" + (f", and {mean}" if pool == "cls_mean" else "")

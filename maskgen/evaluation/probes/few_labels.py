@@ -27,13 +27,13 @@ METHODS = ("logistic", "sweep")
 
 
 def few_labels(labels: Int64[Tensor, "n"], share: Number, seed: int = 0) -> Int64[Tensor, "m"]:
-    """Indices of a class-balanced subset, ascending: as many images of every class that occurs.
+    """Indices, in ascending order, of a subset with the same number of images of every class that occurs.
 
-    `share` of all, divided by the classes and rounded, is each one's number, at least 1; a class with fewer gives all
-    it has. Of one seed, a smaller share is part of a larger one.
+    The number per class is `share` of all images, divided by the number of classes and rounded, but at least 1. A
+    class with fewer images gives all of them. With the same seed, a smaller share is a subset of a larger one.
 
     Raises:
-        ValueError: `share` not in (0, 1].
+        ValueError: `share` is not in (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1 (0.01 is 1%), got {share}")
@@ -44,16 +44,16 @@ def few_labels(labels: Int64[Tensor, "n"], share: Number, seed: int = 0) -> Int6
 
 
 def centred(values: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Each row less its own mean, brought to unit length."""
+    """Subtract its mean from each row, and scale the row to unit length."""
     return F.normalize(values - values.mean(dim=1, keepdim=True))
 
 
 def logistic(
     x: Float[Tensor, "n d"], y: Int64[Tensor, "n"], classes: int, penalty: Number, iterations: int = 300
 ) -> Float[Tensor, "d k"]:
-    """Weights of multinomial logistic regression without intercept: mean cross-entropy + penalty / 2 |W|², by L-BFGS.
+    """Weights of multinomial logistic regression without an intercept, by L-BFGS in float64.
 
-    In float64, from 0: there is one minimum, and no seed.
+    The objective is the mean cross-entropy + penalty / 2 |W|². It has one minimum, so the result needs no seed.
     """
     x = x.double()
     weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, device=x.device, requires_grad=True)
@@ -81,30 +81,31 @@ def lowshot(
     progress: bool = True,
     **options: Any,
 ) -> ProbeResult:
-    """A probe on a class-balanced `share` of the training images (see :func:`few_labels`), tested on all the test's.
+    """A probe that trains on a class-balanced share of the training images and evaluates on the whole test set.
 
     Args:
-        share: of the training images, in (0, 1]; papers use 0.01 and 0.1.
-        method: "logistic", MSN's (Assran et al. 2022, arXiv:2204.07141): rows centred and of unit length, logistic
-            regression without intercept, L2 penalty `penalty` / images, nothing to choose; "sweep", which needs at
-            least 10 images to hold some out.
-        options: of :func:`.heads.sweep`, where that is the method.
+        share: the share of the training images, in (0, 1]; papers use 0.01 and 0.1. See :func:`few_labels`.
+        method: "logistic" is MSN's (Assran et al. 2022, arXiv:2204.07141): rows are centred and scaled to unit length,
+            then logistic regression without an intercept has the L2 penalty `penalty` / images; nothing is tuned.
+            "sweep" holds some images out and needs at least 10 of them.
+        options: further options of :func:`.heads.sweep`, where that is the method.
 
     Raises:
-        ValueError: sets that do not belong together, one class only, an unknown method, or too few images for it.
+        ValueError: the two sets do not belong together, training has a single class, the method is unknown, or it has
+            too few images.
     """
     classes = check_pair(train, test)
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; give one of {', '.join(METHODS)}")
     if options and method != "sweep":
-        raise ValueError(f"{', '.join(options)}: options of the sweep; the method is {method!r}")
+        raise ValueError(f"{', '.join(options)}: only method='sweep' has these options; the method is {method!r}")
     few = train.select(few_labels(train.labels, share, seed))
     check_classes(few.labels)
     sizes = few.labels.bincount()
     sizes = sizes[sizes > 0]
     notes = []
     if int(sizes.min()) < int(sizes.max()):
-        notes.append(f"classes have {int(sizes.min())} to {int(sizes.max())} images: some have no more to give")
+        notes.append(f"classes have {int(sizes.min())} to {int(sizes.max())} images, because some have no more")
     if method == "sweep":
         result = sweep(few, test, seed=seed, device=device, progress=progress, **options)
         accuracy, settings, chosen, notes = result.accuracy, result.settings, result.chosen, [*notes, *result.notes]
@@ -125,7 +126,7 @@ def lowshot(
     settings = {
         "share": share,
         "method": method,
-        "split": "class-balanced, at least one a class",
+        "split": "class-balanced, at least one per class",
         "seed": seed,
     } | settings
     counts = {**counts, "of": len(train), "least_a_class": int(sizes.min()), "most_a_class": int(sizes.max())}

@@ -1,4 +1,4 @@
-"""Fine-tuning of a whole backbone, as MAE does it."""
+"""Fine-tuning of a whole network, as in MAE."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from maskgen.evaluation.probes.result import (
     score,
 )
 
-UNDECAYED = ("token", "position", "pos_embed")  # words in the names of parameters without weight decay
-FLOOR = 1e-6  # the rate at the end
+UNDECAYED = ("token", "position", "pos_embed")  # parameters with these words in their names have no weight decay
+FLOOR = 1e-6  # the final learning rate
 
 
 def parameter_groups(
     model: nn.Module, layers: list[list[nn.Parameter]], layer_decay: Number, weight_decay: Number
 ) -> list[dict[str, Any]]:
-    """AdamW's groups, each with its ``scale``: layer i of L learns at `layer_decay` ** (L - 1 - i) of the rate.
+    """Parameter groups for AdamW, each with the ``scale`` of its learning rate (layer-wise decay).
 
-    So the last layer, the head, has the full rate. No weight decay of parameters of fewer than 2 dimensions, nor of
-    tokens and positions, by their names.
+    Layer i of L has the scale `layer_decay` ** (L - 1 - i), so the last layer, the head, has the full rate. Parameters
+    with fewer than 2 dimensions, tokens and positions have no weight decay.
 
     Raises:
-        ValueError: a trainable parameter of the model in none of the layers or in two, or one that is not the model's.
+        ValueError: a trainable parameter of the model is in no layer or in two, or a parameter is not the model's.
     """
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     listed = [id(p) for layer in layers for p in layer if p.requires_grad]
@@ -45,7 +45,7 @@ def parameter_groups(
         twice, strange = len(listed) - len(set(listed)), len(set(listed) - set(names))
         raise ValueError(
             f"layers must list each trainable parameter of the model once, from input to output; missing: "
-            f"{', '.join(missing[:5]) or 'none'}{', ...' if len(missing) > 5 else ''}; listed twice: {twice}; not of "
+            f"{', '.join(missing[:5]) or 'none'}{', ...' if len(missing) > 5 else ''}; listed twice: {twice}; not in "
             f"the model: {strange}"
         )
     groups = []
@@ -83,25 +83,28 @@ def finetune(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> ProbeResult:
-    """MAE's fine-tuning (He et al. 2021, arXiv:2111.06377, table 9, for ViT-B); trains `model` where it stands.
+    """MAE's fine-tuning of ViT-B (He et al. 2021, arXiv:2111.06377, table 9), in float32 and without RandAugment.
 
-    AdamW (betas .9 and .999), rate `blr` x batch / 256, warm-up from 0, half a cosine to 1e-6, layer-wise decay.
-    Tested once, after the last epoch; the model is then in eval mode. In float32, without RandAugment.
+    AdamW (betas .9 and .999) with layer-wise decay trains `model` in place. The learning rate is `blr` x batch / 256,
+    with a warm-up from 0 and half a cosine to 1e-6. The test set is evaluated once, after the last epoch, and the
+    model is left in evaluation mode.
 
     Args:
-        model: pixels float (b, c, h, w) in [-1, 1] -> logits (b, classes). Its head should start near 0.
-        layers: its parameters from input to output: embedding, each block, and the head with the last norm.
+        model: takes pixels, float (b, c, h, w) in [-1, 1], and returns logits (b, classes). Its head should start
+            near 0.
+        layers: its parameters from input to output: the embedding, each block, and the head with the last norm.
         train, test: map-style data sets of images of one size, with `labels` and `class_names`.
-        batch_size: cut down to the number of training images; the rate follows.
-        mixup, cutmix: the Betas' parameters; 0 is none.
-        erasing: share of images with a box erased.
-        flip, crop: see `data.augment.Augmentation`.
-        drop_path: the model's own rate, to be stated; published 0.1. It is not set here.
-        seed: of the order, the changes of images, and of the model's own dropout.
+        batch_size: at most the number of training images; a larger value is reduced, and the learning rate with it.
+        mixup, cutmix: parameters of the Beta distributions; 0 turns the augmentation off.
+        erasing: share of images in which a box is erased.
+        flip, crop: see :class:`maskgen.data.augment.Augmentation`.
+        drop_path: the rate that the model was built with, to state it in the result (published: 0.1). It is not set
+            here.
+        seed: seed of the order, of the augmentation and of the model's dropout.
 
     Raises:
-        ValueError: parameters missing in `layers`, data sets that do not belong together, one class only, numbers that
-            make no sense, logits of another shape, or a loss that is NaN.
+        ValueError: parameters are missing in `layers`, the data sets do not belong together, training has a single
+            class, a number is out of its range, logits have another shape, or the loss is NaN.
     """
     _check(train, test)
     check_numbers(epochs=epochs, blr=blr, layer_decay=layer_decay, batch_size=batch_size)
@@ -116,8 +119,8 @@ def finetune(
     wrong += [f"{name}={shares[name]}" for name in ("erasing", "smoothing") if shares[name] > 1]
     if wrong or not 0 <= warmup_epochs < epochs:
         raise ValueError(
-            f"erasing and smoothing are in [0, 1], the other numbers at least 0, warmup_epochs below epochs={epochs}; "
-            f"got {', '.join([*wrong, f'warmup_epochs={warmup_epochs}'])}"
+            f"erasing and smoothing must be in [0, 1], the other numbers at least 0, and warmup_epochs below "
+            f"epochs={epochs}; got {', '.join([*wrong, f'warmup_epochs={warmup_epochs}'])}"
         )
     classes, labels = len(train.class_names), torch.as_tensor(train.labels).long()
     optimizer = torch.optim.AdamW(parameter_groups(model.to(device), layers, layer_decay, weight_decay), lr=0.0)
@@ -144,8 +147,8 @@ def finetune(
             logits = model(pixels.to(device))
             if logits.shape != targets.shape:
                 raise ValueError(
-                    f"the model gave {tuple(logits.shape)}, but {batch} images of {classes} classes need logits of "
-                    f"{tuple(targets.shape)}; give it a head for the data's classes"
+                    f"the model returned {tuple(logits.shape)}, but {batch} images of {classes} classes need logits "
+                    f"{tuple(targets.shape)}; give it a head for the classes of the data"
                 )
             loss = F.cross_entropy(logits.float(), targets.to(device))
             if not loss.isfinite():
@@ -212,7 +215,7 @@ def finetune(
 
 @torch.no_grad()
 def _predict(model: nn.Module, test: Any, batch_size: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Labels (n,) and logits (n, classes) of all test images."""
+    """The labels (n,) and the logits (n, classes) of all test images."""
     labels, scores = [], []
     for start in range(0, len(test), batch_size):
         items = [test[i] for i in range(start, min(start + batch_size, len(test)))]
@@ -224,8 +227,8 @@ def _predict(model: nn.Module, test: Any, batch_size: int, device: torch.device 
 def _check(train: Any, test: Any) -> None:
     if list(train.class_names) != list(test.class_names):
         raise ValueError(
-            f"training and test set name different classes ({len(train.class_names)} and {len(test.class_names)}); "
-            "their labels must mean the same"
+            f"training and test set have different class names ({len(train.class_names)} and "
+            f"{len(test.class_names)} of them); their labels must mean the same"
         )
     for name, labels in (("training", torch.as_tensor(train.labels)), ("test", torch.as_tensor(test.labels))):
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(train.class_names):

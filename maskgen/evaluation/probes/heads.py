@@ -1,4 +1,4 @@
-"""Linear heads on frozen features: MAE's protocol, and CAPI's sweep of heads trained side by side."""
+"""Linear heads on frozen features: MAE's protocol, and CAPI's sweep of many heads at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from maskgen.evaluation.classifier.model import split
+from maskgen.evaluation.classifier import split
 from maskgen.evaluation.probes.features import Features
 from maskgen.evaluation.probes.result import (
     Number,
@@ -29,7 +29,8 @@ from maskgen.evaluation.probes.result import (
 )
 
 FIXED = "none: features are computed once (published: random crops and flips, new ones each epoch)"
-# Sum of rate x trust / (1 - momentum): by how many times their size LARS can move the weights; on ImageNet about 225.
+# The sum of rate x trust / (1 - momentum) tells how many times their size LARS can move the weights; about 225 on
+# ImageNet.
 SHORT_REACH = 5.0
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
@@ -40,9 +41,9 @@ WEIGHT_DECAYS = (5e-4, 1e-3, 5e-2)
 
 
 def warmup_cosine(done: Number, total: Number, warmup: Number, floor: Number = 0) -> float:
-    """The share of the peak rate: linear from 0 over `warmup`, then half a cosine down to `floor` at `total`.
+    """The learning rate as a share of its peak: linear from 0 over `warmup`, then half a cosine to `floor` at `total`.
 
-    `done`, `total` and `warmup` are in one unit, epochs (fractions too) or steps.
+    `done`, `total` and `warmup` have the same unit, (fractions of) epochs or steps.
     """
     if done < warmup:
         return done / warmup
@@ -50,7 +51,7 @@ def warmup_cosine(done: Number, total: Number, warmup: Number, floor: Number = 0
 
 
 def shuffled(n: int, batch: int, steps: int, generator: Generator) -> Iterator[Int64[Tensor, "b"]]:
-    """`steps` batches of indices below `n`: pass after pass, each in a new order, its incomplete last batch dropped."""
+    """`steps` batches of indices below `n`; each epoch has a new order and drops its incomplete last batch."""
     while True:
         order = torch.randperm(n, generator=generator)
         for start in range(0, n - batch + 1, batch):
@@ -61,11 +62,11 @@ def shuffled(n: int, batch: int, steps: int, generator: Generator) -> Iterator[I
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling with momentum (You et al. 2017, arXiv:1708.03888), as MAE's linear probe has it.
+    """Layer-wise adaptive rate scaling with momentum (You et al. 2017, arXiv:1708.03888), as in MAE's linear probe.
 
-    A parameter of at least 2 dimensions moves by a gradient g + `weight_decay` w scaled by `trust` |w| / |g +
-    `weight_decay` w| (not scaled where either is 0); biases move by their gradient, without decay. The rate multiplies
-    the momentum, v <- `momentum` v + g, w <- w - lr v.
+    For a parameter with at least 2 dimensions, the gradient g + `weight_decay` w is scaled by `trust` |w| /
+    |g + `weight_decay` w| (and not scaled where either norm is 0). Other parameters use their plain gradient. The rate
+    multiplies the momentum: v <- `momentum` v + g, w <- w - lr v.
     """
 
     def __init__(
@@ -111,18 +112,19 @@ def linear(
 ) -> ProbeResult:
     """MAE's linear probe (He et al. 2021, arXiv:2111.06377, table 10): batch norm without parameters, one linear layer.
 
-    LARS (momentum .9, trust 1e-3, weight decay 0), rate `blr` x batch / 256, warm-up from 0, half a cosine. Tested
-    once, after the last epoch.
+    LARS has momentum .9, trust 1e-3, no weight decay and the rate `blr` x batch / 256 with a warm-up from 0 and half a
+    cosine. The test set is evaluated once, after the last epoch.
 
-    LARS moves weights by a small share of their size a step, at a rate made for ImageNet's 7,000 steps of 16,384
-    images: on a few thousand images the head hardly leaves its start (``reach`` in the settings), which is noted.
+    In each step LARS moves weights by a small share of their size, at a rate made for ImageNet's 7,000 steps of 16,384
+    images. On a few thousand images the head hardly leaves its initial weights (``reach`` in the settings), and the
+    result then has a note about it.
 
     Args:
-        batch_size: cut down to the number of training images; the rate follows.
-        blr: base rate, of 256 images.
+        batch_size: at most the number of training images; a larger value is reduced, and the learning rate with it.
+        blr: the base learning rate, for 256 images.
 
     Raises:
-        ValueError: sets that do not belong together, one class only, or numbers that make no sense.
+        ValueError: the two sets do not belong together, training has a single class, or a number is out of its range.
     """
     classes = check_pair(train, test)
     check_numbers(epochs=epochs, blr=blr)
@@ -136,7 +138,7 @@ def linear(
     x, y = train.values.to(device), train.labels.to(device)
     generator = torch.Generator().manual_seed(seed)
     norm = nn.BatchNorm1d(x.shape[1], affine=False, eps=1e-6)
-    layer = nn.utils.skip_init(nn.Linear, x.shape[1], classes)  # whose own draws are the global generator's
+    layer = nn.utils.skip_init(nn.Linear, x.shape[1], classes)  # its own initialisation would use the global generator
     with torch.no_grad():
         nn.init.trunc_normal_(layer.weight, std=0.01, generator=generator)
         layer.bias.zero_()
@@ -159,8 +161,8 @@ def linear(
     notes = ["augmentation is fixed: features are computed once"]
     if reach < SHORT_REACH:
         notes.append(
-            f"the head can move by only {reach:.2g} times its own size (about 225 on ImageNet), so this accuracy "
-            "may be of the optimizer and not of the features; raise blr or epochs, or take the sweep"
+            f"the head can move by only {reach:.2g} times its own size (about 225 on ImageNet), so the optimizer and "
+            "not the features may limit this accuracy; raise blr or epochs, or use the sweep"
         )
     settings: dict[str, Any] = {
         "head": "BatchNorm1d(affine=False, eps=1e-6, momentum=0.1), Linear (weights from a normal of std 0.01)",
@@ -209,10 +211,10 @@ def train_heads(
     generator: Generator,
     progress: bool = True,
 ) -> tuple[Float[Tensor, "h d k"], Float[Tensor, "h 1 k"]]:
-    """Weights and biases of linear heads, one a (learning rate, weight decay), trained on the same batches.
+    """Weights and biases of linear heads, one per (learning rate, weight decay), trained on the same batches.
 
-    Every head is that of an AdamW (betas .9 and .95) of its own and starts from the same draw: all are one batched
-    matrix product, and the update is written out because torch's takes one rate a tensor. Biases do not decay.
+    Every head has its own AdamW (betas .9 and .95), and all start from the same weights. The heads are one batched
+    matrix product, and the update is written out because torch's AdamW has one rate per tensor. Biases do not decay.
     """
     rates, decays = torch.tensor(grid, dtype=torch.float32, device=x.device).T[:, :, None, None]
     weight = nn.init.trunc_normal_(torch.empty(x.shape[1], classes), std=0.02, generator=generator).to(x)
@@ -223,13 +225,13 @@ def train_heads(
         tqdm(shuffled(len(y), batch_size, steps, generator), "sweep", steps, unit=" steps", disable=not progress)
     ):
         index = index.to(x.device)
-        # warm-up ends at its last step, the cosine at the very last: both have their first and last value exactly
+        # the warm-up ends at its last step and the cosine at the very last, so both reach their end values exactly
         if step < warmup:
             rate = rates * (step / max(1, warmup - 1))
         else:
             rate = rates * warmup_cosine(step - warmup, max(1, steps - warmup - 1), 0)
         logits = torch.baddbmm(bias, x[index].expand(len(grid), -1, -1), weight)
-        # summed over heads, so that no head's gradient knows of the others
+        # the sum over heads keeps their gradients independent
         loss = F.cross_entropy(logits.flatten(0, 1), y[index].repeat(len(grid))) * len(grid)
         gradients = torch.autograd.grad(loss, (weight, bias))
         with torch.no_grad():
@@ -255,27 +257,27 @@ def sweep(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> ProbeResult:
-    """CAPI's linear probe (Darcet et al. 2025, arXiv:2502.08769): a head for each rate and decay, the best one tested.
+    """CAPI's linear probe (Darcet et al. 2025, arXiv:2502.08769): the best of one head per learning rate and decay.
 
-    AdamW (betas .9 and .95), each rate x batch / 256, a tenth of the steps warm-up, half a cosine to 0. The heads are
-    trained on all but `holdout` of the training images, which choose: best top-1, of equals the lowest loss. That
-    head is tested, once, as it is.
+    The heads train with AdamW (betas .9 and .95), the rate x batch / 256, a warm-up over a tenth of the steps and half
+    a cosine to 0. A share of the training images is held out and chooses the head with the best top-1 accuracy, and
+    among equals the lowest loss. This head is evaluated once on the test set, without further training.
 
     Args:
-        batch_size: cut down to the number of images trained on; the rates follow.
-        holdout: share of each class held out, in (0, 0.5].
-        standardise: bring each feature to mean 0 and deviation 1 on the images trained on; for features of another
-            scale than a layer norm's, which the grid of rates is made for. Not in the paper.
+        batch_size: at most the number of images trained on; a larger value is reduced, and the learning rates with it.
+        holdout: share of each class that is held out, in (0, 0.5].
+        standardise: scale each feature to mean 0 and standard deviation 1 on the images trained on. This is not in the
+            paper; it is for features that do not have the scale of a layer norm, which the learning rates assume.
 
     Raises:
-        ValueError: sets that do not belong together, one class only, too few images to hold some out, or numbers
-            that make no sense.
+        ValueError: the two sets do not belong together, training has a single class, too few images can be held out,
+            or a number is out of its range.
     """
     classes = check_pair(train, test)
     check_numbers(steps=steps, batch_size=batch_size)
     if not learning_rates or not weight_decays or min(learning_rates) <= 0 or min(weight_decays) < 0:
         raise ValueError(
-            f"a sweep needs learning rates above 0 and weight decays from 0, got {list(learning_rates)} and "
+            f"a sweep needs learning rates above 0 and weight decays of at least 0, got {list(learning_rates)} and "
             f"{list(weight_decays)}"
         )
     kept, held = split(train.labels, holdout, seed)
@@ -304,17 +306,17 @@ def sweep(
         logits = torch.baddbmm(bias, x[index].expand(len(grid), -1, -1), weight)
         losses += (torch.logsumexp(logits, -1) - logits[..., torch.arange(len(index)), y[index]]).sum(-1).double().cpu()
         top1 += hits(logits, y[index], 1).sum(-1).double().cpu()
-    # NaN losses (a rate too high) come last
+    # NaN losses (of a too high rate) come last
     order = sorted(range(len(grid)), key=lambda i: (-float(top1[i]), float(losses[i].nan_to_num(nan=math.inf))))
     best = order[0]
     pairs = [(lr, decay) for lr in learning_rates for decay in weight_decays]
     scores = torch.cat([part @ weight[best] + bias[best] for part in x_test.split(4096)]).cpu()
     notes = ["augmentation is fixed: features are computed once"]
     if standardise:
-        notes.append("features are standardised, which the paper's are not")
+        notes.append("features are standardised, unlike in the paper")
     if len(learning_rates) > 1 and pairs[best][0] in (min(learning_rates), max(learning_rates)):
         notes.append(
-            f"the chosen learning rate {pairs[best][0]:g} is at the end of the grid; a wider one may do better"
+            f"the chosen learning rate {pairs[best][0]:g} is at the end of the grid; a wider grid may do better"
         )
     published: dict[str, tuple[Any, Any]] = {
         "steps": (steps, 12_500),
@@ -338,7 +340,7 @@ def sweep(
         "standardise": standardise,
         "holdout": holdout,
         "augmentation": FIXED,
-        "tested": "once, the chosen head, not trained again",
+        "tested": "once, with the chosen head, which is not trained again",
         "seed": seed,
         "features": train.facts,
     }
@@ -347,7 +349,7 @@ def sweep(
         "learning_rate": pairs[best][0],
         "weight_decay": pairs[best][1],
         "held_out_top1": float(share[best]),
-        "by": f"top-1 of {len(held)} held-out training images, of equals the lowest loss",
+        "by": f"top-1 of {len(held)} held-out training images, among equals by the lowest loss",
         "heads": [[*pair, round(float(value), 6)] for pair, value in zip(pairs, share)],
     }
     counts = {**counts_of(train, test), "trained_on": len(kept), "held_out": len(held), "heads": len(grid)}

@@ -17,7 +17,7 @@ NOISE = 0.5  # standard deviation of the noise in an erased box, for pixels in [
 
 
 def soft_targets(labels: Int64[Tensor, "b"], classes: int, smoothing: Number) -> Float[Tensor, "b k"]:
-    """One-hot labels, of which `smoothing` is spread over all classes; rows sum to 1."""
+    """One-hot labels with label smoothing; rows sum to 1."""
     return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
 
 

@@ -24,14 +24,14 @@ from maskgen.evaluation.probes.result import (
 )
 
 KS = (10, 20, 100, 200)
-QUERIES = 10_000  # training images that choose k, at most
-CHUNK = 2**26  # similarities held at once: 256 MiB
+QUERIES = 10_000  # the largest number of training images that choose k
+CHUNK = 2**26  # number of similarities in memory, 256 MiB
 
 
 def vote(
     similarity: Float[Tensor, "b n"], labels: Int64[Tensor, "n"], classes: int, ks: Sequence[int], temperature: Number
 ) -> Float[Tensor, "s b k"]:
-    """The classes' scores for each of `ks`: exp(similarity / temperature), summed over the nearest of each class."""
+    """Scores of the classes for each of `ks`: exp(similarity / temperature), summed over the neighbours of a class."""
     nearest, index = similarity.topk(max(ks), dim=1)
     weights, voters = (nearest / temperature).exp(), labels[index]
     empty = similarity.new_zeros(len(similarity), classes)
@@ -48,25 +48,27 @@ def knn(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> ProbeResult:
-    """DINO's k-NN (Caron et al. 2021, arXiv:2104.14294): features of unit length, cosine, weights exp(s / temperature).
+    """DINO's k-NN (Caron et al. 2021, arXiv:2104.14294): neighbours by cosine similarity s, weighted by exp(s / T).
 
-    Every k's test accuracy is given (``top1@20``). ``top1`` and ``top5`` are of the k that names the training
-    images best, each left out of its own neighbours; DINO quotes the best k of the test set.
+    The result has the test accuracy of every k (``top1@20``). ``top1`` and ``top5`` are those of the k that classifies
+    the training images best, each from its neighbours without itself. DINO reports the best k of the test set instead.
 
     Args:
         ks: numbers of neighbours.
-        seed: of which training images choose, where there are more than 10,000.
+        temperature: T above.
+        seed: seed of the choice of 10,000 training images, where there are more.
 
     Raises:
-        ValueError: sets that do not belong together, one class only, or fewer training images than neighbours.
+        ValueError: the two sets do not belong together, training has a single class, or it has fewer images than
+            neighbours.
     """
     classes = check_pair(train, test)
     check_numbers(temperature=temperature)
     available = len(train) - (len(set(ks)) > 1)  # to choose, an image is not its own neighbour
     if not ks or min(ks) < 1 or max(ks) > available:
         raise ValueError(
-            f"ks are {list(ks)}, but {len(train)} training images leave at most {available} neighbours to choose "
-            "from; give smaller ks, from 1, or more images"
+            f"ks are {list(ks)}, but {len(train)} training images have at most {available} neighbours; give smaller "
+            "ks of at least 1, or more images"
         )
     ks = sorted(set(ks))
     x = F.normalize(train.values.to(device))
@@ -93,10 +95,10 @@ def knn(
             correct["top5"] += count(scores, labels, 5)
             bar.update(len(part))
     best = int(correct["left out"].argmax())
-    chosen: dict[str, object] = {"k": ks[best], "by": "the only one given"}
+    chosen: dict[str, object] = {"k": ks[best], "by": "it is the only one given"}
     if len(queries):
         chosen["left_out_top1"] = float(correct["left out"][best]) / len(queries)
-        chosen["by"] = f"top-1 of {len(queries)} training images, each left out of its own neighbours"
+        chosen["by"] = f"top-1 of {len(queries)} training images, each without itself among its neighbours"
     top5 = classes > 5 and ks[best] >= 5
     top1 = {f"top1@{k}": float(value) / len(x_test) for k, value in zip(ks, correct["top1"])}
     accuracy = {"top1": top1[f"top1@{ks[best]}"]}
@@ -123,6 +125,6 @@ def knn(
 
 
 def found(scores: Float[Tensor, "s b k"], labels: Int64[Tensor, "b"], top: int) -> Bool[Tensor, "s b"]:
-    """`hits`, of which a class without a neighbour is none."""
+    """:func:`.result.hits`, where a class without a neighbour is never hit."""
     own = scores.gather(-1, labels.expand(scores.shape[:-1])[..., None])[..., 0]
     return hits(scores, labels, top) & (own > 0)

@@ -1,4 +1,4 @@
-"""A saved backbone and labelled images -> a probe's result."""
+"""Probes of a saved run on labelled images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from torch import Tensor, nn
 
 from maskgen.config import parse
 from maskgen.data.subset import Subset
-from maskgen.evaluation.probes import PROTOCOLS, ProbeResult, finetune
 from maskgen.evaluation.probes.features import Features, extract
+from maskgen.evaluation.probes.few_labels import lowshot
+from maskgen.evaluation.probes.finetuning import finetune
+from maskgen.evaluation.probes.heads import linear, sweep
+from maskgen.evaluation.probes.neighbours import knn
+from maskgen.evaluation.probes.result import ProbeResult
 from maskgen.pipelines.backbone import Backbone, load_backbone
 from maskgen.registry import choose
 from maskgen.transformer.model import MaskTransformer
 
-TEST_SHARE = 5  # every fifth image, where no test set is given
+PROTOCOLS = {"linear": linear, "sweep": sweep, "knn": knn, "lowshot": lowshot, "finetune": finetune}
+TEST_SHARE = 5  # without a test set, every fifth image is a test image
 
 
 def train_and_test(dataset: Any) -> tuple[Subset, Subset]:
-    """Every fifth image *of a class* for the test, the others for training; the same for every model."""
+    """A split in which every fifth image *of each class* is a test image; it is the same for every model."""
     seen: dict[int, int] = {}
     sides: tuple[list[int], list[int]] = ([], [])
     for i, label in enumerate(int(x) for x in dataset.labels):
@@ -33,7 +38,7 @@ def train_and_test(dataset: Any) -> tuple[Subset, Subset]:
 
 
 def features_of(backbone: Backbone, dataset: Any, pool: str = "mean", **options: Any) -> Features:
-    """Features of a data set, with what made them."""
+    """Features of a data set, with the facts that describe the backbone. For `options` see :func:`.extract`."""
     facts = {"layer": f"{backbone.layer} of 0 to {len(backbone.transformer.blocks) - 1}"}
     return extract(backbone, dataset, pool, prefix=backbone.prefix, facts=facts, **options)
 
@@ -50,18 +55,18 @@ def probe(
     batch_size: int = 64,
     options: Mapping[str, Any] | None = None,
 ) -> ProbeResult:
-    """What a backbone's features are worth, by one of the published protocols.
+    """Measure the features of a backbone with one of the published protocols.
 
     Args:
-        model: a run or a pipeline folder, of a generator or of a representation; or a backbone.
-        train, test: labelled data sets; without a test set every fifth image of each class of `train` is the test.
-        protocol: ``linear``, ``sweep``, ``knn``, ``lowshot`` or ``finetune``, see :mod:`maskgen.evaluation.probes`.
-        layer: whose features; negative counts from the last.
-        pool: see :func:`maskgen.evaluation.probes.features.extract`; stated in the result. ``finetune`` has ``mean``.
-        options: of the protocol.
+        model: the folder of a run or pipeline (of a generator or a representation), or a backbone.
+        train, test: labelled data sets. Without a test set, every fifth image of each class of `train` is used.
+        protocol: ``linear``, ``sweep``, ``knn``, ``lowshot`` or ``finetune``; see :mod:`maskgen.evaluation.probes`.
+        layer: the layer whose features are used; negative numbers count from the last.
+        pool: see :func:`maskgen.evaluation.probes.extract`. ``finetune`` always uses ``mean``.
+        options: options of the protocol.
 
     Raises:
-        ValueError: an unknown protocol, or what the protocol says.
+        ValueError: the protocol is unknown, or refuses its options or the data.
     """
     function = choose(PROTOCOLS, protocol, "protocol")
     backbone = model if isinstance(model, Backbone) else load_backbone(model, layer)
@@ -70,7 +75,7 @@ def probe(
         train, test = train_and_test(train)
     if function is finetune:
         if pool != "mean":
-            raise ValueError(f"pool {pool!r}: finetune classifies the mean of the patch tokens; leave pool out")
+            raise ValueError(f"pool is {pool!r}, but finetune always classifies the mean of the patches; leave it out")
         classifier = Classifier(backbone, len(train.class_names)).to(device)
         return finetune(classifier, classifier.by_depth(), train, test, device=device, **(options or {}))
     sides = [features_of(backbone, side, pool, device=device, batch_size=batch_size) for side in (train, test)]
@@ -78,10 +83,10 @@ def probe(
 
 
 def options_of(protocol: str, given: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` texts as a protocol's options.
+    """Parse ``key=value`` texts as options of a protocol.
 
     Raises:
-        ValueError: an unknown protocol or option, or a value that is no YAML.
+        ValueError: the protocol or an option is unknown, or a value is no YAML.
     """
     known = inspect.signature(choose(PROTOCOLS, protocol, "protocol")).parameters.values()
     names = {p.name: None for p in known if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "progress")}
@@ -92,13 +97,13 @@ def options_of(protocol: str, given: Sequence[str]) -> dict[str, Any]:
         choose(names, key, f"option of {protocol}")
         parsed, problems = parse(value)
         if not equals or problems:
-            raise ValueError(f"option {text!r}: give key=value, e.g. seed=1 ({'; '.join(problems) or 'no value'})")
+            raise ValueError(f"option {text!r}: give key=value, as seed=1 ({'; '.join(problems) or 'no value'})")
         options[key] = parsed
     return options
 
 
 class Classifier(nn.Module):
-    """A backbone, the mean of its patch tokens, a norm and a linear layer (MAE's fine-tuning, global pooling)."""
+    """A backbone with a norm and a linear layer on the mean of its patch tokens (MAE's fine-tuning, global pooling)."""
 
     def __init__(self, backbone: Backbone, classes: int):
         super().__init__()
@@ -113,9 +118,9 @@ class Classifier(nn.Module):
         return self.head(self.norm(tokens[:, self.backbone.prefix :].mean(1)))
 
     def by_depth(self) -> list[list[nn.Parameter]]:
-        """Embeddings, each block up to the layer, the head; what else the transformer has is not trained.
+        """The parameters of the embeddings, of each block up to the layer, and of the head. All others are frozen.
 
-        A relative bias goes with its block, a shared one with the last, as in BEiT's fine-tuning.
+        A relative bias belongs to its block, and a shared one to the last block, as in BEiT's fine-tuning.
         """
         transformer = self.backbone.transformer
         blocks = [list(block.parameters()) for block in transformer.blocks[: self.backbone.layer + 1]]

@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs, and how much of its codebook it uses."""
+"""Metrics of reconstructed images, and of the use of a codebook."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SSIM_WINDOW = 11
 
 
 def psnr(made: Float[Tensor, "n c *t h w"], original: Float[Tensor, "n c *t h w"]) -> Float[Tensor, "n"]:
-    """Peak signal-to-noise ratio of each image or video in dB; pixels in [-1, 1] are clipped, so the peak is 2.
+    """Peak signal-to-noise ratio of each image or video, in dB.
 
-    A perfect copy has 106 dB, not infinity.
+    Pixels are clipped to [-1, 1], so the peak is 2. A perfect copy has 106 dB, not infinity.
     """
     error = (made.float().clamp(-1, 1) - original.float().clamp(-1, 1)).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp(min=1e-10))
 
 
 def ssim(made: Float[Tensor, "n c h w"], original: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
-    """Structural similarity of each image (Wang et al. 2004), the mean over its places and channels.
+    """Structural similarity of each image (Wang et al. 2004), the mean over its pixels and channels.
 
-    The window is Gaussian, 11 wide, and borders are mirrored. Pixels in [-1, 1] are clipped and brought to [0, 1], with
-    `data_range` 1: SSIM compares means, so it matters where zero is.
+    The window is Gaussian and 11 pixels wide, and borders are mirrored. Pixels are clipped to [-1, 1] and mapped to
+    [0, 1], and `data_range` is 1. The mapping matters because SSIM compares means.
 
     Raises:
-        ValueError: images smaller than the window.
+        ValueError: the images are smaller than the window.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -39,13 +39,16 @@ def ssim(made: Float[Tensor, "n c h w"], original: Float[Tensor, "n c h w"]) -> 
 
 
 def codebook_use(codes: Int[Tensor, "n"], codebook_size: int) -> dict[str, float]:
-    """``use``, ``perplexity`` and ``dead`` of these codes, see :func:`use_of`."""
+    """``use``, ``perplexity`` and ``dead`` of these codes; see :func:`use_of`."""
     return use_of(torch.bincount(codes, minlength=codebook_size))
 
 
 def use_of(counts: Int[Tensor, "k"]) -> dict[str, float]:
-    """Of how often each code occurs: ``use``, the share of codes that do; ``perplexity``, exp of the entropy of their
-    frequencies; ``dead``, the number of codes that never occur.
+    """How a codebook is used, from the number of times that each code occurs.
+
+    Returns:
+        ``use``, the share of codes that occur; ``perplexity``, the exponential of the entropy of their frequencies;
+        and ``dead``, the number of codes that never occur.
     """
     p = counts.double() / counts.sum()
     entropy = -(p * p.clamp(min=1e-30).log()).sum()
@@ -54,8 +57,9 @@ def use_of(counts: Int[Tensor, "k"]) -> dict[str, float]:
 
 
 def spread_items(dataset: Any, limit: int, batch_size: int = 64) -> Iterator[dict[str, Tensor]]:
-    """Batches of at most `limit` items, evenly spread over a data set, in order: ``pixels``, and ``text`` where there
-    are text features; the images of a batch have one size.
+    """Batches of at most `limit` items in all, evenly spread over a data set and in its order.
+
+    A batch has ``pixels``, and ``text`` where the data set has text features. All images of a batch have one size.
     """
     count = min(len(dataset), limit)
     batch: list[dict[str, Tensor]] = []
@@ -79,15 +83,19 @@ def spread(dataset: Any, limit: int, batch_size: int = 64) -> Iterator[Float[Ten
 
 
 def text_of(tokenizer: Any, batch: dict[str, Tensor]) -> Float[Tensor, "b t e"] | None:
-    """The batch's text features for a decoder that reads them, else None."""
+    """The text features of a batch where the tokenizer's decoder reads them, else None."""
     return batch.get("text") if tokenizer.reads_text else None
 
 
 @torch.no_grad()
 def measure(tokenizer: nn.Module, dataset: Any, limit: int = 2048) -> dict[str, float]:
-    """The cheap numbers: ``psnr`` (dB, mean over images) and what :func:`codebook_use` says, over `limit` images.
+    """The metrics that are cheap to compute: ``psnr`` (dB, mean over images) and those of :func:`codebook_use`.
 
-    Codes of several levels count alike, as if they stood side by side; continuous tokens have no codebook to use.
+    The codes of all quantizers of a residual tokenizer are counted together. Continuous tokens have no codebook, so
+    only ``psnr`` is returned.
+
+    Args:
+        limit: number of images, evenly spread over the data set.
     """
     device, size = device_of(tokenizer), int(tokenizer.codebook_size)  # type: ignore[arg-type]
     values, counts = [], torch.zeros(size, dtype=torch.int64)
@@ -101,5 +109,5 @@ def measure(tokenizer: nn.Module, dataset: Any, limit: int = 2048) -> dict[str, 
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are; the CPU where it has none, as patches as they are."""
+    """The device of a module's weights, or the CPU for a module without weights."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))

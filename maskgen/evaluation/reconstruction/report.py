@@ -1,4 +1,4 @@
-"""A tokenizer's reconstructions as a sheet of images and a table of numbers."""
+"""The report on a tokenizer's reconstructions: a table of metrics and a sheet of images."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from maskgen.images import save, side_by_side, to_uint8
 from maskgen.pipelines.store import fingerprint
 from maskgen.tokenizer.tiling import tiled_decode, tiled_encode
 
-SHOWN, SHOWN_PIXELS = 32, 2**22  # images on the sheet at most, and how many pixels they may have together
-VGG16 = "397923af"  # the SHA-256 of torchvision's file begins so, as its name says
-LPIPS_SIDE = 16  # VGG-16's four poolings leave one place of it
+SHOWN, SHOWN_PIXELS = 32, 2**22  # the largest number of images on the sheet, and of their pixels together
+VGG16 = "397923af"  # first digits of the SHA-256 of torchvision's file, which its name contains
+LPIPS_SIDE = 16  # VGG-16's four poolings reduce 16 pixels to one position
 
 
 @dataclass
-class Report:
-    """What a tokenizer made of some images.
+class ReconstructionReport:
+    """The metrics of a tokenizer's reconstructions, and some images to show.
 
     Args:
-        tokenizer: fingerprint of its weights.
-        metrics: name -> value; means over images, but for Fréchet distances and the codebook's numbers.
-        left_out: metric -> why it is not among them.
-        sizes: [h, w] of the images, as they were reconstructed.
-        notes: what was done to the images, and how to read the numbers.
+        tokenizer: fingerprint of the tokenizer's weights.
+        metrics: metric -> value. All are means over images but Fréchet distances and the metrics of the codebook.
+        left_out: metric -> the reason why it was not computed.
+        sizes: the sizes [h, w] at which images were reconstructed.
+        notes: what was done to the images, and how to read the metrics.
         originals, made: the images to show, float (c, h, w) in [-1, 1].
     """
 
@@ -62,7 +62,7 @@ class Report:
         return json.dumps(facts, indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
-        """A table: metric, value, unit; then what was left out, and the notes."""
+        """A table of metrics with their values and units, then the metrics that were left out, then the notes."""
         rows = [(name, *_shown(name, value)) for name, value in self.metrics.items()]
         rows += [(name, "-", f"left out: {why}") for name, why in self.left_out.items()]
         wide, long = (max(len(row[i]) for row in rows) for i in (0, 1))
@@ -72,7 +72,7 @@ class Report:
         return "\n".join([head, *lines, *(f"note: {note}" for note in self.notes)])
 
     def image(self) -> Image.Image:
-        """Originals above reconstructions; images of several sizes stand on white."""
+        """Originals above reconstructions; images of different sizes are padded with white."""
         h, w = (max(image.shape[i] for image in self.originals) for i in (1, 2))
         rows = [
             torch.stack([F.pad(p, (0, w - p.shape[2], 0, h - p.shape[1]), value=1.0) for p in images])
@@ -81,7 +81,7 @@ class Report:
         return side_by_side(rows[0], rows[1], columns=min(len(self.originals), 8, max(1, 2048 // w)))
 
     def save(self, image: str | Path) -> Path:
-        """Write the sheet to `image` and ``metrics.json`` beside it; give the latter."""
+        """Write the sheet to `image` and ``metrics.json`` to the same folder; return the path of the latter."""
         file = save(self.image(), image).with_name("metrics.json")
         file.write_text(self.to_json() + "\n", encoding="utf-8")
         return file
@@ -118,42 +118,48 @@ def reconstruct(
     inception: str | None = None,
     classifier: str | Path | None = None,
     progress: bool = True,
-) -> Report:
-    """Encode and decode images, in one pass; beside the features of the Fréchet distances only a batch is held.
+) -> ReconstructionReport:
+    """Encode and decode images in one pass, and measure the reconstructions.
+
+    Memory holds one batch of images, and the features of all images where a Fréchet distance is computed.
 
     Args:
-        tokenizer: in evaluation mode, on the device to work on.
-        dataset: items ``{"pixels": (c, h, w) in [-1, 1]}``. Where its ``size`` is None images keep their own and are
-            cropped at the centre to what the tokenizer takes; those of one size that follow each other make a batch.
-        limit: use at most so many images, evenly spread.
-        tile: images with a side longer than this, in pixels, are coded in tiles of it that overlap by a quarter, so
-            that memory is bounded; docs/tokenizers.md says what the seams cost. 0 codes all images whole.
-        lpips: a local file of torchvision's VGG-16 weights, or "download"; None leaves LPIPS out. Another file's
-            weights are told in the name.
+        tokenizer: the tokenizer, in evaluation mode and on the device to use.
+        dataset: items ``{"pixels": (c, h, w) in [-1, 1]}``. Where its ``size`` is None, images keep their own size
+            and are cropped at the centre to a size that the tokenizer accepts, and a batch holds consecutive images
+            of one size.
+        limit: the largest number of images, evenly spread over the data set.
+        tile: images with a longer side than this, in pixels, are coded in overlapping tiles of this side, so that
+            memory is bounded (docs/tokenizers.md shows what the seams cost). 0 codes all images whole.
+        lpips: a local file of torchvision's VGG-16 weights, or "download"; None leaves LPIPS out. With other weights
+            the name of the metric contains their digest.
         inception: a local file of torch-fidelity's Inception weights, or "download", for the Fréchet distance between
             originals and reconstructions. It is called rFID only with the published weights.
-        classifier: a folder of :func:`.classifier.save_classifier`, for the distance in that network's features.
+        classifier: a folder of :func:`maskgen.evaluation.classifier.save_classifier`, for the Fréchet distance in the
+            features of that network.
 
     Raises:
-        ValueError: the tokenizer makes no images or cannot take these, or a network cannot.
-        RuntimeError, FileNotFoundError: weights are not to be had.
+        ValueError: the tokenizer makes no images, or it or a network does not accept these images.
+        RuntimeError, FileNotFoundError: weights cannot be downloaded or read.
     """
     if tokenizer.config.get("target", "pixels") != "pixels":
         raise ValueError(
-            f"this tokenizer decodes to a teacher's {tokenizer.config['target']}, not to pixels, so there is nothing "
-            "to compare with the images; give a tokenizer with target: pixels"
+            f"this tokenizer decodes to a teacher's {tokenizer.config['target']}, not to pixels, so its output cannot "
+            "be compared with images; give a tokenizer with target: pixels"
         )
-    report = Report(fingerprint(tokenizer), tokenizer.codebook_size, tokenizer.levels)
+    report = ReconstructionReport(fingerprint(tokenizer), tokenizer.codebook_size, tokenizer.codes_per_position)
     scores, distances = _scores(lpips, report), _distances(inception, classifier, tokenizer, report)
     if getattr(dataset, "size", ()) is None:
         dataset = _Cropped(dataset, tokenizer, report)
     if not tokenizer.codebook_size:
-        report.left_out["use, perplexity, dead"] = "tokens are continuous, there is no codebook"
-    if tokenizer.levels > 1:
-        report.notes.append(f"use, perplexity and dead: the codes of {tokenizer.levels} levels taken together")
+        report.left_out["use, perplexity, dead"] = "the tokens are continuous, so there is no codebook"
+    if tokenizer.codes_per_position > 1:
+        report.notes.append(
+            f"use, perplexity and dead: the codes of {tokenizer.codes_per_position} quantizers are counted together"
+        )
     count = min(len(dataset), limit)
     if distances and count < 2:
-        raise ValueError(f"a Fréchet distance needs at least 2 images, got {count}; leave its network out")
+        raise ValueError(f"a Fréchet distance needs at least 2 images, got {count}; give more, or leave it out")
     device, totals = device_of(tokenizer), dict.fromkeys(scores, 0.0)
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     shown = {i * count // min(count, SHOWN) for i in range(min(count, SHOWN))}
@@ -186,7 +192,7 @@ def reconstruct(
 
 
 def _coded(tokenizer: Any, pixels: Tensor, text: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
-    """Codes, and pixels decoded from them; in tiles where the images are larger than one."""
+    """Codes and the pixels decoded from them, in tiles where the images are larger than `tile`."""
     size = (pixels.shape[2], pixels.shape[3])
     if not tile or max(size) <= tile:
         codes = tokenizer.encode(pixels)
@@ -199,7 +205,7 @@ def _coded(tokenizer: Any, pixels: Tensor, text: Tensor | None, tile: int) -> tu
 Score = Callable[[Tensor, Tensor], float]  # the sum over the images of a batch
 
 
-def _scores(lpips: str | None, report: Report) -> dict[str, Score]:
+def _scores(lpips: str | None, report: ReconstructionReport) -> dict[str, Score]:
     scores: dict[str, Score] = {
         "psnr": lambda made, pixels: float(psnr(made, pixels).sum()),
         "ssim": lambda made, pixels: float(ssim(made, pixels).sum()),
@@ -213,17 +219,20 @@ def _scores(lpips: str | None, report: Report) -> dict[str, Score]:
 
 
 def load_lpips(weights: str) -> tuple[str, Any]:
-    """LPIPS and its name, which tells weights other than torchvision's; from a file, or "download"."""
+    """The name and the network of LPIPS, with weights from a file or from a "download".
+
+    The name is "lpips" with torchvision's weights, and contains the digest of any others.
+    """
     from maskgen.evaluation.fid.inception import sha256_of
     from maskgen.tokenizer.perceptual import Lpips
 
     network = Lpips(None if weights == "download" else weights)
     digest = VGG16 if weights == "download" else sha256_of(Path(weights).expanduser())[: len(VGG16)]
-    return "lpips" if digest == VGG16 else f"lpips[vgg16/{digest}]", network  # of other weights, as Fréchet distances
+    return "lpips" if digest == VGG16 else f"lpips[vgg16/{digest}]", network
 
 
-def _leave_out_small(scores: dict[str, Score], size: tuple[int, int], report: Report) -> None:
-    """Take out what images of this size are too small for: a mean over some images only would mislead."""
+def _leave_out_small(scores: dict[str, Score], size: tuple[int, int], report: ReconstructionReport) -> None:
+    """Remove metrics that these images are too small for: a mean over only some of the images would mislead."""
     for name in list(scores):
         side = SSIM_WINDOW if name == "ssim" else LPIPS_SIDE if name.startswith("lpips") else 1
         if min(size) < side:
@@ -242,7 +251,7 @@ class _Distance:
         for side, batch in zip(self.sides, images):
             side.append(self.features(batch))
 
-    def value(self, report: Report) -> float:
+    def value(self, report: ReconstructionReport) -> float:
         a, b = (fit(torch.cat(side)) for side in self.sides)
         if report.count <= 10 * a.mu.size:
             report.notes.append(
@@ -252,7 +261,9 @@ class _Distance:
         return frechet_distance(a, b)
 
 
-def _distances(inception: str | None, classifier: str | Path | None, tokenizer: Any, report: Report) -> list[_Distance]:
+def _distances(
+    inception: str | None, classifier: str | Path | None, tokenizer: Any, report: ReconstructionReport
+) -> list[_Distance]:
     found = []
     if inception is None:
         report.left_out["rfid"] = "no weights of Inception given (--inception FILE, or the word download)"
@@ -267,22 +278,22 @@ def _distances(inception: str | None, classifier: str | Path | None, tokenizer: 
 
         found.append(_Distance("rfid" if network.standard else network.metric, inception_features))
     if classifier is not None:
-        from maskgen.evaluation.classifier.model import load_classifier
+        from maskgen.evaluation.classifier import load_classifier
 
         small = load_classifier(classifier).to(device_of(tokenizer))
         if small.config["channels"] != tokenizer.channels:
             raise ValueError(
-                f"the classifier in {classifier} takes images of {small.config['channels']} channels, the tokenizer "
-                f"makes {tokenizer.channels}; give one of as many"
+                f"the classifier in {classifier} takes images with {small.config['channels']} channels and the "
+                f"tokenizer makes {tokenizer.channels}; give a classifier trained on such images"
             )
         found.append(_Distance(f"frechet_distance[{small.name}]", lambda pixels: small.features(pixels).float().cpu()))
     return found
 
 
 class _Cropped:
-    """Images of their own sizes, each cropped at the centre to the largest size that the tokenizer takes."""
+    """Images of different sizes, each cropped at the centre to the largest size that the tokenizer accepts."""
 
-    def __init__(self, dataset: Any, tokenizer: Any, report: Report) -> None:
+    def __init__(self, dataset: Any, tokenizer: Any, report: ReconstructionReport) -> None:
         self.dataset, self.tokenizer, self.report = dataset, tokenizer, report
 
     def __len__(self) -> int:
@@ -299,17 +310,17 @@ class _Cropped:
 
 
 def largest_size(tokenizer: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """The largest (h, w) within `size` that the tokenizer takes.
+    """The largest (h, w) within `size` that the tokenizer accepts.
 
     Raises:
-        ValueError: the tokenizer's own, where it takes none that differs by less than 64 pixels.
+        ValueError: the tokenizer's own error, where it accepts no size that is smaller by less than 64 pixels.
     """
-    for factor in range(1, 65):  # of whatever factor a tokenizer is, the first crop it takes is the largest
+    for factor in range(1, 65):  # the first crop that a tokenizer accepts is the largest
         crop = size[0] // factor * factor, size[1] // factor * factor
         try:
             tokenizer.grid(crop)
             return crop
         except ValueError:
             continue
-    tokenizer.grid(size)  # says what is wrong
+    tokenizer.grid(size)  # raises an error with the reason
     return size

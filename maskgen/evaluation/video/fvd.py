@@ -1,4 +1,4 @@
-"""Fréchet distances between sets of clips: FVD with its own network, anything else under another name."""
+"""Fréchet distances between sets of clips: FVD with I3D, and distances with other features under other names."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from maskgen.evaluation.fid.statistics import fit, frechet_distance
 from maskgen.frozen import rgb
 
 Clips = Float[Tensor, "b c t h w"]
-Features = Float[Tensor, "b d"]
 
 I3D_SIDE, I3D_FEATURES, I3D_FRAMES = 224, 400, 10
-POOLED = 8  # side that PixelFeatures brings frames to
+POOLED = 8  # side of the frames in PixelFeatures
 
 
 class ScriptedFeatures:
-    """A TorchScript network from a file of the user's: frames in [-1, 1], RGB, (b, 3, t, 224, 224) -> (b, d).
+    """The features of a TorchScript network: RGB clips (b, 3, t, 224, 224) in [-1, 1] -> (b, d).
 
-    FVD (Unterthiner et al. 2018, arXiv:1812.01717) is the distance in the 400 logits of I3D trained on Kinetics-400,
-    averaged over time, of clips of at least 10 frames. Frames are resized here, whatever their shape, bilinearly
-    without antialiasing. Where the network has them, its options `rescale` and `resize` are set to False and
-    `return_features` to True, as the I3D of StyleGAN-V's authors wants.
+    FVD (Unterthiner et al. 2018, arXiv:1812.01717) is the distance in the 400 logits of I3D, trained on Kinetics-400
+    and averaged over time, between clips of at least 10 frames. Frames of any shape are resized bilinearly without
+    antialiasing. If the network has the options `rescale`, `resize` and `return_features`, they are set to False,
+    False and True, as the I3D of StyleGAN-V's authors requires.
 
     Args:
-        path: the file.
-        name: of the distance. "fvd" is only for I3D as above (which cannot be checked but by its 400 outputs and by
-            the SHA-256 that `facts` gives).
+        path: the TorchScript file.
+        name: the name of the distance. Use "fvd" only for the I3D above; it is checked by its number of outputs, and
+            `facts` states the SHA-256 of the file.
 
     Raises:
-        ValueError: no such file, or no TorchScript.
+        ValueError: the file does not exist or is no TorchScript file, or the name is empty.
     """
 
     def __init__(self, path: str | Path, name: str = "fvd") -> None:
         self.file, self.name = Path(path).expanduser(), name.strip()
         if not self.name or (self.name.lower() == "fvd" and self.name != "fvd"):
-            raise ValueError(f"{name!r} names no distance: fvd is that of I3D; give any other network its own name")
+            raise ValueError(f"{name!r} cannot name a distance: use fvd for I3D, and another name for another network")
         if not self.file.is_file():
             raise ValueError(f"{self.file} does not exist; give I3D as a TorchScript file (torch.jit.save)")
         try:
@@ -60,15 +59,15 @@ class ScriptedFeatures:
         }
 
     @torch.no_grad()
-    def __call__(self, clips: Clips) -> Features:
+    def __call__(self, clips: Clips) -> Float[Tensor, "b d"]:
         """Features of clips.
 
         Raises:
-            ValueError: for "fvd", fewer than 10 frames or other than 400 features; the network fails.
+            ValueError: the network fails; or, for "fvd", clips have fewer than 10 frames or features are not 400.
         """
         b, _, t = clips.shape[:3]
         if self.name == "fvd" and t < I3D_FRAMES:
-            raise ValueError(f"FVD is of clips of at least {I3D_FRAMES} frames, got {t}")
+            raise ValueError(f"FVD needs clips of at least {I3D_FRAMES} frames, got {t}")
         frames = rgb(clips.float().clamp(-1, 1).transpose(1, 2).flatten(0, 1))
         frames = F.interpolate(frames, (I3D_SIDE, I3D_SIDE), mode="bilinear", align_corners=False)
         try:
@@ -84,45 +83,45 @@ class ScriptedFeatures:
 
 
 class PixelFeatures:
-    """Frames averaged to 8 x 8 pixels, side by side: sees what is where and when, but nothing that is small."""
+    """All frames of a clip, averaged to 8 x 8 pixels: they show what is where and when, but no small detail."""
 
     name = "frechet_distance[pixels]"
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {"extractor": "pixels", "resize": f"area mean to {POOLED}x{POOLED}"}
 
-    def __call__(self, clips: Clips) -> Features:
+    def __call__(self, clips: Clips) -> Float[Tensor, "b d"]:
         return F.adaptive_avg_pool3d(clips.float().clamp(-1, 1), (clips.shape[2], POOLED, POOLED)).flatten(1)
 
 
 class ClassifierFeatures:
-    """A small classifier's features of frames: their mean over time, and their mean change from frame to frame.
+    """A small classifier's features of frames: their mean over time, and their mean absolute change between frames.
 
     Args:
-        folder: of a :class:`maskgen.evaluation.classifier.model.SmallClassifier`.
+        folder: folder of a saved :class:`maskgen.evaluation.classifier.SmallClassifier`.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        from maskgen.evaluation.classifier.model import load_classifier
+        from maskgen.evaluation.classifier import load_classifier
 
         self.network = load_classifier(folder)
         self.name = f"frechet_distance[{self.network.name}, mean and change]"
         self.facts: dict[str, Any] = {"extractor": self.network.name, "resize": "none"}
 
     @torch.no_grad()
-    def __call__(self, clips: Clips) -> Features:
+    def __call__(self, clips: Clips) -> Float[Tensor, "b d"]:
         found = self.network.features(clips.transpose(1, 2).flatten(0, 1)).float()
         over_time = found.unflatten(0, (clips.shape[0], clips.shape[2]))
         return torch.cat([over_time.mean(1), over_time.diff(dim=1).abs().mean(1)], dim=1)
 
 
-Extractor = Callable[[Clips], Features]
+ClipFeatures = Callable[[Clips], Float[Tensor, "b d"]]
 
 
 def clip_distance(made: Float[Tensor, "n d"], truth: Float[Tensor, "m d"]) -> float:
     """The Fréchet distance between two sets of features, in float64.
 
     Raises:
-        ValueError: fewer than 2 clips on a side, or features that are not finite.
+        ValueError: a side has fewer than 2 clips, or features are not finite.
     """
     return frechet_distance(fit(truth), fit(made))

@@ -1,6 +1,6 @@
-"""How near predicted frames are to the true ones, frame by frame; and the predictors that need no model.
+"""Metrics of predicted frames against the true ones, and predictors that need no model.
 
-All take clips (b, c, t, h, w) in [-1, 1], clipped to it, and give one number a frame, (b, t).
+All metrics take clips (b, c, t, h, w), clip them to [-1, 1], and return one number per frame, (b, t).
 """
 
 from __future__ import annotations
@@ -22,35 +22,36 @@ UNIFORM_WINDOW = 7
 
 
 def squared_error(made: Clips, truth: Clips) -> PerFrame:
-    """Moving MNIST's MSE: pixels in [0, 1], the SUM over a frame's pixels and channels."""
+    """Moving MNIST's MSE: the squared error of pixels in [0, 1], SUMMED over the pixels and channels of a frame."""
     return (_unit(made) - _unit(truth)).square().sum(dim=(1, 3, 4))
 
 
 def absolute_error(made: Clips, truth: Clips) -> PerFrame:
-    """Moving MNIST's MAE: pixels in [0, 1], the SUM over a frame's pixels and channels."""
+    """Moving MNIST's MAE: the absolute error of pixels in [0, 1], SUMMED over the pixels and channels of a frame."""
     return (_unit(made) - _unit(truth)).abs().sum(dim=(1, 3, 4))
 
 
 def psnr(made: Clips, truth: Clips) -> PerFrame:
-    """:func:`maskgen.evaluation.reconstruction.measures.psnr` of each frame, in dB."""
+    """:func:`maskgen.evaluation.reconstruction.psnr` of each frame, in dB."""
     return by_frame(reconstruction.psnr, made, truth)
 
 
 def ssim(made: Clips, truth: Clips) -> PerFrame:
-    """SSIM of each frame (:func:`maskgen.evaluation.reconstruction.measures.ssim`), with pixels in [0, 1], data_range 1
-    and a Gaussian window."""
+    """:func:`maskgen.evaluation.reconstruction.ssim` of each frame, with a Gaussian window."""
     return by_frame(reconstruction.ssim, made, truth)
 
 
 def ssim_uniform(made: Clips, truth: Clips, data_range: float = 1.0) -> PerFrame:
-    """SSIM as scikit-image computes it by default, and so the published Moving MNIST tables: pixels in [0, 1], a
-    uniform window of 7 x 7 with the sample's covariance (divided by 48), borders left out.
+    """SSIM as scikit-image computes it by default, which the published tables of Moving MNIST use.
+
+    Pixels are in [0, 1], the window is uniform with 7 x 7 pixels, the covariance is that of a sample (divided by 48),
+    and borders are left out.
 
     Args:
-        data_range: 1; older tables have 2, scikit-image's guess for floats, which gives higher numbers.
+        data_range: 1. Older tables used 2, scikit-image's guess for floats, which gives higher values.
 
     Raises:
-        ValueError: frames smaller than the window.
+        ValueError: frames are smaller than the window.
     """
 
     def value(a: Tensor, b: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def ssim_uniform(made: Clips, truth: Clips, data_range: float = 1.0) -> PerFrame
 
 
 def by_frame(function: Callable[[Tensor, Tensor], Tensor], made: Clips, truth: Clips) -> PerFrame:
-    """A metric of images, (n, c, h, w) twice -> (n,), of each frame."""
+    """Apply a metric of images, which takes (n, c, h, w) twice and returns (n,), to each frame."""
     a, b = (x.transpose(1, 2).flatten(0, 1) for x in (made, truth))
     return function(a, b).reshape(made.shape[0], made.shape[2])
 
@@ -79,7 +80,14 @@ def _unit(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number for each frame: how it is computed, what it says, whether more is better, the least side of a frame."""
+    """A metric of frames.
+
+    Args:
+        compute: the function.
+        unit: its convention, for the report.
+        higher: whether a higher value is better.
+        side: the smallest side of a frame that it accepts, in pixels.
+    """
 
     compute: Callable[[Clips, Clips], PerFrame]
     unit: str
@@ -97,7 +105,7 @@ METRICS = {
 
 
 def best_of(values: Float[Tensor, "n b t"], higher: bool) -> PerFrame:
-    """Of N samples of each clip the one whose mean over the frames is best by this metric: its frames."""
+    """The values of the best of N samples of each clip, chosen by the mean of this metric over the frames."""
     means = values.mean(dim=2)
     chosen = means.argmax(dim=0) if higher else means.argmin(dim=0)
     return values[chosen, torch.arange(values.shape[1])]

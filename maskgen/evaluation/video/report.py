@@ -1,4 +1,4 @@
-"""Predicted videos against the true ones: all that `maskgen evaluate-video` says."""
+"""The report on predicted videos against the true ones, which `maskgen evaluate-video` writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maskgen.data.unreadable import Unreadable
 from maskgen.data.video_sources import ArrayVideos, VideoSource
 from maskgen.data.videos import open_videos, to_clip
 from maskgen.evaluation.reconstruction.report import LPIPS_SIDE, load_lpips
-from maskgen.evaluation.video.fvd import Extractor, clip_distance
+from maskgen.evaluation.video.fvd import ClipFeatures, clip_distance
 from maskgen.evaluation.video.measures import METRICS, TRIVIAL, Metric, best_of, by_frame
 
 Clip = Float[Tensor, "1 c t h w"]
@@ -25,15 +25,15 @@ Clip = Float[Tensor, "1 c t h w"]
 
 @dataclass
 class VideoReport:
-    """What was compared, and how near it is.
+    """What was compared, and the metrics.
 
     Args:
-        predicted, truth: where the videos lie; of `predicted` each is one sample of every video.
-        metrics: name -> ``mean`` over samples, clips and frames; ``best_of_N``, of each clip the best sample by this
-            metric alone; ``of_the_mean``, of the samples' mean image; ``per_frame``, the mean's curve; ``unit``. The
-            second and third where there are several samples.
-        distances: name -> ``value`` and what it hangs on.
-        left_out: metric -> why it is not among them.
+        predicted, truth: paths of the videos. Each path of `predicted` has one sample of every video.
+        metrics: name -> ``mean`` over samples, clips and frames; with several samples ``best_of_N`` (for each clip the
+            best sample by this metric alone) and ``of_the_mean`` (of the mean image of the samples); ``per_frame``,
+            the mean of each frame; and ``unit``.
+        distances: name -> ``value`` and everything that the value depends on.
+        left_out: metric -> the reason why it was not computed.
     """
 
     predicted: list[str]
@@ -43,7 +43,7 @@ class VideoReport:
     frames: int
     size: list[int]
     channels: int
-    range: str = "pixels clipped to [-1, 1] and brought to [0, 1]"
+    range: str = "pixels clipped to [-1, 1] and mapped to [0, 1]"
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     distances: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -83,21 +83,21 @@ def evaluate_videos(
     with_context: bool = False,
     device: torch.device | str = "cpu",
 ) -> VideoReport:
-    """Compare videos one by one.
+    """Compare each predicted video with the true one.
 
     Args:
-        predicted: folders or array files, see :class:`maskgen.data.videos.Videos`: each holds one sample of every
-            video. Or "blank" or "copy-last", which predict from the true context.
-        truth: the same videos as they were. Videos in folders are matched by name, others by order.
-        context: so many first frames of the truth were given and are not scored; the predicted videos may have them
-            too, or begin behind them.
-        size: bring all frames to it. None: they must be of the truth's size already.
+        predicted: folders or array files, as in :class:`maskgen.data.videos.Videos`; each has one sample of every
+            video. "blank" and "copy-last" predict from the true context.
+        truth: the true videos. Videos in folders are matched by name, others by order.
+        context: number of first frames of the truth that were given to the model; they are not scored. The predicted
+            videos may contain them or begin after them.
+        size: resize all frames to this size. With None, predicted frames must have the size of the true ones.
         lpips: a local file of torchvision's VGG-16 weights, or "download"; None leaves LPIPS out.
-        extractors: of Fréchet distances, from :mod:`maskgen.evaluation.video.fvd`.
-        with_context: let these see the true context frames before the predicted ones.
+        extractors: features for Fréchet distances, from :mod:`maskgen.evaluation.video.fvd`.
+        with_context: compute these features on the true context frames followed by the predicted ones.
 
     Raises:
-        ValueError: videos that cannot be read, do not match, or are too short for the context.
+        ValueError: videos cannot be read, do not match, or are too short for the context.
     """
     _check(predicted, context, [extractor.name for extractor in extractors])
     true = _open(truth)
@@ -132,8 +132,8 @@ def evaluate_videos(
     for extractor, (fakes, reals) in zip(extractors, seen):
         if len(reals) <= reals[0].shape[1]:
             report.notes.append(
-                f"{extractor.name}: {len(reals)} clips for {reals[0].shape[1]} features: the covariance is "
-                "rank-deficient, the distance biased upwards"
+                f"{extractor.name}: with {len(reals)} clips for {reals[0].shape[1]} features the covariance is "
+                "rank-deficient and the distance is biased upwards"
             )
         values = [clip_distance(torch.cat(fake), torch.cat(reals)) for fake in fakes]
         report.distances[extractor.name] = {
@@ -151,7 +151,7 @@ def evaluate_videos(
 def _check(predicted: Sequence[str], context: int, distances: Sequence[str]) -> None:
     taken = [*METRICS, "lpips"]
     if twice := [name for i, name in enumerate(distances) if name in taken or name in distances[:i]]:
-        raise ValueError(f"a distance named {twice[0]!r}, as another number of this report; give it a name of its own")
+        raise ValueError(f"the report already has a metric named {twice[0]!r}; give the distance another name")
     if not predicted or context < 0:
         raise ValueError(f"give at least one predicted set, and a context of at least 0; got {predicted}, {context}")
     if "copy-last" in predicted and context < 1:
@@ -159,21 +159,21 @@ def _check(predicted: Sequence[str], context: int, distances: Sequence[str]) -> 
 
 
 def _open(name: str) -> VideoSource:
-    """Videos of which each must be readable."""
+    """Open videos; an unreadable one is an error."""
     root = Path(name).expanduser()
     return open_videos(root, Unreadable(root, "video", 0))
 
 
 def _matched(source: VideoSource, name: str, true: VideoSource, truth: str) -> tuple[VideoSource, list[int]]:
-    """Which video of `source` belongs to each of the truth's."""
+    """The source, and for each true video the index of the predicted one."""
     if len(source.names) != len(true.names):
-        raise ValueError(f"{name} holds {len(source.names)} videos, {truth} {len(true.names)}; they must match")
+        raise ValueError(f"{name} has {len(source.names)} videos and {truth} has {len(true.names)}; they must match")
     if isinstance(source, ArrayVideos) or isinstance(true, ArrayVideos):
         return source, list(range(len(true.names)))
     number = {str(Path(other).with_suffix("")): i for i, other in enumerate(source.names)}
     stems = [str(Path(other).with_suffix("")) for other in true.names]
     if missing := [stem for stem in stems if stem not in number]:
-        raise ValueError(f"{name} has no video named as {missing[0]} of {truth}; names must match")
+        raise ValueError(f"{name} has no video with the name {missing[0]}, which {truth} has; names must match")
     return source, [number[stem] for stem in stems]
 
 
@@ -183,10 +183,12 @@ def _shape(
     if size is not None:
         return check_size(size)
     if true.size is None:
-        raise ValueError(f"videos in {truth} have several sizes; give the size to bring them to: --size")
+        raise ValueError(f"videos in {truth} have several sizes; give the size to resize them to with --size")
     for name, source in made.items():
         if source.size != true.size:
-            raise ValueError(f"frames in {name} are {source.size} (h, w), in {truth} {true.size}; give --size")
+            raise ValueError(
+                f"frames in {name} have the size {source.size} (h, w) and in {truth} {true.size}; give --size"
+            )
     return true.size
 
 
@@ -202,7 +204,7 @@ def _metrics(lpips: str | None, side: int, report: VideoReport) -> dict[str, Met
 
         metrics[name] = Metric(distance, "VGG-16, mean over frames and clips", False, LPIPS_SIDE)
     for name in [name for name, metric in metrics.items() if side < metric.side]:
-        report.left_out[name] = f"needs frames of at least {metrics.pop(name).side} pixels a side, found {side}"
+        report.left_out[name] = f"needs frames with sides of at least {metrics.pop(name).side} pixels, found {side}"
     return metrics
 
 
@@ -220,9 +222,9 @@ def _sample(
     channels: int,
     device: torch.device | str,
 ) -> Clip:
-    """The predicted frames behind the context of video i."""
+    """The predicted frames after the context of video i."""
     if name in TRIVIAL:
-        seen = given if given.shape[2] else given.new_empty(1, channels, 1, *shape)  # blank looks at nothing
+        seen = given if given.shape[2] else given.new_empty(1, channels, 1, *shape)  # blank needs no context
         return TRIVIAL[name](seen, frames)
     source, order = sources[name]
     clip = _read(source, order[i], shape, channels, device)
@@ -234,7 +236,7 @@ def _sample(
     return clip[:, :, -frames:]
 
 
-def _features(extractor: Extractor, clip: Tensor) -> Tensor:
+def _features(extractor: ClipFeatures, clip: Tensor) -> Tensor:
     return extractor(clip.cpu()).cpu()
 
 

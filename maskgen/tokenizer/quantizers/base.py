@@ -1,4 +1,4 @@
-"""What every quantizer gives, and the entropy term that several share."""
+"""The output of every quantizer, and the entropy term that several of them share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass
 class Quantized:
-    """What a quantizer makes of latents.
+    """The output of a quantizer.
 
     latents: float32 (b, d, *grid), the code vectors, with gradients passed straight through to the encoder.
-    codes: int64 (b, *grid), or (b, *grid, levels) where a place has several; continuous tokens float (b, *grid, d).
-    loss: scalar, the quantizer's own terms, weighted and summed.
+    codes: int64 (b, *grid), or (b, *grid, codes_per_position) where there are several per position. Continuous tokens
+        are float (b, *grid, d).
+    loss: scalar, the weighted sum of the quantizer's own terms.
     terms: the terms by name, unweighted, for the metrics.
     """
 
@@ -28,12 +29,12 @@ class Quantized:
 def entropies(
     logits: Float[Tensor, "n k"], temperature: float, clamped: bool = False
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean entropy of the assignments, and entropy of the mean assignment, in nats.
+    """The mean entropy of the assignments and the entropy of the mean assignment, in nats.
 
-    ``softmax(logits / temperature)`` assigns each of n latents to k codes. A quantizer minimises the first (each latent
-    is sure of its code) minus the second (all codes are used): MaskGIT's published VQGAN and MAGVIT-v2
-    (arXiv:2310.05737, eq. 5). So that its logarithm is finite, 1e-5 is added to a mean assignment, as MaskGIT's code
-    does; with `clamped` it is the least value instead, as in MaskBit's.
+    ``softmax(logits / temperature)`` assigns each of n latents to k codes. A quantizer minimises the first entropy, so
+    that each latent is sure of its code, minus the second, so that all codes are used: MaskGIT's published VQGAN and
+    MAGVIT-v2 (arXiv:2310.05737, eq. 5). To keep the logarithm of the mean assignment finite, MaskGIT's code adds 1e-5;
+    with `clamped` the minimum is 1e-5 instead, as in MaskBit's code.
     """
     logits = logits / temperature
     p = logits.softmax(-1)
@@ -43,15 +44,15 @@ def entropies(
 
 
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized` with the gradient of `z`."""
+    """Return the value of `quantized` with the gradient of `z`."""
     return z + (quantized - z).detach()
 
 
 def last(latents: Float[Tensor, "b d *grid"]) -> Float[Tensor, "b *grid d"]:
-    """Channels last."""
+    """Move the channels to the last axis."""
     return torch.movedim(latents, 1, -1)
 
 
 def first(latents: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b d *grid"]:
-    """Channels first."""
+    """Move the channels to the first axis after the batch."""
     return torch.movedim(latents, -1, 1)

@@ -1,4 +1,4 @@
-"""No codes: continuous tokens, as they are or as the Gaussians of a variational autoencoder."""
+"""Continuous tokens instead of codes: the latents themselves, or the Gaussians of a variational autoencoder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from maskgen.tokenizer.quantizers.base import Quantized, first, last
 
 
 class Identity(nn.Module):
-    """No quantizer: tokens are the latents themselves, continuous.
+    """No quantization: the tokens are the latents.
 
     Args:
-        dim: of a token.
+        dim: dimension of a token.
     """
 
-    levels = 1
+    codes_per_position = 1
     codebook_size = 0
 
     def __init__(self, dim: int = 16):
         super().__init__()
         self.dim = dim
-        self.register_buffer("nothing", torch.zeros(1))  # diffusers saves no file where there is no tensor
+        self.register_buffer("nothing", torch.zeros(1))  # diffusers saves no file without a tensor
 
     def forward(self, latents: Float[Tensor, "b d *grid"]) -> Quantized:
         return Quantized(latents, last(latents), latents.new_zeros(()))
@@ -33,16 +33,21 @@ class Identity(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """The encoder gives a mean and a log-variance for each value; tokens are draws in training, means in evaluation
-    (VAE, Kingma and Welling 2014, arXiv:1312.6114, appendix B; the tokens of GIVT, arXiv:2312.02116, section 3.1).
+    """The Gaussian tokens of a variational autoencoder (Kingma and Welling 2014, arXiv:1312.6114, appendix B).
+
+    The encoder predicts a mean and a log-variance for each value. Tokens are samples in training and means in
+    evaluation, as in GIVT (arXiv:2312.02116, section 3.1).
 
     Args:
-        dim: of a token; the encoder has twice as many channels.
-        kl: weight of the divergence from a standard normal, the mean over all values (GIVT's beta is of the sum over a
-            image, so dim x tokens times smaller).
+        dim: dimension of a token; the encoder has twice as many channels.
+        kl: weight of the KL divergence from a standard normal, averaged over all values. GIVT's beta weighs the sum
+            over an image, so it is dim x tokens times smaller.
+
+    Raises:
+        ValueError: `kl` is negative.
     """
 
-    levels = 1
+    codes_per_position = 1
     codebook_size = 0
 
     def __init__(self, dim: int = 16, kl: float = 1e-3):
@@ -50,7 +55,7 @@ class Gaussian(nn.Module):
         if kl < 0:
             raise ValueError(f"kl {kl} must be at least 0")
         self.dim, self.latent_dim, self.kl = dim, 2 * dim, kl
-        self.register_buffer("nothing", torch.zeros(1))  # diffusers saves no file where there is no tensor
+        self.register_buffer("nothing", torch.zeros(1))  # diffusers saves no file without a tensor
 
     def forward(self, latents: Float[Tensor, "b e *grid"]) -> Quantized:
         mean, log_variance = latents.chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""New codes out of a batch's latents, the same in every process as in one process with the whole batch."""
+"""New codes from the latents of a batch, the same in several processes as in one with the whole batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def distributed() -> bool:
 
 
 def squared_distances(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
-    """Squared distances less ``|z|^2``, which is the same for every code."""
+    """Squared distances minus ``|z|^2``, which is the same for every code."""
     return torch.addmm(codebook.square().sum(-1), z, codebook.T, alpha=-2)
 
 
-def draw_latents(z: Float[Tensor, "n d"], weights: Float[Tensor, "n"], count: int) -> Float[Tensor, "m d"]:
-    """At most `count` of the latents of all processes, without replacement, with probability proportional to `weights`.
+def sample_latents(z: Float[Tensor, "n d"], weights: Float[Tensor, "n"], count: int) -> Float[Tensor, "m d"]:
+    """Sample at most `count` of the latents of all processes, with probability proportional to `weights`.
 
-    A race: the latents with the largest ``log weight + Gumbel noise`` win (Efraimidis and Spirakis 2006). The noise is
-    a function of a latent's place in the global batch, so that processes agree with each other and with one process.
-    Several processes wait for process 0's seed.
+    Latents are sampled without replacement: those with the largest ``log weight + Gumbel noise`` are taken (Efraimidis
+    and Spirakis 2006). The noise is a function of the index of a latent in the global batch, so all processes agree
+    with each other and with a single process. All processes use the seed of process 0.
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
     seed = torch.randint(2**62, (1,))  # process 0's
@@ -43,14 +43,16 @@ def draw_latents(z: Float[Tensor, "n d"], weights: Float[Tensor, "n"], count: in
 
 
 def seeds(z: Float[Tensor, "n d"], count: int, rounds: int = 4) -> Float[Tensor, "m d"]:
-    """At most `count` latents that lie apart: after the first round each is drawn with probability proportional to its
-    squared distance from those already drawn (k-means++ in `rounds` instead of `count` rounds)."""
+    """Sample at most `count` latents that are far apart (k-means++ in `rounds` instead of `count` rounds).
+
+    After the first round, the probability of a latent is proportional to its squared distance from those chosen so far.
+    """
     count = min(count, len(z) * (dist.get_world_size() if distributed() else 1))
-    drawn = draw_latents(z, torch.ones_like(z[:, 0]), -(-count // rounds))
-    while len(drawn) < count:
-        distance = squared_distances(z, drawn).amin(-1) + z.square().sum(-1)
-        drawn = torch.cat([drawn, draw_latents(z, distance, min(-(-count // rounds), count - len(drawn)))])
-    return drawn
+    chosen = sample_latents(z, torch.ones_like(z[:, 0]), -(-count // rounds))
+    while len(chosen) < count:
+        distance = squared_distances(z, chosen).amin(-1) + z.square().sum(-1)
+        chosen = torch.cat([chosen, sample_latents(z, distance, min(-(-count // rounds), count - len(chosen)))])
+    return chosen
 
 
 def _gather(x: Tensor, processes: int) -> Tensor:
@@ -62,7 +64,7 @@ def _gather(x: Tensor, processes: int) -> Tensor:
 def totals(
     z: Float[Tensor, "n d"], codes: Int[Tensor, "n"], count: int
 ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
-    """How often each of `count` codes was chosen in all processes, and the sum of the latents that chose it."""
+    """For each of `count` codes, the number of latents in all processes that chose it, and the sum of these latents."""
     numbers = z.new_zeros(count).index_add_(0, codes, z.new_ones(len(codes)))
     sums = z.new_zeros(count, z.shape[1]).index_add_(0, codes, z)
     if distributed():
@@ -74,11 +76,13 @@ def totals(
 def kmeans(
     z: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"], iterations: int, chunk: int = 8192
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, ""]]:
-    """Lloyd's algorithm from `centroids` over the latents of all processes; also their mean squared distance before
-    the last step.
+    """Lloyd's algorithm over the latents of all processes, started from `centroids`.
 
-    A centroid that no latent is nearest to moves to a latent, drawn with probability proportional to its squared
+    A centroid that is nearest to no latent moves to a latent, sampled with probability proportional to its squared
     distance from all centroids (Arthur and Vassilvitskii 2007).
+
+    Returns:
+        The centroids, and the mean squared distance of the latents before the last iteration.
     """
     error = z.new_zeros(())
     for _ in range(iterations):
@@ -88,7 +92,7 @@ def kmeans(
         error = mean(distance)
         numbers, sums = totals(z, codes, len(centroids))
         centroids = replaced(
-            sums / numbers.clamp(min=1)[:, None], numbers == 0, draw_latents(z, distance, len(centroids))
+            sums / numbers.clamp(min=1)[:, None], numbers == 0, sample_latents(z, distance, len(centroids))
         )
     return centroids, error
 
@@ -96,14 +100,14 @@ def kmeans(
 def replaced(
     codebook: Float[Tensor, "k d"], dead: Bool[Tensor, "k"], rows: Float[Tensor, "m d"]
 ) -> Float[Tensor, "k d"]:
-    """The i-th dead code gives its place to the i-th row, as far as there are rows; branch-free."""
+    """Replace the i-th dead code by the i-th row, as long as there are rows, without branches."""
     turn = dead.cumsum(0) - 1
     dead = dead & (turn < len(rows))
     return torch.where(dead[:, None], rows[turn.clamp(0, len(rows) - 1)], codebook)
 
 
 def mean(x: Float[Tensor, "n"]) -> Float[Tensor, ""]:
-    """The mean over all processes, each with as many values."""
+    """The mean over all processes, each of which has the same number of values."""
     total = x.mean()
     if distributed():
         dist.all_reduce(total)

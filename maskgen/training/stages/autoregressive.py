@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from maskgen.images import grid as image_grid
 from maskgen.pipelines.backbone import save_backbone
-from maskgen.pipelines.raster import draw_raster
+from maskgen.pipelines.raster import sample_raster
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.registry import Part, build
 from maskgen.training.batches import MapDataset
+from maskgen.training.masked import CONDITIONER, conditioner_inputs
 from maskgen.training.stages.generator import check_cache, held_out, tokens_of
 from maskgen.transformer.autoregressive import CausalTransformer
+from maskgen.upgrade import earlier_names
 from maskgen.videos import strip
 
 NETWORK = Part(
     {"causal_transformer": CausalTransformer},
-    given=("codebook_size", "grid", "num_classes"),
+    given=("codebook_size", "grid"),
     default="causal_transformer",
 )
 
@@ -36,9 +38,15 @@ class NextCode(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, codes: Int[Tensor, "b *grid"], labels: Int[Tensor, "b"] | None = None) -> dict[str, Tensor]:
-        """``loss`` in nats a code, and ``accuracy``."""
-        logits, target = self.network(codes, labels).float(), codes.flatten(1)
+    def earlier_names(self) -> dict[str, list[str]]:
+        """The parameters in the order of earlier versions, see :func:`maskgen.upgrade.upgrade_optimizer`."""
+        return earlier_names(self.network, "network.")
+
+    def forward(self, codes: Int[Tensor, "b *grid"], given: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+        """``loss`` in nats per code, and ``accuracy``."""
+        network: Any = self.network
+        conditioning = network.conditioner(given, len(codes), tuple(codes.shape[1:]))
+        logits, target = network(codes, conditioning).float(), codes.flatten(1)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         return {"loss": loss, "accuracy": (logits.argmax(-1) == target).float().mean()}
 
@@ -46,14 +54,14 @@ class NextCode(nn.Module):
 class AutoregressiveStage:
     """What parallel decoding is compared with: the same codes, blocks and training, in raster order.
 
-    The run's pipeline folder holds the tokenizer and the transformer, for :func:`maskgen.pipelines.raster.draw_raster`.
+    The run's pipeline folder holds the tokenizer and the transformer, for :func:`maskgen.pipelines.raster.sample_raster`.
 
     Args:
         tokenizer: a run, pipeline or tokenizer folder, of one code a place.
         dataset: the training set (given by the run); its items have ``codes`` or ``pixels``.
         holdout: kept out of training (given by the run); its loss is reported.
         model: the causal transformer.
-        conditional: condition on the data's classes.
+        conditioning: ``[class]`` conditions on the data's classes, an empty list on nothing.
         samples_per_class: columns of the image grid; `sample_classes` at most are its rows.
 
     Raises:
@@ -66,31 +74,33 @@ class AutoregressiveStage:
         dataset: MapDataset,
         holdout: MapDataset | None = None,
         model: Annotated[Any, NETWORK] = {},  # noqa: B006
-        conditional: bool = True,
+        conditioning: Sequence[Annotated[Any, CONDITIONER]] = ("class",),
         samples_per_class: int = 8,
         sample_classes: int = 16,
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
-        if not self.tokenizer.codebook_size or self.tokenizer.levels > 1:
+        if not self.tokenizer.codebook_size or self.tokenizer.codes_per_position > 1:
             raise ValueError("stage.tokenizer must have one code a place: the baseline predicts one after the other")
         check_cache(dataset, self.tokenizer)
-        self.class_names = list(dataset.class_names) if conditional else None
         self.holdout, self.columns, self.rows = holdout, samples_per_class, sample_classes
-        example = tokens_of({k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}, self.tokenizer)
+        first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
+        inputs = conditioner_inputs(conditioning, dataset, dataset[0])
+        self.class_names = list(dataset.class_names) if "label" in inputs else None
         network = build(
             NETWORK,
             model,
             codebook_size=int(self.tokenizer.codebook_size),
-            grid=tuple(example.shape[1:]),
-            num_classes=None if self.class_names is None else len(self.class_names),
+            grid=tuple(tokens_of(first, self.tokenizer).shape[1:]),
+            conditioning={"inputs": inputs},
         )
         self.modules: dict[str, nn.Module] = {"model": NextCode(network)}
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
         yield "model", self.modules["model"](*self._of(batch))
 
-    def _of(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        return tokens_of(batch, self.tokenizer), None if self.class_names is None else batch["label"]
+    def _of(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        network: Any = self.modules["model"].network
+        return tokens_of(batch, self.tokenizer), {name: batch[name] for name in network.conditioner}
 
     @torch.no_grad()
     def evaluate(self, model: NextCode) -> dict[str, float]:
@@ -105,7 +115,7 @@ class AutoregressiveStage:
         names = None if self.class_names is None else self.class_names[: self.rows]
         labels = None if names is None else [i for i in range(len(names)) for _ in range(self.columns)]
         generator, network = torch.Generator().manual_seed(0), model.network
-        made = draw_raster(self.tokenizer, network, labels, generator, count=4 * self.columns)  # type: ignore[arg-type]
+        made = sample_raster(self.tokenizer, network, labels, generator, count=4 * self.columns)  # type: ignore[arg-type]
         if made.ndim == 5:
             return strip({str(i + 1): clip for i, clip in enumerate(made.cpu())})
         return image_grid(made.cpu(), self.columns, row_names=names)

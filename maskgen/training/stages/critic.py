@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +21,13 @@ from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.predictor import Predictor
 from maskgen.pipelines.store import replace_folder
 from maskgen.pipelines.tokens import TokenLayout
-from maskgen.registry import Part, build
+from maskgen.registry import Part, build, split
 from maskgen.training.batches import MapDataset
 from maskgen.training.masked import GIVEN
 from maskgen.training.sheets import sample_sheet
 from maskgen.training.stages.generator import SCHEDULER, check_cache, held_out, tokens_of
 from maskgen.transformer.model import TRANSFORMERS, MaskTransformer
+from maskgen.upgrade import earlier_names
 
 RATIO = Part(RATIOS)
 NETWORK = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
@@ -43,8 +44,12 @@ class Critic(nn.Module):
         super().__init__()
         self.network = network
 
+    def earlier_names(self) -> dict[str, list[str]]:
+        """The parameters in the order of earlier versions, see :func:`maskgen.upgrade.upgrade_optimizer`."""
+        return earlier_names(self.network, "network.")
+
     def forward(
-        self, tokens: Int[Tensor, "b *grid"], drawn: Bool[Tensor, "b n"], labels: Int[Tensor, "b"] | None = None
+        self, tokens: Int[Tensor, "b *grid"], drawn: Bool[Tensor, "b n"], given: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """``loss``, and ``ranking`` of :func:`ranking`.
 
@@ -52,7 +57,10 @@ class Critic(nn.Module):
             tokens: real ones, and the generator's where `drawn` is True.
         """
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
-        scores = self.network(tokens, nothing, labels).predictions[..., 0].float()
+        network: Any = self.network
+        grid = tuple(tokens.shape[1:-1] if network.codes_per_position > 1 else tokens.shape[1:])
+        conditioning = network.conditioner(given, len(tokens), grid)
+        scores = network(tokens, nothing, conditioning).predictions[..., 0].float()
         loss = F.binary_cross_entropy_with_logits(scores, (~drawn).float())
         return {"loss": loss, "ranking": ranking(scores.detach(), drawn)}
 
@@ -69,7 +77,7 @@ def ranking(scores: Float[Tensor, "b n"], drawn: Bool[Tensor, "b n"]) -> Float[T
 def started_from(generator: MaskTransformer, predictions: int) -> MaskTransformer:
     """A network like the generator, with its weights and a head of zeros for so many predictions a place."""
     arguments = {k: generator.config[k] for k in inspect.signature(MaskTransformer.__init__).parameters if k != "self"}
-    network = MaskTransformer(**{**arguments, "predictions": predictions})
+    network = MaskTransformer(**{**arguments, "out_dim": predictions, "head": "linear"})
     weights = {k: v for k, v in generator.state_dict().items() if not k.startswith("head.")}
     network.load_state_dict(weights, strict=False)
     return network
@@ -109,30 +117,31 @@ class CriticStage:
     ):
         judged: Any = MaskedImagePipeline.from_pretrained(generator)
         self.tokenizer, self.generator = judged.tokenizer, judged.transformer.eval().requires_grad_(False)
-        self.places = TokenLayout(self.tokenizer, self.generator)
-        if not self.places.size:
+        self.layout = TokenLayout(self.tokenizer, self.generator)
+        if not self.layout.codebook_size:
             raise ValueError(f"stage.generator {generator} draws continuous tokens; a critic judges codes")
         check_cache(dataset, self.tokenizer)
-        classes = self.generator.num_classes
-        if classes is not None and list(dataset.class_names) != judged.class_names:
+        inputs = {name: dict(part) for name, part in self.generator.specs.conditioning.inputs.items()}
+        if "label" in inputs and list(dataset.class_names) != judged.class_names:
             raise ValueError(
-                f"the data has {len(dataset.class_names)} classes and the generator's {classes} are not these: train "
-                "the critic on the generator's data"
+                f"the data has {len(dataset.class_names)} classes and the generator's {inputs['label']['count']} are "
+                "not these: train the critic on the generator's data"
             )
         self.class_names = judged.config.class_names
         self.ratio, self.sampler, self.holdout = build(RATIO, ratio), RandomSampler(), holdout
         if model is None:
-            network = started_from(self.generator, self.places.groups)
+            network = started_from(self.generator, self.layout.codes_per_position)
         else:
-            network = build(
-                NETWORK,
-                model,
-                codebook_size=self.places.size,
-                grid=self.places.grid,
-                num_classes=classes,
-                token_dim=0,
-                predictions=self.places.groups,
-                **({"groups": self.places.groups} if self.places.groups > 1 else {}),
+            own = split(model, NETWORK.default)[1]
+            tokens = {"codebook_size": self.layout.codebook_size, "codes_per_position": self.layout.codes_per_position}
+            network = MaskTransformer(
+                **{
+                    **own,
+                    "grid": self.layout.grid,
+                    "out_dim": self.layout.codes_per_position,
+                    "tokens": {**own.get("tokens", {}), **tokens},
+                    "conditioning": {**own.get("conditioning", {}), "inputs": inputs},
+                }
             )
         self.modules: dict[str, nn.Module] = {"model": Critic(network)}
         changes = {"order": "critic", "remask": "none", "roll": False}
@@ -149,21 +158,19 @@ class CriticStage:
     @torch.no_grad()
     def examples(
         self, batch: dict[str, Any], generator: Generator | None = None
-    ) -> tuple[Int[Tensor, "b *grid"], Bool[Tensor, "b n"], Int[Tensor, "b"] | None]:
+    ) -> tuple[Int[Tensor, "b *grid"], Bool[Tensor, "b n"], dict[str, Tensor]]:
         """Real tokens with the generator's in the holes, which these are, and the classes.
 
         Args:
             generator: CPU generator of masks and draws.
         """
-        real = tokens_of(batch, self.tokenizer, self.places.groups)
-        labels = batch["label"] if self.generator.num_classes is not None else None
+        real = tokens_of(batch, self.tokenizer, self.layout.codes_per_position)
+        given = {name: batch[name] for name in self.generator.conditioner}
         ratio = self.ratio(len(real), generator)
         hidden = self.sampler(ratio, tuple(real.shape[1:]), None, generator).flatten(1).to(real.device)
-        predict = Predictor(
-            self.generator.to(real.device), None if labels is None else labels.tolist(), self.places.shape
-        )
-        filled = decode(predict, real.flatten(1), hidden, steps=1, temperature=0.0, generator=generator)
-        return filled.view(real.shape), hidden, labels
+        predict = Predictor(self.generator.to(real.device), self.layout.shape, given, len(real))
+        filled = decode(predict, real.flatten(1), hidden, steps=1, choice_temperature=0.0, generator=generator)
+        return filled.view(real.shape), hidden, given
 
     @torch.no_grad()
     def evaluate(self, model: Critic) -> dict[str, float]:

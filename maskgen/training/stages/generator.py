@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +20,19 @@ from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.pipelines.store import fingerprint, load_tokenizer, replace_folder
 from maskgen.pipelines.tokens import actions_of_tokens
 from maskgen.pipelines.video import MaskedVideoPipeline
-from maskgen.registry import Part, build
+from maskgen.registry import Part, build, split
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.batches import MapDataset
-from maskgen.training.masked import Masking, Model, build_masking, by_view, learner, setting
+from maskgen.training.masked import (
+    CONDITIONER,
+    Masking,
+    Model,
+    build_masking,
+    by_view,
+    codes_per_position,
+    conditioner_inputs,
+    learner,
+)
 from maskgen.training.sheets import prediction_sheet, sample_sheet, task_sheet
 from maskgen.transformer.groups import group_size, split_codes
 
@@ -33,9 +42,9 @@ SCHEDULER = Part({"mask_scheduler": MaskScheduler}, default="mask_scheduler")
 class GeneratorStage:
     """Masked-token modeling on codes or continuous tokens, from a token cache or from images encoded as they come.
 
-    With ``model.groups`` codes are cut into groups of bits, hidden and predicted each by itself (MaskBit); a tokenizer
-    of several codes a place needs as many groups. Of videos the grid is (t, h, w): masking.sampler ``frames`` learns to
-    predict what follows its `context` (MaskViT, arXiv:2206.11894, section 3.2).
+    With ``model.tokens.codes_per_position`` each code is cut into groups of bits, which are hidden and predicted one by
+    one (MaskBit); a tokenizer with several codes per position needs that number. The grid of videos is (t, h, w):
+    masking.sampler ``frames`` learns to predict what follows its `context` (MaskViT, arXiv:2206.11894, section 3.2).
 
     Several `tasks` (MAGVIT, arXiv:2212.05199, section 3.2): each row of a step is given one of them, its condition's
     tokens by masking.corruption ``condition``, and its prompt, which stands in the class' stead.
@@ -47,8 +56,8 @@ class GeneratorStage:
         model: the transformer.
         masking: the MIM core.
         scheduler: how the images of this run are decoded; saved with the pipeline.
-        conditional: condition on the data's classes.
-        actions: condition on the actions beside the data's frames.
+        conditioning: the conditioners, see :data:`maskgen.conditioning.CONDITIONERS`: ``[class]`` conditions on the
+            data's classes, ``[actions]`` on the actions of its frames, an empty list on nothing.
         code_vectors: show the transformer the tokenizer's code vectors, and let it predict by them.
         tasks: on videos, see :data:`maskgen.tasks.conditions.TASKS`; each is drawn as often.
         samples_per_class: columns of the image grid; `sample_classes` at most are its rows.
@@ -64,26 +73,35 @@ class GeneratorStage:
         model: Model = {},  # noqa: B006
         masking: Masking = {},  # noqa: B006
         scheduler: Annotated[Any, SCHEDULER] = {},  # noqa: B006
-        conditional: bool = True,
-        actions: bool = False,
+        conditioning: Sequence[Annotated[Any, CONDITIONER]] = ("class",),
         code_vectors: bool = False,
         samples_per_class: int = 8,
         sample_classes: int = 16,
         tasks: Tasks = (),
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
-        self.groups = setting(model, "groups")
+        self.groups = codes_per_position(model)
         _check_tokenizer(self.tokenizer, self.groups)
-        self.class_names = list(dataset.class_names) if conditional else None
-        self.conditional, self.actions, self.progress = conditional, actions, 0.0
+        self.progress = 0.0
         self.dataset, self.holdout = dataset, holdout
         self.columns, self.rows = samples_per_class, sample_classes
         check_cache(dataset, self.tokenizer)
         first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
-        tokens, acts = self._tokens(first), self._actions(first)
+        tokens = self._tokens(first)
         core = build_masking(masking, model)
-        classes = len(dataset.class_names) if conditional else None
-        self.conditions = Conditions(tasks, classes or 0) if tasks else None
+        names = [split(spec)[0] for spec in conditioning]
+        self.class_names = list(dataset.class_names) if "class" in names else None
+        self.conditions = Conditions(tasks, len(self.class_names or ())) if tasks else None
+        known = {}
+        if self.conditions is not None:  # prompt and class are one label
+            labels = [split(spec)[1] for spec in conditioning if split(spec)[0] in ("class", "task")]
+            others = [spec for spec in conditioning if split(spec)[0] not in ("class", "task")]
+            conditioning = [*others, {"type": "task", **(labels[0] if labels else {})}]
+            known = {"count": self.conditions.prompts.count}
+        if "actions" in first:
+            first["actions"] = self._actions(first["actions"])
+        inputs = conditioner_inputs(conditioning, dataset, {**dataset[0], **first}, **known)
+        self.reads = tuple(inputs)
         if (self.conditions is None) == isinstance(core.corruption, Condition):
             raise ValueError("stage.tasks and masking.corruption condition go together; set both, or neither")
         size, grid = codes_of_a_group(self.tokenizer, self.groups), grid_of(tokens)
@@ -92,12 +110,13 @@ class GeneratorStage:
             core,
             core.wanted(tokens),
             size,
-            codebook_size=size,
             grid=grid[:-1] if self.groups > 1 else grid,
-            num_classes=classes if self.conditions is None else self.conditions.prompts.count,
-            token_dim=0 if size else tokens.shape[-1],
-            action_dim=0 if acts is None else acts.shape[-1],
-            code_dim=self.tokenizer.quantizer.dim if code_vectors else 0,
+            tokens={
+                "codebook_size": size,
+                "dim": 0 if size else tokens.shape[-1],
+                "code_dim": self.tokenizer.quantizer.dim if code_vectors else 0,
+            },
+            conditioning={"inputs": inputs},
         )
         if code_vectors:
             network: Any = learned.network
@@ -110,45 +129,46 @@ class GeneratorStage:
         if "codes" not in batch:
             pixels, views, _ = by_view(batch)
             batch = {**batch, "pixels": pixels}
-        labels = batch["label"].repeat(views) if self.conditional else None
-        labels, sources = self._conditioned(batch, labels)
-        options = {"progress": self.progress, "views": views, "groups": self.groups, "actions": self._actions(batch)}
-        yield "model", self.modules["model"](self._tokens(batch), labels, **options, **sources)
+        given, sources = self._given(batch, views)
+        options = {"progress": self.progress, "views": views, "groups": self.groups}
+        yield "model", self.modules["model"](self._tokens(batch), given, **options, **sources)
 
     def _tokens(self, batch: dict[str, Any]) -> Shaped[Tensor, "b *grid"]:
         return tokens_of(batch, self.tokenizer, self.groups)
 
     @torch.no_grad()
-    def _conditioned(
-        self, batch: dict[str, Any], labels: Tensor | None, in_turn: bool = False
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """With tasks, the rows' prompts and their condition's tokens; a task is drawn for each row, or taken in turn.
+    def _given(
+        self, batch: dict[str, Any], views: int = 1, in_turn: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The inputs of the conditioners, and with tasks the tokens of their conditions. The task of a row is sampled,
+        or taken in turn.
 
         Raises:
-            ValueError: a token cache: conditions are made in pixels.
+            ValueError: an input that the data lacks; a token cache, as conditions are made in pixels.
         """
+        given = {name: batch[name] for name in self.reads if name in batch}
+        for name in self.reads:
+            if name not in given and (name != "label" or self.class_names is not None) and not in_turn:
+                raise ValueError(f"stage.conditioning reads {name!r}, which this batch lacks: leave it out")
+        if "actions" in given:
+            given["actions"] = self._actions(given["actions"])
+        if views > 1:
+            given = {name: value.repeat(views, *[1] * (value.ndim - 1)) for name, value in given.items()}
+        labels = given.get("label") if self.class_names is not None else None
         if self.conditions is None:
-            return labels, {}
+            return given, {}
         if "pixels" not in batch:
             raise ValueError("stage.tasks makes its conditions in pixels; a token cache has none: train on the videos")
         pixels, count = batch["pixels"], len(self.conditions.tasks)
-        drawn = [i % count for i in range(len(pixels))] if in_turn else self.conditions.drawn(len(pixels))
+        drawn = [i % count for i in range(len(pixels))] if in_turn else self.conditions.sample(len(pixels))
         videos, hidden = self.conditions.videos(pixels, drawn)
         tokens, region = self._tokens({"pixels": videos}), condition_region(self.tokenizer, hidden)
-        prompts = self.conditions.labels(drawn, labels).to(pixels.device)
-        return prompts, {"condition_tokens": tokens, "condition_region": region}
+        given["label"] = self.conditions.labels(drawn, labels).to(pixels.device)
+        return given, {"condition_tokens": tokens, "condition_region": region}
 
-    def _actions(self, batch: dict[str, Any]) -> Float[Tensor, "b t a"] | None:
-        """Those of each token's frames.
-
-        Raises:
-            ValueError: the data has none.
-        """
-        if not self.actions:
-            return None
-        if "actions" not in batch:
-            raise ValueError("stage.actions is true and the data has no actions beside its frames; set it to false")
-        return actions_of_tokens(batch["actions"].float(), self.tokenizer.temporal_downsampling)
+    def _actions(self, actions: Float[Tensor, "b T a"]) -> Float[Tensor, "b t a"]:
+        """The actions of the frames of each token."""
+        return actions_of_tokens(actions.float(), self.tokenizer.temporal_downsampling)
 
     @torch.no_grad()
     def evaluate(self, model: Learner) -> dict[str, float]:
@@ -156,17 +176,16 @@ class GeneratorStage:
         if self.holdout is None:
             return {}
         batch = held_out(self.holdout, next(model.parameters()).device)
-        labels, sources = self._conditioned(batch, batch["label"] if self.conditional else None, in_turn=True)
-        tokens, network = self._tokens(batch), model.acting(self._actions(batch))
-        generator = torch.Generator().manual_seed(0)
-        terms = model.masking.main_losses(network, tokens, labels, generator, self.groups, **sources)
+        given, sources = self._given(batch, in_turn=True)
+        generator, tokens = torch.Generator().manual_seed(0), self._tokens(batch)
+        terms = model.masking.main_losses(model.conditioned, tokens, given, generator, self.groups, **sources)
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
     def inputs(self, batch: dict[str, Any]) -> Inputs:
         """What the network is given for a batch of ``pixels`` or ``codes``, with a ``label`` or without."""
-        labels, sources = self._conditioned(batch, batch.get("label") if self.conditional else None, in_turn=True)
+        given, sources = self._given(batch, in_turn=True)
         pixels, tokens = batch.get("pixels"), self._tokens(batch)
-        return Inputs(tokens, self.tokenizer, pixels, sources, condition=labels, groups=self.groups)
+        return Inputs(tokens, self.tokenizer, pixels, sources, given=given, groups=self.groups)
 
     def pipeline(self, model: Learner) -> MaskedImagePipeline | MaskedVideoPipeline:
         kind: Any = MaskedVideoPipeline if self._of_videos(model) else MaskedImagePipeline
@@ -186,7 +205,7 @@ class GeneratorStage:
             return task_sheet(pipeline, data, self.conditions)
         if self._of_videos(model):
             context = getattr(model.masking.sampler, "context", 1) or 1
-            return prediction_sheet(pipeline, data, context, self.conditional, self.actions)
+            return prediction_sheet(pipeline, data, context, self.class_names is not None, "actions" in self.reads)
         return sample_sheet(pipeline, self.columns, self.rows)
 
     def _of_videos(self, model: Learner) -> bool:
@@ -206,7 +225,7 @@ def tokens_of(batch: dict[str, Any], tokenizer: Tokenizer, groups: int = 1) -> S
         pixels = batch["pixels"]
         with torch.autocast(pixels.device.type, enabled=False):
             tokens = tokenizer.to(pixels.device).encode(pixels)
-    if groups > 1 and tokenizer.levels == 1:
+    if groups > 1 and tokenizer.codes_per_position == 1:
         tokens = split_codes(tokens, codes_of_a_group(tokenizer, groups), groups)
     return tokens
 
@@ -220,7 +239,7 @@ def held_out(holdout: MapDataset, device: torch.device, most: int = 256) -> dict
 def codes_of_a_group(tokenizer: Tokenizer, groups: int) -> int:
     """Codes that the transformer chooses among; 0 where tokens are continuous."""
     size = int(tokenizer.codebook_size)
-    return group_size(size, groups) if size and groups > 1 and tokenizer.levels == 1 else size
+    return group_size(size, groups) if size and groups > 1 and tokenizer.codes_per_position == 1 else size
 
 
 def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
@@ -230,9 +249,10 @@ def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
             "stage.tokenizer decodes to a teacher's features; a generator needs pixels from its decoder: train it on a "
             "tokenizer with target pixels"
         )
-    if tokenizer.levels > 1 and groups != tokenizer.levels:
+    if tokenizer.codes_per_position > 1 and groups != tokenizer.codes_per_position:
         raise ValueError(
-            f"stage.tokenizer has {tokenizer.levels} codes a place: set stage.model.groups={tokenizer.levels}, so that "
+            f"stage.tokenizer has {tokenizer.codes_per_position} codes a place: set "
+            f"stage.model.groups={tokenizer.codes_per_position}, so that "
             "each is hidden and predicted by itself"
         )
 

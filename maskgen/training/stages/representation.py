@@ -76,10 +76,11 @@ class RepresentationStage:
             None if own and core.target.source == "features" else core.wanted(example, **sources),
             codes.codebook_size,
             NETWORK,
-            codebook_size=self.tokenizer.codebook_size,
             grid=grid_of(example),
-            num_classes=None,
-            token_dim=example.shape[-1] if continuous else 0,
+            tokens={
+                "codebook_size": self.tokenizer.codebook_size,
+                "dim": example.shape[-1] if continuous else 0,
+            },
         )
         self.modules: dict[str, nn.Module] = {"model": learned.train()}
         self.student, self.state = learned.network, {}
