@@ -77,7 +77,7 @@ def test_extract_says_what_is_wrong():
         go(tokens_of, data, prefix=18)
     with pytest.raises(ValueError, match=r"of 4 of 4 images are NaN or infinite \(first at index 0\)"):
         go(lambda x: x.flatten(1) / 0, data, "none")
-    with pytest.raises(ValueError, match=r"in training mode, where dropout makes features random"):
+    with pytest.raises(ValueError, match=r"in training mode, in which dropout is random; call .eval\(\) first"):
         go(nn.Flatten(), data, "none")
     with pytest.raises(ValueError, match=r"no images to take features of"):
         go(tokens_of, coloured(0))
