@@ -36,7 +36,7 @@ from maskgen.training.metrics import read_metrics
 from maskgen.videos import strip
 
 HERE = Path(__file__).parent
-GREEDY = {"temperature": 0.0, "top_k": 1}
+GREEDY = {"choice_temperature": 0.0, "top_k": 1}
 ROWS = {
     "blank": "blank",
     "copy-last": "copy the last frame",
@@ -98,7 +98,11 @@ def write(clips: Tensor, path: Path) -> str:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     clips, context = clips_of(options.data, options.clips), options.context
     pipeline = opened(options.run)
-    base = {**pipeline.scheduler.config, "num_inference_steps": options.steps, "temperature": options.temperature}
+    base = {
+        **pipeline.scheduler.config,
+        "num_inference_steps": options.steps,
+        "choice_temperature": options.choice_temperature,
+    }
     pipeline.scheduler = MaskScheduler.from_config(base | GREEDY)
     begun = time.process_time()
     greedy = predicted(pipeline, clips, context, 0, options.overlap)
@@ -121,7 +125,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **circumstances(options, clips),
         "frames": [context, clips.shape[2] - context],
-        "temperature": options.temperature,
+        "choice_temperature": options.choice_temperature,
         "cpu_seconds_a_prediction": seconds,
         "metrics": found,
     }
@@ -168,7 +172,7 @@ def table(results: dict[str, Any]) -> str:
     given, made = results["frames"]
     facts = (
         f"{results['clips']} clips, {given} frames in and {made} out, N = {results['samples']}, {results['steps']} "
-        f"steps at temperature {results['temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core per "
+        f"steps at choice temperature {results['choice_temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core per "
         f"prediction; {trained(results['training'])}. "
         f"{results['machine']['cpu']}; `{results['command']}`."
     )
@@ -184,7 +188,7 @@ if __name__ == "__main__":
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the order; greedy has 0")
+    parser.add_argument("--choice-temperature", type=float, default=1.0, help="noise on the confidence; greedy has 0")
     parser.add_argument("--overlap", type=int, help="frames of tokens that windows share, beyond the trained length")
     parser.add_argument("--shown", type=int, default=3, help="clips in the strip")
     parser.add_argument("--every", type=int, default=1, help="which frames the strip shows")

@@ -1,4 +1,4 @@
-"""How steps, orders, guidance and temperature affect samples of the bundled model; and parallel against autoregressive.
+"""How steps, orders, guidance and choice temperature affect samples of the bundled model; parallel against autoregressive.
 
     python benchmarks/sampling_table.py --train     # a critic, and a masked and a causal transformer for the comparison
     python benchmarks/sampling_table.py             # continues results/sampling.json
@@ -52,14 +52,14 @@ OUT, WORK = HERE / "results" / "sampling.json", HERE.parent / "runs" / "sampling
 RUNS = {"masked": "emoji", "causal": "autoregressive_emoji", "critic": "critic_emoji"}
 STEPS, ORDERS = (4, 8, 12, 16, 32), ("confidence", "halton", "random", "critic")
 # The best of the temperatures, then of the guidance.
-BASE = {"steps": 12, "order": "confidence", "guidance": 1.5, "schedule": "linear", "temperature": 0.5}
+BASE = {"steps": 12, "order": "confidence", "guidance": 1.5, "schedule": "linear", "choice_temperature": 0.5}
 
 
 def settings(name: str) -> list[dict[str, Any]]:
     """The rows of a table, of what `decoded` takes."""
     if name == "temperature":
-        coarse = [{**BASE, "guidance": 2.0, "temperature": t} for t in (0.0, 0.5, 1.0, 2.0, 4.5)]
-        return [*coarse, {**BASE, "temperature": 0.5}, {**BASE, "temperature": 1.0}]
+        coarse = [{**BASE, "guidance": 2.0, "choice_temperature": t} for t in (0.0, 0.5, 1.0, 2.0, 4.5)]
+        return [*coarse, {**BASE, "choice_temperature": 0.5}, {**BASE, "choice_temperature": 1.0}]
     if name == "guidance":
         kinds = [(1.0, "constant"), *((g, kind) for g in (1.5, 2.0, 3.0) for kind in ("constant", "linear"))]
         return [{**BASE, "guidance": g, "schedule": kind} for g, kind in [*kinds, (3.0, "cosine")]]
@@ -129,7 +129,7 @@ def decoded(pipeline: Any, labels: list[int], row: dict[str, Any], seed: int) ->
     """Images of a setting."""
     pipeline.scheduler = MaskScheduler(
         order=row["order"],
-        temperature=row["temperature"],
+        choice_temperature=row["choice_temperature"],
         guidance_schedule=row["schedule"],
         guidance_scale=row["guidance"],
         num_inference_steps=row["steps"],
@@ -209,9 +209,9 @@ def compare(options: argparse.Namespace) -> None:
     for guidance in (1.5, 1.0):
         base = {"guidance": guidance}
         add(options.out, {}, "raster", RASTER | base | timed(partial(raster, guidance), judge))
-        for steps, temperature in ((8, 4.5), (8, BASE["temperature"]), (16, BASE["temperature"])):
-            row = BASE | base | {"steps": steps, "schedule": "constant", "temperature": temperature}
-            entry = {"network": "masked", "passes": steps, "temperature": temperature, **base}
+        for steps, temperature in ((8, 4.5), (8, BASE["choice_temperature"]), (16, BASE["choice_temperature"])):
+            row = BASE | base | {"steps": steps, "schedule": "constant", "choice_temperature": temperature}
+            entry = {"network": "masked", "passes": steps, "choice_temperature": temperature, **base}
             add(options.out, {}, "raster", entry | timed(partial(decoded, masked, judge.labels, row, 0), judge))
 
 
@@ -240,7 +240,7 @@ def found(results: dict[str, Any], row: dict[str, Any], seed: int = 0) -> dict[s
 def table(results: dict[str, Any], name: str) -> str:
     """Markdown: one row per setting."""
     shown = {
-        "temperature": ["guidance", "temperature"],
+        "temperature": ["guidance", "choice_temperature"],
         "guidance": ["guidance", "schedule"],
         "steps": ["order", "steps"],
     }[name]
@@ -261,7 +261,7 @@ def foot(results: dict[str, Any]) -> str:
     spread = [e["distance"] for seed in SEEDS if (e := found(results, BASE, seed))]
     return (
         f"{results['images']} images a row; features of {c['name']} ({c['accuracy']:.0%} right on held-out emoji). "
-        f"{len(spread)} draws of guidance 1.5, temperature 0.5, 12 steps: {', '.join(f'{d:.2f}' for d in spread)}. "
+        f"{len(spread)} draws of guidance 1.5, choice_temperature 0.5, 12 steps: {', '.join(f'{d:.2f}' for d in spread)}. "
         f"Transformer in {results['dtype']}; "
         f"{m['cpu']}, {m['threads']} thread(s); torch {results['versions']['torch']}; `{results['command']}`."
     )
@@ -278,10 +278,10 @@ def raster_table(results: dict[str, Any]) -> str:
     lines = []
     for e in results["raster"]:
         words = [{"causal": "one after the other", "masked": "parallel"}[e["network"]], f"{e['guidance']:g}"]
-        words.append(f"{e['temperature']:g}" if "temperature" in e else "")
+        words.append(f"{e['choice_temperature']:g}" if "choice_temperature" in e else "")
         lines.append([*words, str(e["passes"]), *cells(e), f"{e['cpu_ms']:.0f}"])
     made = trained(results, "masked", "causal")
-    head = ["decoding", "guidance", "order's temperature", "passes", *MEASURED]
+    head = ["decoding", "guidance", "choice temperature", "passes", *MEASURED]
     return markdown(head, lines, 1) + f"\n\nFrom scratch, batches of 48, by processor time: {made}. {foot(results)}"
 
 

@@ -1,4 +1,4 @@
-"""Another class in a box: class-conditional editing. The box grows by a token, so that what was there leaves no rim.
+"""Change the class of a box: class-conditional editing. The box grows by a token, which prevents a visible rim.
 
 python sampling/edit.py image.png --box 8 8 24 24 --class cat-face
 """
@@ -15,10 +15,12 @@ if __name__ == "__main__":
     parser.add_argument("image")
     parser.add_argument("--box", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), required=True)
     parser.add_argument("--class", dest="label", required=True, help="name of the new class")
-    parser.add_argument("--grow", type=int, default=1, help="tokens")
-    parser.add_argument("--model", help="run, pipeline folder or Hub name; the bundled emoji model if none")
-    parser.add_argument("--guidance", type=float, help="u + s (c - u), 1 is none; the pipeline's own if none")
-    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--grow", type=int, default=1, help="tokens by which the box grows")
+    parser.add_argument("--model", help="run, pipeline folder or Hub name; default: the bundled emoji model")
+    parser.add_argument(
+        "--guidance", type=float, help="scale s in u + s (c - u), 1 is no guidance; default: the model's"
+    )
+    parser.add_argument("--count", type=int, default=4, help="number of images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("edited"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Generate images, one file each.
+"""Generate images and write one file each.
 
 python sampling/generate.py                                   # the bundled emoji model, every class
 python sampling/generate.py runs/mine --class flags --class 3 --count 4 --steps 16 --guidance 1.5
@@ -13,11 +13,15 @@ from maskgen import MaskedImagePipeline
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="run, pipeline folder or Hub name; the bundled emoji model if none")
-    parser.add_argument("--class", dest="classes", action="append", help="name or number; again for more; all if none")
-    parser.add_argument("--count", type=int, default=4, help="images of each class")
-    parser.add_argument("--steps", type=int, help="decode steps; the pipeline's own if none")
-    parser.add_argument("--guidance", type=float, help="u + s (c - u), 1 is none; the pipeline's own if none")
+    parser.add_argument("model", nargs="?", help="run, pipeline folder or Hub name; default: the bundled emoji model")
+    parser.add_argument(
+        "--class", dest="classes", action="append", help="name or number; repeat for more; default: all"
+    )
+    parser.add_argument("--count", type=int, default=4, help="images per class")
+    parser.add_argument("--steps", type=int, help="number of decode steps; default: the model's")
+    parser.add_argument(
+        "--guidance", type=float, help="scale s in u + s (c - u), 1 is no guidance; default: the model's"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("samples"))
     arguments = parser.parse_args()

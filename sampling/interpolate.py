@@ -1,5 +1,5 @@
-"""From one image to another: frames whose tokens come from both, or, with --gap, the two joined by what is drawn
-between them.
+"""Generate frames between two images, whose tokens come from both. With --gap, join the images: the model generates the
+part between them.
 
 python sampling/interpolate.py a.png b.png --frames 12
 python sampling/interpolate.py a.png b.png --gap 16 --keep 8
@@ -15,12 +15,12 @@ from maskgen import MaskedImagePipeline
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs=2)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--strength", type=float, default=0.5, help="share of the tokens drawn anew half-way, 0 to 1")
-    parser.add_argument("--gap", type=int, help="join them instead, with so many pixels between")
-    parser.add_argument("--keep", type=int, help="pixels of either image that are kept; all of them if none")
-    parser.add_argument("--class", dest="label", help="name of what to draw; without a class if none")
-    parser.add_argument("--model", help="run, pipeline folder or Hub name; the bundled emoji model if none")
+    parser.add_argument("--frames", type=int, default=8, help="number of frames")
+    parser.add_argument("--strength", type=float, default=0.5, help="share of the tokens replaced half-way, 0 to 1")
+    parser.add_argument("--gap", type=int, help="join the images instead, with this many pixels between")
+    parser.add_argument("--keep", type=int, help="pixels to keep of each image; default: all")
+    parser.add_argument("--class", dest="label", help="name of the class; default: no class")
+    parser.add_argument("--model", help="run, pipeline folder or Hub name; default: the bundled emoji model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("interpolated"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Extend an image on any side, beyond the trained size too: windows of that size slide over the canvas.
+"""Extend an image on any side. Beyond the trained size, windows of that size slide over the canvas.
 
 python sampling/outpaint.py image.png --left 16 --right 64 --class transport-ground
 """
@@ -15,9 +15,9 @@ if __name__ == "__main__":
     parser.add_argument("image")
     for side in ("left", "top", "right", "bottom"):
         parser.add_argument(f"--{side}", type=int, default=0, help="pixels to add")
-    parser.add_argument("--model", help="run, pipeline folder or Hub name; the bundled emoji model if none")
-    parser.add_argument("--class", dest="label", help="name of what to draw; without a class if none")
-    parser.add_argument("--overlap", type=int, help="tokens that neighbouring windows share; half of one if none")
+    parser.add_argument("--model", help="run, pipeline folder or Hub name; default: the bundled emoji model")
+    parser.add_argument("--class", dest="label", help="name of the class; default: no class")
+    parser.add_argument("--overlap", type=int, help="tokens that neighbouring windows share; default: half")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outpainted.png"))
     arguments = parser.parse_args()

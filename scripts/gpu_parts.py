@@ -508,7 +508,7 @@ def main() -> None:
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
     for name in options.parts:
-        run(name, Place(options.dry_run, min(end, time.monotonic() + PARTS[name]) - 2))
+        run(name, Place(options.dry_run, end if options.dry_run else min(end, time.monotonic() + PARTS[name]) - 2))
 
 
 if __name__ == "__main__":

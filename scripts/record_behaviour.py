@@ -47,7 +47,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -399,24 +398,18 @@ def starts_of(name: str) -> list[int]:
 
 
 def resume(name: str, start: int, steps: int | None = None) -> list[dict[str, Any]]:
-    """Go on with a recorded run from the checkpoint at `start` and give its metrics; `steps`: only so many.
-
-    A run's own config.yaml has ``augment: {}`` where none was asked for. Read again, that is ``{type: standard}``, and
-    the run refuses to go on, so what the user gives leaves it out, as the file in ``configs/`` did.
-    """
+    """Go on with a recorded run from the checkpoint at `start` and give its metrics; `steps`: only so many."""
     from maskgen.training.run import run_config
 
     kept, folder = RECORD / "training" / name, Path("runs") / name
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(kept / "config.yaml", folder)
     archive = kept / ("checkpoints.tar.xz" if start == 0 else f"checkpoints-{start}.tar.xz")
     if archive.is_file():  # k-means has no checkpoints: it begins with the seed
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
-    given = yaml.safe_load((kept / "config.yaml").read_text())
-    Path(f"{name}.yaml").write_text(yaml.safe_dump({key: value for key, value in given.items() if value != {}}))
-    run_config(f"{name}.yaml", [] if steps is None else [f"training.steps={start + steps}"])
+    run_config(str(folder / "config.yaml"), [] if steps is None else [f"training.steps={start + steps}"])
     return metrics_of(folder)
 
 
@@ -541,7 +534,7 @@ def of_network(name: str) -> Callable[[], dict[str, Call]]:
         p = image_pipeline(str(RECORD / "pipelines" / name))
         labels = [0, 2, 1] if p.num_classes else None
         options = {} if labels else {"num_images_per_prompt": 3}
-        several = p.tokenizer.codebook_size > 0
+        several = p.vqvae.codebook_size > 0
         height, width = p.size
         picture = clip(1, 3, height, width, seed=7)[:, :, 0] / 2 + 0.5
         made: dict[str, Call] = {"generate": lambda o: p(labels, generator=seeded(0), output_type=o, **options)}
@@ -625,7 +618,7 @@ def critic() -> dict[str, Call]:
 def raster() -> dict[str, Call]:
     """The autoregressive baseline: pixels alone."""
     from maskgen.pipelines.backbone import load_backbone  # noqa: F401  (the folder has a backbone's layout)
-    from maskgen.pipelines.raster import draw_raster
+    from maskgen.pipelines.raster import sample_raster
     from maskgen.pipelines.store import load_tokenizer
     from maskgen.transformer.autoregressive import CausalTransformer
 
@@ -633,7 +626,7 @@ def raster() -> dict[str, Call]:
     parts = load_tokenizer(folder), CausalTransformer.from_pretrained(folder / "transformer")
 
     def drawn(output: str, **options: Any) -> Any:
-        return (draw_raster(*parts, [0, 1, 2], seeded(0), **options) + 1) / 2
+        return (sample_raster(*parts, [0, 1, 2], seeded(0), **options) + 1) / 2
 
     return {
         "raster, pixels": drawn,

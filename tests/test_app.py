@@ -33,7 +33,7 @@ from maskgen.pipelines.jobs import run_task
 def run(make_pipeline, tmp_path_factory):
     """The folder of a saved pipeline."""
     folder = tmp_path_factory.mktemp("app") / "run"
-    make_pipeline(temperature=(3.0, 1.0)).save_pretrained(folder)
+    make_pipeline(choice_temperature=(3.0, 1.0)).save_pretrained(folder)
     return str(folder)
 
 
@@ -44,16 +44,8 @@ def models(run):
 
 def form(run, **changes):
     """As the page fills it."""
-    numbers = {
-        "count": 1,
-        "steps": 3,
-        "guidance": 1.5,
-        "seed": 5,
-        "choice_temperature": 2.0,
-        "grow": 1,
-        "strength": 0.5,
-    }
-    more = {"left": 0, "top": 0, "right": 3, "bottom": 0, "frames": 4, "gap": 4, "keep": 3}
+    numbers = {"count": 1, "steps": 3, "guidance": 1.5, "seed": 5, "choice_temperature": 2.0}
+    more = {"grow": 1, "strength": 0.5, "left": 0, "top": 0, "right": 3, "bottom": 0, "frames": 4, "gap": 4, "keep": 3}
     filled = {"model": run, "class": "bee", "order": "halton", "image": an_image(), "mask": mask()}
     return {**numbers, **more, **filled, "image_2": an_image(9, 7, 1), **changes}
 
@@ -84,7 +76,7 @@ def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
     pipeline = models[run]
     assert defaults(pipeline) == {"steps": 4, "guidance": 1.0, "choice_temperature": 3.0, "order": "confidence"}
     view = scheduled(pipeline, 0.5, "raster")
-    assert (view.scheduler.config.temperature, view.scheduler.config.order) == (0.5, "raster")
+    assert (view.scheduler.config.choice_temperature, view.scheduler.config.order) == (0.5, "raster")
     assert view.transformer is pipeline.transformer
     assert view.class_names == ["ant", "bee", "cat"]
     assert defaults(pipeline)["order"] == "confidence"
@@ -222,7 +214,7 @@ def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
     assert made["critic"] != made["confidence"]
 
 
-def test_a_image_of_the_command_is_drawn_by_its_models_own_scheduler(models, run, tmp_path):
+def test_an_image_of_the_command_uses_its_models_own_scheduler(models, run, tmp_path):
     (file,) = run_task(models[run], "sample", {"class": "2"}, tmp_path / "x.png", 3, model=run)
     job = job_from_image(models, file)
     assert job == Job(run, "sample", {"class": "cat", "steps": 4, "guidance": 1.0, "count": 1}, 3, 3.0, "confidence")
@@ -242,7 +234,7 @@ def test_a_image_of_the_command_is_drawn_by_its_models_own_scheduler(models, run
         ("sample", {"order": "rastr"}, "did you mean 'raster'?"),
         ("inpaint", {"image": None, "mask": None}, "there is no image yet: upload one"),
         ("edit", {"class": None}, "choose the new class"),
-        ("outpaint", {"right": 0}, "outpainting by 0 pixels on every side"),
+        ("outpaint", {"right": 0}, "0 pixels on every side"),
         ("outpaint", {"right": 1020}, "1028x8 pixels; the page takes sides of at most 1024"),
         ("vary", {"strength": 2}, "strength is 2; give a number from 0 to 1"),
         ("interpolate", {"image_2": None}, "there is no second image yet: upload one"),
@@ -284,7 +276,13 @@ def test_files_that_do_not_say_how_they_were_made_are_told(models, run, tmp_path
             job_from_image(models, file)
 
 
-def test_a_image_keeps_its_sources_beside_its_parameters(tmp_path):
+def test_an_image_with_old_parameter_names_can_be_made_again(models, run, tmp_path):
+    old = {"task": "sample", "model": run, "class": "bee", "seed": 3, "temperature": 0.5, "order": "raster"}
+    job = job_from_image(models, save(an_image(), tmp_path / "old.png", old))
+    assert (job.choice_temperature, job.order, job.seed) == (0.5, "raster", 3)
+
+
+def test_an_image_keeps_its_sources_and_its_parameters(tmp_path):
     file = save(an_image(), tmp_path / "a.png", {"seed": 1}, {"image": an_image(9, 7, 1), "mask": mask()})
     assert parameters_of(file) == {"seed": 1}
     kept = sources_of(file)

@@ -1,4 +1,4 @@
-"""The commands, from first images to samples, and what a user is told who errs."""
+"""The commands, from first images to samples, and the messages of user errors."""
 
 import json
 import os
@@ -17,8 +17,6 @@ from maskgen import cli
 from maskgen.data.tokens import TokenCache
 from maskgen.pipelines.store import fingerprint, load_tokenizer, save_tokenizer
 
-COMMANDS = ("train", "sample", "inpaint", "outpaint", "edit", "vary", "interpolate", "join", "batch", "parameters")
-COMMANDS += ("reconstruct", "encode", "visualise", "evaluate", "fid", "quickstart", "app")
 PARTS = {
     "encoder": {"width": 8, "multipliers": [1, 2], "blocks": 1},
     "quantizer": {"codebook_size": 16, "dim": 4},
@@ -193,9 +191,9 @@ def test_fid_of_two_files_of_statistics_needs_no_network(maskgen, tmp_path):
 def test_help_names_every_command(maskgen):
     done = maskgen("--help")
     assert done.code == 0
-    assert all(command in done.out for command in COMMANDS)
-    for command in COMMANDS:
-        done = maskgen(command, "--help")
+    assert all(command in done.out for command in (*cli.COMMANDS, "make-data"))
+    for command in [*([name] for name in cli.COMMANDS), *(["make-data", name] for name in cli.MAKE_DATA)]:
+        done = maskgen(*command, "--help")
         assert done.code == 0
         assert "Usage: " in done.out
 
@@ -224,7 +222,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["sample", "runs/generator", "--device", "cuda:99"], "device cuda:99: this machine has"),
         (["make-data", "moving-mnist", "out.npy", "--digits", "nowhere"], "out.npy must end in .npz"),
         (["sample", "runs/generator", "--steps", "0"], "steps must be at least 1"),
-        (["reconstruct", "runs/missing"], "no tokenizer at runs/missing: give a run (with pipeline/tokenizer/), a"),
+        (["reconstruct", "runs/missing"], "no tokenizer at runs/missing: give a run (with pipeline/vqvae/), a"),
         (["reconstruct", "runs/generator"], "its data are codes already; name the images with --data"),
         ([*RECONSTRUCT, "images"], "a folder of images needs a size: --size 256"),
         ([*RECONSTRUCT, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
@@ -239,13 +237,13 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["reconstruct", "runs/tokenizer", "images"], "images is not a file; give a folder of images as --data"),
         (["reconstruct", "runs/tokenizer", "tokenizer.yaml"], "tokenizer.yaml: cannot identify image file"),
         ([*RECONSTRUCT, "emoji", "--lpips", "gone.pth"], "lpips needs torchvision's VGG16_Weights"),
-        ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is no file"),
-        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone holds no classifier.json"),
+        ([*RECONSTRUCT, "emoji", "--inception", "gone.pth"], "names gone.pth, which is not a file"),
+        ([*RECONSTRUCT, "emoji", "--classifier", "gone"], "gone has no classifier.json"),
         ([*RECONSTRUCT, "gone-{0..3}.tar", "--size", "8"], "4 of 4 shards of gone-{0..3}.tar do not exist"),
         ([*ENCODE, "images", "--size", "9"], "each side must be a multiple of 2; resize to (8, 8)"),
         ([*ENCODE, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
         ([*ENCODE, "nan.npz"], "'images' in nan.npz has floats from nan to nan"),
-        (["encode", "runs/tokenizer", "tokens", "--flips"], "another making: flips was false, is true. Give another"),
+        (["encode", "runs/tokenizer", "tokens", "--flips"], "token cache: flips was false, is true. Give another"),
         (["encode", "runs/other", "tokens", "--data", "runs/tokenizer"], "another making: tokenizer was "),
         (
             ["train", "generator.yaml", "name=new", "stage.tokenizer=runs/other"],
@@ -259,7 +257,7 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         (["train", "tokenizer.yaml", "training.seed=5"], "training.seed changed from 0 to 5"),
         (["train", "tokeniser.yaml"], "no such file; did you mean 'tokenizer/"),
         (["fid", "gone", "images"], "gone does not exist; give a folder of images, an .npz file or a saved"),
-        (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is no file"),
+        (["fid", "images", "images", "--weights", "gone.pth"], "names gone.pth, which is not a file"),
     ],
 )
 def test_an_error_is_one_message(maskgen, arguments, message):
@@ -288,6 +286,14 @@ def test_debug_shows_the_traceback(maskgen, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["maskgen", "--debug", "reconstruct", "runs/missing"])
     with pytest.raises(FileNotFoundError, match="no tokenizer at runs/missing"):
         cli.main()
+
+
+@pytest.mark.parametrize("arguments", [["--temperature", "2"], ["--temperature=2"]])
+def test_a_renamed_option_names_the_new_one(maskgen, arguments):
+    done = maskgen("evaluate", "bundled", *arguments)
+    assert done.code == 2
+    assert "--temperature is now called --choice-temperature" in " ".join(done.message.replace("│", " ").split())
+    assert maskgen("sample", "--temperature", "2").code == 2  # an unknown option, since this command never had it
 
 
 @pytest.mark.parametrize("arguments", [["sample", "--count", "0"], ["reconstruct", "runs/tokenizer", "--limit", "0"]])

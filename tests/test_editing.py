@@ -103,7 +103,7 @@ def test_images_of_several_sizes_in_one_batch(pipeline):
     images, holes = [an_image(), an_image(12, 9)], [mask(), mask((0, 0, 3, 8), (12, 9))]
     made = pipeline.inpaint(images, holes, generator=seeded()).images
     assert [m.size for m in made] == [(8, 8), (12, 9)]
-    with pytest.raises(ValueError, match="several sizes are no one array: output_type='pil', not 'np'"):
+    with pytest.raises(ValueError, match="output_type='pil', not 'np'"):
         pipeline.inpaint(images, holes, output_type="np")
 
 
@@ -230,7 +230,7 @@ def test_joined_images_keep_their_parts(pipeline):
     assert parts.size == (8, 8)
     np.testing.assert_array_equal(array(parts)[:, :2], array(left)[:, :2])
     np.testing.assert_array_equal(array(parts)[:, -2:], array(right)[:, -2:])
-    with pytest.raises(ValueError, match="6 pixels wide; the model has 8: keep more"):
+    with pytest.raises(ValueError, match="6 pixels wide .* 8: keep more"):
         pipeline.join(left, right, gap=2, keep=2)
 
 
@@ -248,5 +248,5 @@ def test_tokens_without_a_place_can_be_varied_not_inpainted():
     )
     flat.set_progress_bar_config(disable=True)
     assert flat.vary(an_image(), 0.5).images[0].size == (8, 8)
-    with pytest.raises(ValueError, match="no place in the image: it can generate and vary"):
+    with pytest.raises(ValueError, match="use generate or vary"):
         flat.inpaint(an_image(), mask())

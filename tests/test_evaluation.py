@@ -124,7 +124,7 @@ def test_extrapolation_takes_the_bias_out():
     plain = [frechet_distance(fit(draws(800, seed, d=8)), reference) for seed in range(12)]
     infinite = [frechet_infinity(draws(800, seed, d=8), reference)["value"] for seed in range(12)]
     assert abs(np.mean(infinite)) < 0.35 * np.mean(plain)  # the truth is 0
-    with pytest.raises(ValueError, match="needs more than 8 there; draw over 80, got 80"):
+    with pytest.raises(ValueError, match="needs more than 8 there; give over 80, got 80"):
         frechet_infinity(draws(80, 0, d=8), reference)
 
 

@@ -212,7 +212,7 @@ def test_wrong_weights_are_refused(tmp_path, monkeypatch, random_weights):
     with pytest.raises(ValueError, match=r"other.pth holds the weights of another network"):
         load_extractor(weights=other)
     monkeypatch.setenv(inception.WEIGHTS_VARIABLE, str(tmp_path / "gone.pth"))
-    with pytest.raises(ValueError, match=r"\$MASKGEN_INCEPTION names .*gone.pth, which is no file"):
+    with pytest.raises(ValueError, match=r"\$MASKGEN_INCEPTION names .*gone.pth, which is not a file"):
         load_extractor()
     with pytest.raises(ValueError, match="unknown feature extractor 'inception'; choose one of clip-"):
         load_extractor("inception")

@@ -68,11 +68,11 @@ def test_samples_are_the_pipelines_own_with_a_seed_a_image(here):
     pipe = MaskedImagePipeline.from_pretrained(here / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     reports = [
-        quiet(pipe, "real.npz", sampling=Sampling(20, seed=5, guidance=2.0, temperature=3.0), batch_size=size)
+        quiet(pipe, "real.npz", sampling=Sampling(20, seed=5, guidance=2.0, choice_temperature=3.0), batch_size=size)
         for size in (20, 3)
     ]
-    before = pipe.scheduler.config.temperature
-    pipe.scheduler = MaskScheduler(num_inference_steps=2, temperature=3.0)
+    before = pipe.scheduler.config.choice_temperature
+    pipe.scheduler = MaskScheduler(num_inference_steps=2, choice_temperature=3.0)
     assert before == 4.5  # the caller's pipeline is as it was
     images = pipe(
         [i % 3 for i in range(20)],
@@ -85,7 +85,12 @@ def test_samples_are_the_pipelines_own_with_a_seed_a_image(here):
     for name, result in given.metrics.items():
         assert [r.metrics[name]["value"] for r in reports] == pytest.approx([result["value"]] * 2, rel=1e-4)
     sampling = reports[0].samples["sampling"]
-    assert (sampling["steps"], sampling["guidance"], sampling["temperature"], sampling["classes"]) == (2, 2, 3, "equal")
+    assert (sampling["steps"], sampling["guidance"], sampling["choice_temperature"], sampling["classes"]) == (
+        2,
+        2,
+        3,
+        "equal",
+    )
     assert sampling["scheduler"]["mask_schedule"] == "cosine"
 
 
@@ -159,7 +164,14 @@ def test_an_evaluation_killed_twice_goes_on_and_ends_with_the_same_report(here):
 
 def test_other_settings_share_no_features(here):
     folders = []
-    for options in ({}, {"seed": 1}, {"guidance": 2.0}, {"temperature": 1.0}, {"classes": "uniform"}, {"count": 12}):
+    for options in (
+        {},
+        {"seed": 1},
+        {"guidance": 2.0},
+        {"choice_temperature": 1.0},
+        {"classes": "uniform"},
+        {"count": 12},
+    ):
         quiet("pipeline", "real.npz", ("is",), sampling=Sampling(**{"count": 10, **options}), work="work")
         folders.append(len(list((here / "work").iterdir())))
     quiet("pipeline", "real.npz", ("is",), sampling=Sampling(10), batch_size=5, work="work")
@@ -265,35 +277,35 @@ def test_reports_say_whether_they_may_be_compared(here):
     with pytest.raises(ValueError, match="have no metric in common"):
         compare("a.json", "edited.json")
     (here / "edited.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no report of `maskgen evaluate`"):
+    with pytest.raises(ValueError, match="is not a report of `maskgen evaluate`"):
         compare("a.json", "edited.json")
 
 
 def test_a_sweep_leaves_a_report_a_point_and_a_plot(here):
     done = command(
         "pipeline", "real.npz", "-n", "20", "--metrics", "fid,is", "--sweep", "guidance=1,3", "--sweep",
-        "temperature=0.5,4", "--work", "work", "--out", "sweep.json", "--bootstrap", "5",
+        "choice_temperature=0.5,4", "--work", "work", "--out", "sweep.json", "--bootstrap", "5",
     )  # fmt: skip
     assert done.exit_code == 0
     points = json.loads((here / "sweep.json").read_text())
-    expected = [{"guidance": g, "temperature": t} for g in (1, 3) for t in (0.5, 4)]
+    expected = [{"guidance": g, "choice_temperature": t} for g in (1, 3) for t in (0.5, 4)]
     assert [point["settings"] for point in points] == expected
     alone = quiet_point(3.0, 0.5)
     assert points[2]["metrics"] == alone.metrics
-    whole = json.loads((here / "sweep/guidance=3_temperature=0.5.json").read_text())
+    whole = json.loads((here / "sweep/guidance=3_choice_temperature=0.5.json").read_text())
     assert whole == json.loads(alone.to_json())
     assert len({json.dumps(point["metrics"]) for point in points}) == 4
     image = np.asarray(Image.open("sweep.png").convert("RGB"))
     colours = {tuple(c) for c in image.reshape(-1, 3)[::7].tolist()}
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # a line a temperature
-    assert "guidance=3 temperature=0.5: frechet_distance[small" in done.stdout
+    assert "guidance=3 choice_temperature=0.5: frechet_distance[small" in done.stdout
 
 
 def quiet_point(guidance, temperature):
     from maskgen.evaluation.classifier import load_classifier
 
     network = classifier_extractor(load_classifier("classifier"), "cpu")
-    sampling = Sampling(20, guidance=guidance, temperature=temperature)
+    sampling = Sampling(20, guidance=guidance, choice_temperature=temperature)
     return evaluate(
         "pipeline", "real.npz", ["fid", "is"], lambda: network, sampling=sampling, bootstrap=5, progress=False
     )
@@ -310,13 +322,13 @@ def test_bad_sweeps_and_mixed_questions_are_refused(here):
     options = {"sampling": Sampling(8), "reading": Reading(), "classifier": "classifier"}
     with pytest.raises(ValueError, match=r"a sweep needs a pipeline .*real\.npz is none"):
         run("real.npz", "real.npz", "fid", sweeps=["guidance=1"], **options)
-    with pytest.raises(ValueError, match="psnr are of a tokenizer"):
+    with pytest.raises(ValueError, match="psnr measure a tokenizer"):
         run("pipeline", "real.npz", "psnr,fid", **options)
     with pytest.raises(ValueError, match="need the images to reconstruct: maskgen evaluate TOKENIZER DATA"):
         run("pipeline", None, "psnr", **options)
     with pytest.raises(ValueError, match="unknown metric 'fidd'"):
         run("pipeline", "real.npz", "fidd", **options)
-    with pytest.raises(ValueError, match="a classifier takes the place of Inception"):
+    with pytest.raises(ValueError, match="a classifier replaces Inception"):
         run("pipeline", "real.npz", "fid", weights="x.pth", **options)
 
 

@@ -77,13 +77,13 @@ def test_extract_says_what_is_wrong():
         go(tokens_of, data, prefix=18)
     with pytest.raises(ValueError, match=r"of 4 of 4 images are NaN or infinite \(first at index 0\)"):
         go(lambda x: x.flatten(1) / 0, data, "none")
-    with pytest.raises(ValueError, match=r"in training mode, in which dropout is random; call .eval\(\) first"):
+    with pytest.raises(ValueError, match=r"in training mode.*call \.eval\(\)"):
         go(nn.Flatten(), data, "none")
-    with pytest.raises(ValueError, match=r"no images to take features of"):
+    with pytest.raises(ValueError, match=r"the data set has no images"):
         go(tokens_of, coloured(0))
     codes = coloured(0)
     codes.append({"codes": 0, "label": 0})
-    with pytest.raises(ValueError, match=r"items hold codes, label and no pixels"):
+    with pytest.raises(ValueError, match=r"items have codes, label but no pixels"):
         go(tokens_of, codes)
 
 

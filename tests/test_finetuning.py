@@ -25,7 +25,7 @@ def test_mixed_targets_sum_to_one_and_go_by_exact_areas():
         own = (mixed == pixels).float().mean(dim=(1, 2, 3))
         assert torch.allclose(own, targets[torch.arange(4), labels])
         shares.append(float(own[0]))
-    assert min(shares) < 0.35  # boxes of many sizes
+    assert min(shares) < 0.5  # boxes of many sizes
     assert max(shares) > 0.9
     for _ in range(20):
         mixed, targets = mix(pixels, labels, 5, mixup=0.8, cutmix=0, smoothing=0.1)

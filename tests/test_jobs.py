@@ -1,5 +1,6 @@
-"""The tasks on files: commands, the parameters that images carry, and tables of many rows."""
+"""The tasks on files: commands, the parameters that images keep, and tables of many rows."""
 
+import inspect
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from given import an_image, array, mask, seeded
 from maskgen.images import parameters_of, save
-from maskgen.pipelines.jobs import TASKS, run_table, run_task
+from maskgen.pipelines.jobs import SETTINGS, SHARED, TASKS, run_table, run_task
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_tables_that_cannot_be_are_refused(pipeline, folder, text, message):
         (["inpaint", "a.png", "m.png", "--steps", "0"], "steps must be at least 1"),
         (["edit", "a.png", "--class", "ant", "--box", "1,2"], "has 2 numbers; give left, top, right, bottom"),
         (["edit", "a.png", "--class", "ant", "--box", "a,b"], "box is 'a,b'; give left,top,right,bottom"),
-        (["outpaint", "a.png"], "outpainting by 0 pixels"),
+        (["outpaint", "a.png"], "0 pixels on every side"),
         (["parameters", "a.png"], "has no parameters"),
         (["batch", "gone.csv"], "gone.csv"),
     ],
@@ -182,5 +183,12 @@ def test_an_error_of_a_command_is_one_message(maskgen, folder, arguments, messag
     assert message in done.message
 
 
-def test_the_tables_of_tasks_agree():
+def test_the_tables_of_tasks_agree(pipeline):
     assert set(TASKS) == {*COMMANDS, "sample"}
+    for name, task in TASKS.items():
+        method = pipeline.__call__ if name == "sample" else getattr(pipeline, name)
+        known = inspect.signature(method).parameters
+        needed = {n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+        assert needed - {"class_labels"} == {SETTINGS[n][0] for n in task.needs}
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        assert open_ended or {SETTINGS[n][0] for n in (*SHARED, *task.takes)} <= known.keys()

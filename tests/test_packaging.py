@@ -125,6 +125,21 @@ def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     assert int(found[2]) > 1000
 
 
+# ----------------------------------------------------------------------------------------------------------- the tree
+
+
+def test_the_tracked_tree_can_be_copied_to_a_gpu_machine():
+    """Below 45 MiB: a machine that takes 64 MiB also gets the wheels of docs/gpu.md."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    sizes = {file: file.lstat().st_size for file in files if file.exists()}
+    largest = sorted(sizes, key=sizes.__getitem__)[-5:]
+    assert len(sizes) > 100
+    assert sum(sizes.values()) < 45 * 2**20, f"remove or shrink files; the largest are {largest}"
+
+
 # --------------------------------------------------------------------------------------------------------- the import
 
 
@@ -168,6 +183,7 @@ BELOW = {
     "transformer": set(),
     "decoding": {"mim"},  # the schedules are the ratios' own functions
     "tasks": {"tokenizer"},
+    "cli": {"data", "evaluation", "pipelines", "training", "app", "quickstart"},
     "app": {"data", "tokenizer", "mim", "transformer", "decoding", "tasks", "pipelines"},
     "evaluation": {"data", "tokenizer", "mim", "transformer", "decoding", "pipelines"},
     "pipelines": {"data", "tokenizer", "mim", "transformer", "decoding", "tasks"},

@@ -1,5 +1,8 @@
 """MaskedImagePipeline: seeds, guidance, callbacks, saving; images and tokenizers it rests on."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from given import seeded
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer
 from maskgen.decoding.loop import Step
 from maskgen.images import grid, side_by_side, to_uint8
+from maskgen.pipelines.image import bundled_pipeline
 from maskgen.pipelines.predictor import Predictor
 from maskgen.pipelines.store import fingerprint, load_tokenizer
 
@@ -123,6 +127,34 @@ def test_a_saved_copy_is_the_same(pipeline, tmp_path):
     assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(pipeline.vqvae)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_folder_with_the_old_names_loads(pipeline, tmp_path, dtype):
+    """The component `vqvae` was called `tokenizer`; the bundled pipeline still is."""
+    new, old = tmp_path / "new", tmp_path / "old"
+    pipeline.save_pretrained(new)
+    assert (new / "vqvae" / "config.json").is_file()
+    shutil.copytree(new, old)
+    (old / "vqvae").rename(old / "tokenizer")
+    index = json.loads((old / "model_index.json").read_text())
+    index["tokenizer"] = index.pop("vqvae")
+    (old / "model_index.json").write_text(json.dumps(index))
+    a, b = (MaskedImagePipeline.from_pretrained(folder, dtype=dtype) for folder in (new, old))
+    assert fingerprint(b.vqvae) == fingerprint(a.vqvae)
+    assert (b.vqvae.dtype, b.class_names) == (a.vqvae.dtype, pipeline.class_names)
+    assert fingerprint(load_tokenizer(old)) == fingerprint(pipeline.vqvae)
+    assert MaskedImagePipeline.from_pretrained(old, vqvae=pipeline.vqvae).vqvae is pipeline.vqvae
+    b.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "vqvae" / "config.json").is_file()
+    assert not (tmp_path / "again" / "tokenizer").exists()
+
+
+def test_the_bundled_folder_loads():
+    assert (
+        MaskedImagePipeline.from_pretrained().vqvae.codebook_size
+        == MaskedImagePipeline.from_pretrained(bundled_pipeline()).layout.codebook_size
+    )
+
+
 def test_a_run_loads_by_its_folder(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "run" / "pipeline")
     assert MaskedImagePipeline.from_pretrained(tmp_path / "run").class_names == pipeline.class_names
@@ -134,7 +166,7 @@ def test_half_precision_draws_valid_images(make_pipeline, tmp_path, dtype):
     half = MaskedImagePipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     half.set_progress_bar_config(disable=True)
     assert next(half.transformer.parameters()).dtype == dtype
-    assert half.tokenizer.quantizer.codebook.dtype == torch.float32
+    assert half.vqvae.quantizer.codebook.dtype == torch.float32
     images = half([0, 1], guidance_scale=3.0, output_type="pt").images
     assert images.dtype == torch.float32
     assert images.isfinite().all()

@@ -80,7 +80,7 @@ def test_training_steps_are_timed_side_by_side(monkeypatch):
 
 
 def test_a_step_is_as_many_times_as_fast_as_its_rounds_say():
-    assert timing.told(timing.spread([1.0, 2.0, 4.0], [2.0, 4.0, 12.0])) == "**2.00x** (2.00 to 3.00)"
+    assert timing.as_text(timing.spread([1.0, 2.0, 4.0], [2.0, 4.0, 12.0])) == "**2.00x** (2.00 to 3.00)"
 
 
 @pytest.mark.parametrize("method", list(representation.METHODS))

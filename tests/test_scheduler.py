@@ -63,6 +63,21 @@ def test_a_configuration_from_before_the_options_still_loads(tmp_path):
     )
 
 
+def test_a_configuration_with_the_old_names_still_loads(tmp_path):
+    """`draw_temperature` was the temperature of token sampling, and `temperature` the noise on the confidence."""
+    old = {
+        "_class_name": "MaskScheduler", "temperature": [9.5, 1.0], "anneal": "linspace", "draw_temperature": 2.0,
+        "draw_anneal": "linear", "mask_schedule": "arccos",
+    }  # fmt: skip
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(old))
+    scheduler = MaskScheduler.from_pretrained(tmp_path)
+    found = {name: scheduler.config[name] for name in ("choice_temperature", "choice_anneal", "temperature")}
+    assert found == {"choice_temperature": [9.5, 1.0], "choice_anneal": "linspace", "temperature": 2.0}
+    assert (scheduler.config.temperature_anneal, scheduler.config.mask_schedule) == ("linear", "arccos")
+    scheduler.save_pretrained(tmp_path / "again")
+    assert MaskScheduler.from_pretrained(tmp_path / "again").config.choice_temperature == [9.5, 1.0]
+
+
 def test_the_scheduler_hands_every_setting_on():
     canvas, mask = canvas_and_mask()
     scheduler = MaskScheduler(

@@ -261,7 +261,7 @@ def test_a_run_written_in_python_is_the_same_run(here):
     training = Training(**{**config.pop("training"), "steps": 2})
     folder = run(**{**config, "name": "python"}, training=training)
     other = run_config("tokenizer.yaml", ["name=yaml", "training.steps=2"])
-    weights = [load_file(f / "pipeline/tokenizer/diffusion_pytorch_model.safetensors") for f in (folder, other)]
+    weights = [load_file(f / "pipeline/vqvae/diffusion_pytorch_model.safetensors") for f in (folder, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     with pytest.raises(ConfigError, match=r"training\.ema changed from 0\.999 to 0\.5"):
         run_config("tokenizer.yaml", ["name=python", "training.steps=2", "training.ema=0.5"])

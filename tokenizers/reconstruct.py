@@ -1,4 +1,4 @@
-"""Encode and decode images: originals above reconstructions, and a table of numbers.
+"""Encode and decode images: write originals above reconstructions, and print a table of metrics.
 
 python tokenizers/reconstruct.py runs/emoji-tokenizer
 python tokenizers/reconstruct.py runs/mine photo.jpg other.png --out mine.png
@@ -15,16 +15,18 @@ from maskgen.pipelines.store import load_tokenizer
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", help="run, pipeline or tokenizer folder")
-    parser.add_argument("images", nargs="*", help="image files, each at its own size")
-    parser.add_argument("--data", help="emoji, a folder, shards, an .npz, a run, a YAML mapping; else the run's own")
-    parser.add_argument("--size", type=int, help="side of the images, where the data leaves it open")
-    parser.add_argument("--limit", type=int, default=2048, help="images to measure, evenly spread")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
-    parser.add_argument("--tile", type=int, default=0, help="code larger images in tiles of so many pixels")
-    parser.add_argument("--lpips", help="file of VGG-16's weights, or `download`")
-    parser.add_argument("--inception", help="for rFID: file of Inception's weights, or `download`")
-    parser.add_argument("--classifier", help="folder of a small classifier, for its own distance")
-    parser.add_argument("--out", default="reconstruction.png", help="metrics.json goes beside it")
+    parser.add_argument("images", nargs="*", help="image files; each keeps its own size")
+    parser.add_argument("--data", help="emoji, folder, shards, .npz, run or YAML mapping; default: the run's data")
+    parser.add_argument("--size", type=int, help="side of the images in pixels, for data without a fixed size")
+    parser.add_argument("--limit", type=int, default=2048, help="number of images to measure, evenly spread")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch")
+    parser.add_argument("--tile", type=int, default=0, help="side in pixels of the tiles for large images; 0: no tiles")
+    parser.add_argument("--lpips", help="file of VGG-16's weights, or 'download'")
+    parser.add_argument("--inception", help="for rFID: file of Inception's weights, or 'download'")
+    parser.add_argument("--classifier", help="folder of a small classifier; adds a Fréchet distance of its features")
+    parser.add_argument(
+        "--out", default="reconstruction.png", help="image to write; metrics.json is written to the same folder"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     given = parser.parse_args()
 

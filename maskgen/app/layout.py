@@ -94,9 +94,7 @@ def settings(models: Models) -> tuple[Controls, gr.Button, gr.Button]:
             "class": gr.Dropdown(names, value=first(names), label="Class", elem_id="class"),
             "count": _slider("count", 4, "Images"),
             "steps": _slider("steps", own["steps"], "Steps", "Fewer steps are faster."),
-            "guidance": _slider(
-                "guidance", own["guidance"], "Guidance", "How strongly the class is enforced; 1 is no guidance."
-            ),
+            "guidance": _slider("guidance", own["guidance"], "Guidance", "Strength of the class; 1 is no guidance."),
         }
         with gr.Row(elem_id="seed-row"):
             controls["seed"] = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=120, elem_id="seed")
@@ -202,9 +200,7 @@ def tasks(models: Models) -> tuple[Controls, dict[str, gr.Button], Second]:
             second = _second()
             with gr.Tabs():
                 with gr.Tab("Interpolate"):
-                    _help(
-                        "Generate frames from your image to the second. The share replaced half-way is set in *Vary*."
-                    )
+                    _help("Generate frames from your image to the second. *Vary* sets the share replaced half-way.")
                     controls["frames"] = gr.Slider(2, 16, 8, step=1, label="Frames", elem_id="frames")
                     buttons["interpolate"] = _button("Interpolate", "interpolate")
                 with gr.Tab("Join"):

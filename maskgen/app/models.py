@@ -13,7 +13,6 @@ from maskgen.pipelines.image import MaskedImagePipeline
 from maskgen.registry import nearest
 
 logger = logging.getLogger(__name__)
-CHOICE_TEMPERATURE = "temperature"  # the scheduler's option for the noise on the confidence
 
 
 class Models:
@@ -58,7 +57,7 @@ class Models:
 def defaults(pipeline: Any) -> dict[str, Any]:
     """The scheduler's `steps`, `guidance`, `choice_temperature` (its first value, if it changes) and `order`."""
     config = pipeline.scheduler.config
-    temperature = config[CHOICE_TEMPERATURE]
+    temperature = config.choice_temperature
     first = temperature if isinstance(temperature, (int, float)) else temperature[0]
     return {
         "steps": config.num_inference_steps,
@@ -81,9 +80,10 @@ def scheduled(pipeline: Any, choice_temperature: float, order: str) -> Any:
     Raises:
         ValueError: an unknown order, or a negative temperature.
     """
-    own, changed = defaults(pipeline), {}
+    own = defaults(pipeline)
+    changed: dict[str, Any] = {}
     if choice_temperature != own["choice_temperature"]:
-        changed[CHOICE_TEMPERATURE] = choice_temperature
+        changed["choice_temperature"] = choice_temperature
     if order != own["order"]:
         changed["order"] = order
     scheduler = MaskScheduler.from_config({**pipeline.scheduler.config, **changed})

@@ -77,15 +77,8 @@ def outpaint(
     from maskgen.pipelines.generate import load
     from maskgen.pipelines.jobs import run_task
 
-    settings: dict[str, Any] = {
-        "image": image,
-        "left": left,
-        "top": top,
-        "right": right,
-        "bottom": bottom,
-        "class": class_name,
-    }
-    settings |= {"dilation": dilation, "overlap": overlap, "feather": feather}
+    settings: dict[str, Any] = {"image": image, "left": left, "top": top, "right": right, "bottom": bottom}
+    settings |= {"class": class_name, "dilation": dilation, "overlap": overlap, "feather": feather}
     settings |= {"count": count, "steps": steps, "guidance": guidance}
     for path in run_task(load(model, device), "outpaint", settings, out, seed, trace, model):
         print(path)
@@ -114,15 +107,8 @@ def edit(
     from maskgen.pipelines.generate import load
     from maskgen.pipelines.jobs import run_task
 
-    settings: dict[str, Any] = {
-        "image": image,
-        "class": class_name,
-        "box": box,
-        "mask": mask,
-        "grow": grow,
-        "feather": feather,
-    }
-    settings |= {"count": count, "steps": steps, "guidance": guidance}
+    settings: dict[str, Any] = {"image": image, "class": class_name, "box": box, "mask": mask, "grow": grow}
+    settings |= {"feather": feather, "count": count, "steps": steps, "guidance": guidance}
     for path in run_task(load(model, device), "edit", settings, out, seed, trace, model):
         print(path)
 
@@ -172,14 +158,8 @@ def interpolate(
     from maskgen.pipelines.generate import load
     from maskgen.pipelines.jobs import run_task
 
-    settings: dict[str, Any] = {
-        "image": image,
-        "image_2": image_2,
-        "frames": frames,
-        "strength": strength,
-        "class": class_name,
-    }
-    settings |= {"steps": steps, "guidance": guidance}
+    settings: dict[str, Any] = {"image": image, "image_2": image_2, "frames": frames, "strength": strength}
+    settings |= {"class": class_name, "steps": steps, "guidance": guidance}
     for path in run_task(load(model, device), "interpolate", settings, out, seed, trace, model):
         print(path)
 
@@ -205,14 +185,7 @@ def join(
     from maskgen.pipelines.generate import load
     from maskgen.pipelines.jobs import run_task
 
-    settings: dict[str, Any] = {
-        "image": image,
-        "image_2": image_2,
-        "gap": gap,
-        "keep": keep,
-        "class": class_name,
-        "overlap": overlap,
-    }
-    settings |= {"feather": feather, "count": count, "steps": steps, "guidance": guidance}
+    settings: dict[str, Any] = {"image": image, "image_2": image_2, "gap": gap, "keep": keep, "class": class_name}
+    settings |= {"overlap": overlap, "feather": feather, "count": count, "steps": steps, "guidance": guidance}
     for path in run_task(load(model, device), "join", settings, out, seed, trace, model):
         print(path)

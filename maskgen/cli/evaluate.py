@@ -80,7 +80,7 @@ def evaluate(
         samples,
         reference,
         metrics,
-        sampling=Sampling(num_samples, seed, steps, guidance, choice_temperature, classes),
+        sampling=Sampling(num_samples, seed, steps, guidance, classes=classes, choice_temperature=choice_temperature),
         reading=Reading(crop, grey, limit),
         sweeps=sweep or [],
         weights=weights,

@@ -103,7 +103,7 @@ def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = Fals
     elif painting:
         more, sentences = view.painted(core.target, peek)
     elif isinstance(core.target, HOG):
-        more, sentences = view.drawn(core.target)
+        more, sentences = view.glyphs(core.target)
     elif view.decodes:
         more, sentences = view.decoded()
     else:
@@ -166,7 +166,7 @@ class _View:
             sentences.append("The mean and contrast of hidden patches are estimated from visible patches.")
         return rows, sentences
 
-    def drawn(self, target: HOG) -> tuple[Rows, list[str]]:
+    def glyphs(self, target: HOG) -> tuple[Rows, list[str]]:
         wanted, made = (
             glyphs(values, target, self.image.shape[1], self.grid) for values in (target(self.image), self.predictions)
         )

@@ -18,7 +18,7 @@ from maskgen.data.tokens import TokenCacheWriter
 from maskgen.pipelines.store import fingerprint
 from maskgen.tokenizer.model import Tokenizer
 
-CHUNK = 4  # batches between two marks of progress
+CHUNK = 4  # batches between two records of progress
 
 
 @torch.no_grad()
@@ -32,21 +32,21 @@ def encode_dataset(
 ) -> Path:
     """Encode every image of a map-style data set once and write the codes and labels to the folder `path`.
 
-    The same call goes on where a killed one was, and gives a finished cache back as it is. The processes of one launch
-    (``torchrun``, ``accelerate launch``) share the work; each returns when the cache is whole. Codes and labels are the
-    same however many processes there were and however often they were stopped.
+    The same call continues after an interruption, and returns a finished cache unchanged. The processes of one launch
+    (``torchrun``, ``accelerate launch``) share the work; each returns when the cache is complete. Codes and labels do
+    not depend on the number of processes or interruptions.
 
     Args:
         tokenizer: in evaluation mode, on the device to encode on.
         dataset: items ``{"pixels": (c, h, w) in [-1, 1], "label": int}``; ``class_names`` and ``labels``.
         path: see :mod:`maskgen.data.tokens`. Row i is image i.
-        batch_size: images at a time; part of the plan, for another may round differently.
+        batch_size: images per batch. It is part of the plan, because another size may round differently.
         workers: processes that read images, for each process that encodes.
-        flips: encode the mirrored images too: row n + i is the mirrored image i of n. Images held out of training
-            on such a cache may have their mirrored twins in it.
+        flips: also encode the mirrored images: row n + i is the mirrored image i of n. The mirrored images of a
+            held-out set may be in such a cache.
 
     Raises:
-        ValueError: the tokenizer cannot take these images, or the folder holds a cache of another making.
+        ValueError: the tokenizer cannot take these images, or the folder holds a cache with other settings.
     """
     device = next((p.device for p in tokenizer.parameters()), torch.device("cpu"))  # patches have no weights
     item = tokenizer.encode(dataset[0]["pixels"][None].to(device))[0]
@@ -73,7 +73,7 @@ def encode_dataset(
     loader: DataLoader = DataLoader(dataset, batch_sampler=batches, num_workers=workers)
     shown = tqdm(loader, desc="encode", unit="batch", disable=rank > 0)
     for indices, batch in zip(batches, shown):
-        pixels, labels = batch["pixels"], batch["label"].numpy()  # of an unreadable image, its stand-in's
+        pixels, labels = batch["pixels"], batch["label"].numpy()  # an unreadable image has the label of its replacement
         for start, codes in _encode(tokenizer, pixels.to(device), indices, n, flips, dataset):
             writer.write(start, codes, labels)
         if (indices[-1] + 1) % step == 0 or indices[-1] + 1 == n:
@@ -84,24 +84,24 @@ def encode_dataset(
 def _encode(
     tokenizer: Tokenizer, pixels: Tensor, indices: list[int], n: int, flips: bool, dataset: Any
 ) -> Iterator[tuple[int, Tensor]]:
-    """The first row and the codes of a batch, then those of the mirrored batch."""
+    """The first row and the codes of a batch, and then those of the mirrored batch."""
     finite = pixels.isfinite().flatten(1).all(1)
     if not finite.all():
         bad = indices[int(finite.logical_not().nonzero()[0])]
         name = dataset.names[bad] if hasattr(dataset, "names") else bad
-        raise ValueError(f"image {name} holds NaN or infinity; remove it or write it anew, with values in [-1, 1]")
+        raise ValueError(f"image {name} holds NaN or infinity; remove it or replace it, with values in [-1, 1]")
     yield indices[0], tokenizer.encode(pixels)
     if flips:
         yield n + indices[0], tokenizer.encode(pixels.flip(-1))
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and the number of processes of its launch; (0, 1) where it was started alone."""
+    """The rank of this process and the number of processes of its launch; (0, 1) if it was started alone."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def describe(dataset: Any, samples: int = 8) -> dict[str, Any]:
-    """What tells a data set from another: how many images, and digests of labels, names and a few images."""
+    """The identity of a data set: the number of images, and digests of labels, names and a few images."""
     n = len(dataset)
     few = [dataset[i * n // min(n, samples)]["pixels"] for i in range(min(n, samples))]
     return {

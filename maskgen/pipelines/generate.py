@@ -121,7 +121,7 @@ def generate(
     rows: list[str | None] = [class_label(pipeline, c) for c in classes or spread_over(names)] or [None]
     labels = [row for row in rows for _ in range(count)]
     film = film_for(trace)
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "trace": film}
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels", "trace": film}
     made = [pipeline(**batch, **settings).images.cpu() for batch in batches(labels, seed, batch_size)]
     pixels = torch.cat(made)
     if film is not None and trace is not None:

@@ -1,4 +1,4 @@
-"""What users give as images and masks -> tensors: files, PIL images, arrays, tensors, and lists of them."""
+"""Images and masks of users -> tensors. Users give files, PIL images, arrays, tensors, or lists of them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from torch import Tensor
 
 from maskgen.data.pixels import UnreadableImage, flatten, from_image
 
-MAX_PIXELS = 4096 * 4096  # pixels of an image to edit: 200 MB of floats
+MAX_PIXELS = 4096 * 4096  # the largest image to edit has 200 MB of floats
 
 
 def images_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
-    """Images as float32 in [-1, 1], upright; of 8-bit images every value can be had back exactly.
+    """Images as float32 in [-1, 1], upright. Every value of an 8-bit image can be recovered exactly.
 
     Args:
-        image: one or a list of: a file's path, a PIL image (its EXIF orientation is applied, transparency lies on
-            white, 16 bits are scaled, see :func:`maskgen.data.pixels.flatten`), an array (h, w, c) or (h, w) of uint8
-            or of floats in [0, 1], a tensor (c, h, w) of the same; or an array or tensor of a batch of them.
+        image: one image, a list, or a batch. An image is a path, a PIL image (its EXIF orientation is applied,
+            transparency is put on white, and 16 bits are scaled, see :func:`maskgen.data.pixels.flatten`), an array
+            (h, w, c) or (h, w), or a tensor (c, h, w); arrays and tensors hold uint8, or floats in [0, 1].
         channels: 1 or 3.
 
     Raises:
-        ValueError: unreadable, too large, of another range or number of channels.
+        ValueError: an image is unreadable or too large, or has another range or number of channels.
     """
     return [_image(one, channels) for one in _listed(image, 3)]
 
 
 def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "H W"]]:
-    """A mask an image, True = hidden: white, or at least half way to it; transparent is known.
+    """One mask per image, True = hidden. White, or at least half of it, is hidden; transparent is known.
 
     Args:
-        mask: one for all images or a list of one each: as :func:`images_of` takes them, without a channel axis;
-            booleans too.
+        mask: one mask for all images, or a list with one per image, as :func:`images_of` takes them, without a channel
+            axis; booleans are taken too.
         sizes: (H, W) of each image.
 
     Raises:
-        ValueError: unreadable; of another size than its image; it hides nothing.
+        ValueError: a mask is unreadable, differs in size from its image, or hides nothing.
     """
     masks = [_mask(one) for one in _listed(mask, 2)]
     if len(masks) == 1:
         masks *= len(sizes)
     if len(masks) != len(sizes):
-        raise ValueError(f"{len(masks)} masks for {len(sizes)} images; give one, or one an image")
+        raise ValueError(f"{len(masks)} masks for {len(sizes)} images; give one, or one per image")
     for hidden, (height, width) in zip(masks, sizes):
         if tuple(hidden.shape) != (height, width):
             raise ValueError(
@@ -55,14 +55,12 @@ def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "
                 "both must have one size"
             )
         if not hidden.any():
-            raise ValueError(
-                "the mask hides nothing: white is what to draw anew, black is kept (was it meant the other way round?)"
-            )
+            raise ValueError("the mask hides nothing: white is hidden and black is kept (is the mask inverted?)")
     return masks
 
 
 def _listed(given: Any, ndim: int) -> list[Any]:
-    """A list of single things; arrays of more than `ndim` axes are a batch."""
+    """A list of single images or masks; arrays of more than `ndim` axes are a batch."""
     if isinstance(given, (list, tuple)):
         if not given:
             raise ValueError("an empty list of images; give at least one")
@@ -78,7 +76,7 @@ def _opened(given: str | Path) -> Image.Image:
             return image
     except ValueError:
         raise
-    except Exception as error:  # decoders meet damaged files with errors of every kind
+    except Exception as error:  # decoders raise errors of every kind for damaged files
         raise UnreadableImage(f"{given}: {error or type(error).__name__}") from error
 
 
@@ -112,7 +110,7 @@ def _mask(given: Any) -> Bool[Tensor, "H W"]:
     if isinstance(given, Image.Image):
         _check_size(*given.size)
         given = ImageOps.exif_transpose(given)
-        if "A" in given.getbands() or "transparency" in given.info:  # what is not painted is not white
+        if "A" in given.getbands() or "transparency" in given.info:  # a transparent pixel is not white
             front = given.convert("RGBA")
             given = Image.new("RGBA", front.size, "black")
             given.alpha_composite(front)
@@ -125,7 +123,7 @@ def _mask(given: Any) -> Bool[Tensor, "H W"]:
 
 
 def _numbers(given: Any, what: str) -> Float[Tensor, "*shape"]:
-    """In [0, 1], float32."""
+    """Float32 values in [0, 1]."""
     if not isinstance(given, (np.ndarray, Tensor)):
         raise ValueError(
             f"the {what} is of type {type(given).__name__}; give a file, a PIL image, an array or a tensor"

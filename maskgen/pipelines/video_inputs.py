@@ -1,4 +1,4 @@
-"""One video from what a user names: a file, a folder of frames, an image, or one video of an array."""
+"""One video from a file, a folder of frames, an image, or an array of videos."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ ARRAY = re.compile(r"(.+\.np[yz])(?::(\d+))?")
 
 @dataclass
 class VideoReader:
-    """A video of which nothing but its length need be read yet.
+    """A video whose frames are read when they are needed.
 
     Args:
-        frames_of: the frames of these numbers, uint8 (h, w, c).
-        fps: frames a second; None where what holds them does not say.
+        length: the number of frames.
+        frames_of: numbers of frames -> the frames, uint8 (h, w, c).
+        fps: frames per second, or None if the file does not have it.
     """
 
     name: str
@@ -40,14 +41,14 @@ class VideoReader:
     fps: float | None = None
 
     def clip(self, rows: Sequence[int], size: tuple[int, int], channels: int) -> Float[Tensor, "c t h w"]:
-        """These frames in [-1, 1], cropped and resized to `size` as data are."""
+        """These frames in [-1, 1], cropped and resized to `size` like training data."""
         return to_clip(self.frames_of(rows), size, channels)
 
     def hole(self, mask: str | Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
-        """A mask of the video's own size, white is hidden, cropped and resized as its frames are.
+        """A mask of the size of the video, cropped and resized like its frames; white is hidden.
 
         Raises:
-            ValueError: unreadable, of another size, or hiding nothing.
+            ValueError: the mask is unreadable, has another size, or hides nothing.
         """
         height, width = next(iter(self.frames_of([0]))).shape[:2]
         (hidden,) = masks_of(str(mask), [(height, width)])
@@ -55,12 +56,12 @@ class VideoReader:
         return torch.from_numpy(np.asarray(fitted) >= 128)
 
 
-def open_footage(path: str | Path) -> VideoReader:
-    """The video at `path`: its file, a folder of its frames, an image, or FILE.npz and FILE.npz:3 (.npy too), of an
-    array of videos the only one, or number 3.
+def open_video(path: str | Path) -> VideoReader:
+    """The video at `path`: a video file, a folder of frames, an image, or an array of videos. ``FILE.npz:3`` (or .npy)
+    is video 3 of an array, and ``FILE.npz`` its only video.
 
     Raises:
-        ValueError: none can be read there; several, and none is named.
+        ValueError: there is no readable video, or there are several and none is named.
     """
     found = ARRAY.fullmatch(str(path))
     file = Path(found[1] if found else path).expanduser()

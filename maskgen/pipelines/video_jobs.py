@@ -1,4 +1,4 @@
-"""Videos from files to files."""
+"""Video tasks from files to files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from maskgen.pipelines.generate import class_label, pick_device
 from maskgen.pipelines.video import MaskedVideoPipeline
-from maskgen.pipelines.video_inputs import VideoReader, open_footage
+from maskgen.pipelines.video_inputs import VideoReader, open_video
 from maskgen.registry import choose
 from maskgen.tasks.masks import box_mask
 from maskgen.videos import check_output, save
 
+# Task -> the settings that only this task takes.
 EDITS = {"interpolate": ("video_2",), "inpaint": ("mask", "box"), "outpaint": ("sides", "before", "after")}
-FPS = 10.0  # of what is made from images and arrays
+FPS = 10.0  # frame rate of results that are made from images and arrays
 
 
 def predict_video(
@@ -38,29 +39,35 @@ def predict_video(
     device: str = "auto",
     stride: int = 1,
 ) -> list[Path]:
-    """Go on from the last frames of a video, and write the context and what follows; give the files' paths.
+    """Predict the frames that follow a video, and write the context frames and the predicted frames.
 
     Args:
         model: run, pipeline folder or Hub name.
-        video: see :func:`maskgen.pipelines.video_inputs.open_footage`; frames are cropped and resized to the model's.
-        frames: to predict, any number.
-        context: how many of the last frames the model sees; all, but one fewer than it was trained on, where None.
-        count: results, each with its own seed; numbers are added to the name where there are several.
-        actions: an .npy of float (context + frames, a), where the model reads them.
+        video: as in :func:`maskgen.pipelines.video_inputs.open_video`; frames are cropped and resized for the model.
+        frames: number of frames to predict; it may exceed the trained length.
+        context: number of last frames that the model sees; None is the trained length less one, or all if fewer.
+        count: number of results; if there are several, a number is added to the name of each.
+        class_name: name or number of a class; None is no class.
+        actions: an .npy file of floats (context + frames, a), for a model with actions.
+        steps, guidance: decode steps and guidance scale; None uses the pipeline's defaults.
         seed: result i has seed + i.
-        out: ``.mp4``, ``.gif``, or ``.png`` for a strip of frames.
-        fps: frames a second of what is written; those of the frames taken, or 10 where nothing tells, where None.
-        stride: every which frame is taken, back from the last: that of the model's data.
+        out: an ``.mp4`` or ``.gif`` file, or a ``.png`` file for a strip of frames.
+        fps: frames per second of the result; None is the rate of the frames taken, or 10 if the rate is unknown.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        stride: take every n-th frame, counted back from the last; it should match the model's data.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        ValueError: no video that can be read, fewer frames than the context; what the pipeline raises.
+        ValueError: the video cannot be read or has fewer frames than the context; or what the pipeline raises.
     """
-    footage = open_footage(video)
+    footage = open_video(video)
     held = len(_rows(footage, stride))
     check_output(out, rate := _rate(footage, stride, fps))
     if context is not None and not 1 <= context <= held:
         taken = f" (stride {stride})" if stride > 1 else ""
-        raise ValueError(f"context {context} of {video}, which has {held} frames{taken}; give 1 to {held}")
+        raise ValueError(f"context is {context}, but {video} has {held} frames{taken}; give 1 to {held}")
     given = None if actions is None else _read_actions(actions)
     pipeline: Any = MaskedVideoPipeline.from_pretrained(model).to(pick_device(device))
     trained, height, width = pipeline.size
@@ -96,35 +103,39 @@ def edit_video(
     after: int = 0,
     stride: int = 1,
 ) -> list[Path]:
-    """Interpolate, inpaint or outpaint, and write the whole video; give the files' paths.
+    """Interpolate between two videos, inpaint a video or outpaint it, and write the whole result.
 
     Args:
-        task: one of :data:`EDITS`; what is of another is refused.
+        task: a name of :data:`EDITS`; settings of another task are an error.
         model: run, pipeline folder or Hub name.
-        video: as of :func:`predict_video`. The frames of a model of several tasks are outpainted to its size, so they
-            are made as much smaller.
-        video_2: of ``interpolate``, what comes behind.
-        mask, box: of ``inpaint``, one of both: an image of the video's size, white is drawn anew; or left, top, right,
-            bottom in the model's pixels.
-        sides: of ``outpaint``: pixels to add left, top, right and below; before, after: frames.
-        frames: of ``interpolate`` how many lie between, as many as fill the trained length where None; of the others
-            how many of the video's first are taken, all where None.
-        count, seed, out, fps: as of :func:`predict_video`.
-        stride: every which frame is taken.
+        video: as in :func:`predict_video`. A model of several tasks outpaints to its trained size, so the frames are
+            resized to that size less `sides`.
+        video_2: for ``interpolate``, the video or image at the end of the result.
+        mask, box: for ``inpaint``, one of the two: a mask image of the video's size, whose white pixels are replaced;
+            or left, top, right, bottom in pixels of the model's frames.
+        sides: for ``outpaint``, pixels to add on the left, top, right and bottom.
+        frames: for ``interpolate``, the number of frames between; None fills the trained length. For the other tasks,
+            the number of first frames to take; None takes all.
+        before, after: for ``outpaint``, frames to add before and after the video.
+        count, class_name, steps, guidance, seed, out, fps, device: as in :func:`predict_video`.
+        stride: take every n-th frame.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        ValueError: an unknown task, what it needs is not given, or what is of another is; no video or image that can
-            be read; what the pipeline raises.
+        ValueError: the task is unknown, lacks a setting or does not take one; a file cannot be read; or what the
+            pipeline raises.
     """
     own = choose(EDITS, task, "task")
     given = {"video_2": video_2, "mask": mask, "box": box, "sides": any(sides), "before": before, "after": after}
     if foreign := [name for name, value in given.items() if name not in own and value]:
         raise ValueError(f"{task} does not take {', '.join(foreign)}; it takes {', '.join(own)}")
     if task == "interpolate" and video_2 is None:
-        raise ValueError("interpolate needs a second video, or image, to end with; give video_2")
+        raise ValueError("interpolate needs a second video or image at the end; give video_2")
     if task == "inpaint" and (mask is None) == (box is None):
-        raise ValueError("inpaint needs a mask, or a box: what is to be drawn anew; give one of both")
-    footage = open_footage(video)
+        raise ValueError("inpaint needs a mask or a box for the part to replace; give one of the two")
+    footage = open_video(video)
     check_output(out, rate := _rate(footage, stride, fps))
     pipeline: Any = MaskedVideoPipeline.from_pretrained(model).to(pick_device(device))
     trained, height, width = pipeline.size
@@ -132,17 +143,19 @@ def edit_video(
     left, top, right, bottom = sides
     size = (height - top - bottom, width - left - right) if pipeline.prompts is not None else (height, width)
     if min(size) < 1:
-        raise ValueError(f"sides {tuple(sides)} leave nothing of the model's frames of {height}x{width} pixels (h x w)")
+        raise ValueError(
+            f"sides {tuple(sides)} leave no pixels of the model's {height}x{width} frames (h x w); give less"
+        )
     rows, channels = _rows(footage, stride)[: None if task == "interpolate" else frames], pipeline.vqvae.channels
     clip = footage.clip(rows, size, channels)[None]
     if task == "interpolate":
-        end = open_footage(video_2)  # type: ignore[arg-type]
+        end = open_video(video_2)  # type: ignore[arg-type]
         last = end.clip(_rows(end, stride), size, channels)[None]
         between = max(1, trained - clip.shape[2] - last.shape[2]) if frames is None else frames
         return _saved(pipeline.interpolate(clip, last, between, **settings), out, rate)
     if task == "outpaint":
         return _saved(pipeline.outpaint(clip, left, top, right, bottom, before, after, **settings), out, rate)
-    hole = box_mask(size, box) if box is not None else footage.hole(mask, size)  # type: ignore[arg-type]
+    hole = box_mask(size, box) if box is not None else footage.hole(mask, size)
     return _saved(pipeline.inpaint(clip, hole.expand(clip.shape[2], -1, -1), **settings), out, rate)
 
 
@@ -153,7 +166,7 @@ def _rows(footage: VideoReader, stride: int) -> range:
 
 
 def _rate(footage: VideoReader, stride: int, fps: float | int | None) -> float | int:
-    """Frames a second of what is made."""
+    """The frame rate of the result."""
     if fps is not None:
         return fps
     return FPS if footage.fps is None else footage.fps / stride
@@ -164,13 +177,13 @@ def _read_actions(file: str | Path) -> Float[Tensor, "..."]:
         actions = np.load(file, allow_pickle=False)
         return torch.from_numpy(actions.astype(np.float32))
     except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise ValueError(f"{file} is no .npy file of actions (context + frames, a): {error}") from error
+        raise ValueError(f"{file} is not an .npy file of actions (context + frames, a): {error}") from error
 
 
 def _settings(
     pipeline: Any, class_name: str | None, count: int, steps: int | None, guidance: float | None, seed: int
 ) -> dict[str, Any]:
-    """What all methods are told."""
+    """The arguments that all methods of the pipeline share."""
     return {
         "class_labels": None if class_name is None else class_label(pipeline, class_name),
         "num_videos_per_prompt": count,
@@ -182,7 +195,7 @@ def _settings(
 
 
 def _saved(made: Any, out: str | Path, fps: float | int) -> list[Path]:
-    """A file a result, numbered where there are several."""
+    """Write one file per result, with a number in the name if there are several."""
     videos, path = made.frames.cpu(), Path(out)
     names = [path if len(videos) == 1 else path.with_stem(f"{path.stem}_{i:03d}") for i in range(len(videos))]
     return [save(pixels, name, fps) for pixels, name in zip(videos, names)]

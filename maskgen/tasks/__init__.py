@@ -1,1 +1,1 @@
-"""A task -> a canvas of tokens and a mask; and back from what was made to the image it belongs to."""
+"""Tasks: what is hidden in images and videos, and how results go back into them."""

@@ -1,8 +1,7 @@
-"""Tasks on videos as conditions in pixels: what is known, and what stands in the stead of the rest (MAGVIT, Yu et al.
-2023, arXiv:2212.05199, section 3.2 and appendix).
+"""Tasks on videos as conditions in pixels (MAGVIT, Yu et al. 2023, arXiv:2212.05199, section 3.2 and appendix).
 
-A condition is the video with its hidden pixels replaced by padding, which is made of known pixels alone. Training draws
-tasks from :data:`TASKS`; in use the same padding goes by the task's name.
+A condition is the video whose hidden pixels are replaced by padding, which depends on known pixels alone. Training
+samples tasks from :data:`TASKS`; sampling uses the same padding by the name of the task.
 """
 
 from __future__ import annotations
@@ -24,18 +23,19 @@ Mask = Bool[Tensor, "T H W"]
 
 
 def condition_video(task: str, pixels: Video, hidden: Mask) -> Video:
-    """The condition of a task: known pixels as they are, and its padding where `hidden`.
+    """The condition of a task: known pixels are unchanged, and padding replaces the hidden ones.
 
-    Prediction and outpainting repeat the edge of the known box, in time and in space (what is known and is no box has
-    black around it); interpolation blends linearly between the known frames; inpainting and generation have black.
+    Prediction and outpainting repeat the edge of the known box in time and in space; if the known pixels are not a box,
+    the padding is black. Interpolation blends linearly between the known frames. Inpainting and generation have black
+    padding.
 
     Args:
-        task: name in :data:`PADDINGS`.
-        pixels: in [-1, 1].
-        hidden: True = not to be seen.
+        task: a name in :data:`PADDINGS`.
+        pixels: float (b, c, T, H, W) in [-1, 1].
+        hidden: bool (T, H, W), True = hidden.
 
     Raises:
-        ValueError: an unknown task; interpolation of frames that are hidden in part.
+        ValueError: the task is unknown, or an interpolation hides parts of frames.
     """
     return choose(PADDINGS, task, "task")(pixels, hidden.cpu())
 
@@ -45,7 +45,7 @@ def black(pixels: Video, hidden: Mask) -> Video:
 
 
 def edge(pixels: Video, hidden: Mask) -> Video:
-    """Each place takes the nearest pixel of the known box; black, where what is known is none."""
+    """Each hidden pixel takes the nearest one of the known box; black, if the known pixels are not a box."""
     known = ~hidden
     if not known.any():
         return black(pixels, hidden)
@@ -58,10 +58,10 @@ def edge(pixels: Video, hidden: Mask) -> Video:
 
 
 def blend(pixels: Video, hidden: Mask) -> Video:
-    """Each frame lies on the line from the last known one to the next; at the ends the nearest is repeated."""
+    """Blend each frame linearly from the known frame before it to the one after it; the ends repeat the nearest one."""
     blind = hidden.flatten(1).all(1)
     if not torch.equal(hidden, blind[:, None, None].expand_as(hidden)) or blind.all():
-        raise ValueError("interpolation hides whole frames between known ones; take inpainting for parts of frames")
+        raise ValueError("interpolation hides whole frames between known ones; use inpainting for parts of frames")
     known, t = (~blind).nonzero()[:, 0], torch.arange(len(blind))
     after = torch.searchsorted(known, t).clamp(max=len(known) - 1)
     before = (torch.searchsorted(known, t, right=True) - 1).clamp(min=0)
@@ -75,10 +75,10 @@ PADDINGS = {"generation": black, "prediction": edge, "interpolation": blend, "ou
 
 
 class Task:
-    """A task of training: a subclass says which pixels it hides, and its `name` which padding and prompt it has.
+    """A training task. A subclass defines which pixels are hidden; its `name` determines the padding and the prompt.
 
     Args:
-        classes: tell the class too, in a run with classes.
+        classes: the prompt includes the class, in a run with classes.
     """
 
     name: str
@@ -88,20 +88,20 @@ class Task:
 
     @property
     def prompt(self) -> str:
-        """What the transformer is told, see :class:`Prompts`."""
+        """The name of the prompt, see :class:`Prompts`."""
         return f"class_{self.name}" if self.classes else self.name
 
     def hidden(self, size: Size) -> Mask:
-        """What is to be made of a video (T, H, W), True = hidden.
+        """The mask of a video of `size` (T, H, W), True = hidden.
 
         Raises:
-            ValueError: it hides nothing, or leaves nothing to start from.
+            ValueError: the task would hide nothing, or leave nothing known.
         """
         raise NotImplementedError
 
 
 class Generation(Task):
-    """All is hidden."""
+    """Everything is hidden."""
 
     name = "generation"
 
@@ -110,7 +110,7 @@ class Generation(Task):
 
 
 class Prediction(Task):
-    """The first `frames` are known."""
+    """The first `frames` frames are known."""
 
     name = "prediction"
 
@@ -120,12 +120,14 @@ class Prediction(Task):
 
     def hidden(self, size: Size) -> Mask:
         if not 0 < self.frames < size[0]:
-            raise ValueError(f"task prediction: frames {self.frames} of {size[0]}; give 1 to {size[0] - 1}")
+            raise ValueError(
+                f"task prediction: frames is {self.frames} and the video has {size[0]}; give 1 to {size[0] - 1}"
+            )
         return (torch.arange(size[0]) >= self.frames)[:, None, None].expand(size)
 
 
 class Interpolation(Task):
-    """The first and the last `frames` are known."""
+    """The first and the last `frames` frames are known."""
 
     name = "interpolation"
 
@@ -136,15 +138,16 @@ class Interpolation(Task):
     def hidden(self, size: Size) -> Mask:
         if not 0 < 2 * self.frames < size[0]:
             raise ValueError(
-                f"task interpolation: frames {self.frames} at each end of {size[0]}; give 1 to {(size[0] - 1) // 2}"
+                f"task interpolation: frames is {self.frames} and the video has {size[0]}; give 1 to "
+                f"{(size[0] - 1) // 2}"
             )
         t = torch.arange(size[0])
         return ((t >= self.frames) & (t < size[0] - self.frames))[:, None, None].expand(size)
 
 
 class Outpainting(Task):
-    """A part of half the side is known: a ``horizontal`` band, a ``vertical`` one, the ``central`` rectangle, or
-    (``dynamic``) a vertical band that goes from left to right."""
+    """A region of half the side is known: a ``horizontal`` or ``vertical`` band, the ``central`` rectangle, or a
+    vertical band that moves from left to right (``dynamic``)."""
 
     name = "outpainting"
 
@@ -167,7 +170,7 @@ class Outpainting(Task):
 
 
 class Inpainting(Task):
-    """The ``central`` rectangle of half the sides is hidden; ``dynamic``: it goes from left to right."""
+    """A rectangle of half the sides is hidden: in the middle (``central``), or moving from left to right (``dynamic``)."""
 
     name = "inpainting"
 
@@ -181,13 +184,13 @@ class Inpainting(Task):
 
 
 def _middle(n: int) -> Bool[Tensor, "n"]:
-    """From a quarter to three quarters."""
+    """True from a quarter to three quarters of the side."""
     at = torch.arange(n)
     return (at >= n // 4) & (at < n * 3 // 4)
 
 
 def _passing(size: Size) -> Bool[Tensor, "T 1 W"]:
-    """A band of half the width, at the left in the first frame and at the right in the last."""
+    """True in a band of half the width, which is at the left in the first frame and at the right in the last."""
     frames, _, width = size
     start = torch.linspace(0, width // 2, frames).round().long()[:, None, None]
     return (torch.arange(width) >= start) & (torch.arange(width) < start + width // 2)
@@ -198,17 +201,18 @@ TASK = Part(TASKS)
 
 
 class Prompts:
-    """Labels that tell a transformer its task and, where the task takes one, the class.
+    """The labels that stand for a task and, if the task has classes, for a class.
 
-    A task without classes has one label, one with classes (its name begins with ``class_``) a label a class. They are
-    the transformer's `num_classes`, so that one token in context, or one modulation, is the prompt.
+    A task without classes has one label. A task with classes has one label per class, and its name begins with
+    ``class_``. Together they are the `num_classes` of the transformer, so that one token in context, or one modulation,
+    is the prompt.
 
     Args:
-        names: of the tasks, in the order of the labels; repeated ones count once.
-        classes: how many there are.
+        names: the names of the tasks, in the order of the labels; repeated names count once.
+        classes: the number of classes.
 
     Raises:
-        ValueError: an unknown task, none, or a task with classes where there are none.
+        ValueError: there is no task, a task is unknown, or a task has classes in a run without classes.
     """
 
     def __init__(self, names: Sequence[str], classes: int = 0):
@@ -225,10 +229,10 @@ class Prompts:
         self.count = sum(sizes)
 
     def label(self, task: str, number: int | None = None) -> int:
-        """Of a task, and class `number` or none.
+        """The label of a task with class `number`, or of a task without a class.
 
         Raises:
-            ValueError: not a task of this model; no such class.
+            ValueError: the model was not trained on the task, or there is no such class.
         """
         name = task if number is None else f"class_{task}"
         if name not in self.first:

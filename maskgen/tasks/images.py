@@ -1,4 +1,4 @@
-"""An image with a hole: what the tokenizer is shown in its stead, and how what was made goes back into it."""
+"""Images with a hole: how the hole is filled before encoding, and how the result is pasted into it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Fill = Literal["smooth", "mean", "grey"]
-REACH = 64  # pixels that colours are carried into the hole before the mean takes over
+REACH = 64  # colours spread so many pixels into the hole; beyond, the mean fills it
 
 
 def resized(pixels: Float[Tensor, "b c H W"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-    """Pixels at another size, antialiased; as they are where the size is the same."""
+    """Pixels at another size, antialiased; unchanged if the size is the same."""
     if tuple(pixels.shape[2:]) == tuple(size):
         return pixels
     return F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
@@ -26,17 +26,17 @@ def filled(
     size: tuple[int, int] | None = None,
     fill: Fill = "smooth",
 ) -> Float[Tensor, "b c h w"]:
-    """The image as the tokenizer may see it: nothing of the hidden pixels is left in it, at any size.
+    """The image with its hole filled. Nothing of the hidden pixels is left in the result, at any size.
 
     Args:
         pixels: in [-1, 1].
-        hidden: True = not to be seen.
-        size: of the result; a pixel of it that covers known ones has their mean alone.
-        fill: what stands in the hole: ``smooth`` carries the known colours inwards (and beyond 64 pixels it is the
-            mean), ``mean`` is the known pixels' mean colour, ``grey`` is 0. Where nothing is known it is grey.
+        hidden: True = hidden.
+        size: the size of the result; a pixel of the result that covers known pixels is their mean alone.
+        fill: ``smooth`` spreads the known colours into the hole, and fills with the mean beyond 64 pixels; ``mean`` is
+            the mean colour of the known pixels; ``grey`` is 0. If nothing is known, the result is grey.
 
     Raises:
-        ValueError: an unknown fill.
+        ValueError: the fill is unknown.
     """
     if fill not in get_args(Fill):
         raise ValueError(f"unknown fill {fill!r}: choose one of {', '.join(get_args(Fill))}")
@@ -57,11 +57,10 @@ def filled(
 def spread(
     values: Float[Tensor, "b c H W"], known: Bool[Tensor, "b H W"], reach: int
 ) -> tuple[Float[Tensor, "b c H W"], Int[Tensor, "b H W"]]:
-    """`values` carried from the known places outwards, ring by ring: a pixel gets the mean of those around it that
-    have one.
+    """Spread `values` from the known pixels outwards, ring by ring: a pixel gets the mean of its neighbours with a value.
 
     Returns:
-        The values, and each pixel's distance to the known ones in rings; 0 is known, -1 was not reached.
+        The values, and the distance of each pixel to the known ones in rings; 0 is known, and -1 was not reached.
     """
     weight = known[:, None].to(values.dtype)
     values = torch.where(known[:, None], values, 0)
@@ -83,16 +82,16 @@ def pasted(
     made: Float[Tensor, "b c H W"],
     feather: int,
 ) -> Float[Tensor, "b c H W"]:
-    """The known pixels as they were, bit for bit, and the made ones where `hidden`.
+    """Paste the pixels `made` into the hidden region. The known pixels stay the same, bit for bit.
 
-    What was made differs from the known pixels where both can be seen; that difference is carried `feather` pixels into
-    the hidden region, fading, so that no edge shows. The hidden pixels' former values play no part.
+    The difference between known and made pixels at the border of the region is added to the made pixels and fades over
+    `feather` pixels, so that no edge is visible. The former values of the hidden pixels have no influence.
 
     Raises:
-        ValueError: a negative feather.
+        ValueError: the feather is negative.
     """
     if feather < 0:
-        raise ValueError(f"feather is {feather}; give the pixels over which the paste fades, from 0")
+        raise ValueError(f"feather is {feather}; give the pixels over which the paste fades, at least 0")
     difference, distance = spread(pixels - made, ~hidden, feather)
     fade = (1 - distance / (feather + 1)).masked_fill(distance < 0, 0)[:, None]
     return torch.where(hidden[:, None], made + fade * difference, pixels)

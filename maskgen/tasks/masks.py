@@ -1,4 +1,4 @@
-"""Which tokens are hidden: from an image's mask, from a box, or a share of them at random. True = hidden."""
+"""Masks of tokens from masks of pixels, from boxes, or at random. True = hidden."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from maskgen.tokenizer.model import Tokenizer
 
 
 def token_mask(hidden: Bool[Tensor, "b H W"], grid: tuple[int, int], dilation: int = 0) -> Bool[Tensor, "b h w"]:
-    """The one rule from a mask of pixels to a mask of tokens: a token is hidden if any of its pixels is.
+    """A mask of pixels -> a mask of tokens: a token is hidden if any of its pixels is.
 
-    The mask may have any resolution: token (i, j) covers the rows from floor(i H / h) to ceil((i + 1) H / h) and the
-    columns likewise.
+    The mask of pixels may have any resolution. Token (i, j) covers the rows from floor(i H / h) to ceil((i + 1) H / h),
+    and the columns likewise.
 
     Args:
-        hidden: True = to be drawn anew.
-        grid: (h, w) of the tokens.
-        dilation: also hide the tokens at most so far, diagonals included, from a hidden one.
+        hidden: True = hidden.
+        grid: the grid (h, w) of the tokens.
+        dilation: also hide the tokens within this distance of a hidden one, diagonals included.
 
     Raises:
-        ValueError: a negative dilation.
+        ValueError: the dilation is negative.
     """
     if dilation < 0:
-        raise ValueError(f"dilation is {dilation}; give the tokens by which the hidden region grows, from 0")
+        raise ValueError(f"dilation is {dilation}; give the tokens by which the hidden region grows, at least 0")
     covered = F.adaptive_max_pool2d(hidden[:, None].float(), grid)
     return F.max_pool2d(covered, 2 * dilation + 1, stride=1, padding=dilation)[:, 0] > 0
 
 
 def receptive_radius(tokenizer: Tokenizer, size: tuple[int, int], share: float = 2 / 3) -> int:
-    """How many tokens around a token see its pixels: the smallest radius within which `share` of the encoder's
-    response to them lies.
+    """The smallest radius in tokens within which `share` of the encoder's response to a token's pixels lies.
 
-    It is measured: the gradient of the middle token's latent by random pixels, its magnitude summed token by token. All
-    of it would be the whole image wherever there is a global norm or attention.
+    It is measured: the gradient of the latent of the middle token by random pixels, whose magnitude is summed for each
+    token. With share 1 it would be the whole image for any encoder with a global norm or attention.
 
     Args:
         size: (H, W) of the image.
         share: in (0, 1].
+
+    Raises:
+        ValueError: the tokens are a 1-D sequence.
     """
     grid = tokenizer.grid(size)
     if len(grid) != 2:
-        raise ValueError("1-D tokens have no place in the image, and no receptive field around it")
+        raise ValueError("1-D tokens have no position in the image and no receptive field around it")
     noise = torch.Generator().manual_seed(0)
     like = next(tokenizer.encoder.parameters(), torch.zeros(()))
     pixels = torch.randn(4, tokenizer.channels, *size, generator=noise).clamp(-1, 1).to(like).requires_grad_()
@@ -63,10 +65,10 @@ def receptive_radius(tokenizer: Tokenizer, size: tuple[int, int], share: float =
 
 
 def box_mask(size: tuple[int, int], box: Sequence[int]) -> Bool[Tensor, "H W"]:
-    """True inside `box` (left, top, right, bottom; right and bottom outside, as PIL's).
+    """True inside `box` (left, top, right, bottom), right and bottom excluded as in PIL.
 
     Raises:
-        ValueError: not four numbers, an empty box, or one that is not inside the image.
+        ValueError: the box has not four numbers, is empty, or is not inside the image.
     """
     height, width = size
     if len(box) != 4:
@@ -85,22 +87,22 @@ def box_mask(size: tuple[int, int], box: Sequence[int]) -> Bool[Tensor, "H W"]:
 def share_mask(
     count: int, grid: Sequence[int], share: float, generator: Generator | list[Generator] | None = None
 ) -> Bool[Tensor, "b *grid"]:
-    """`count` masks that hide ceil(share * tokens) tokens, drawn at random.
+    """`count` masks that hide ceil(share * tokens) random tokens.
 
-    Those of a smaller share are among those of a larger one with the same generator's state.
+    With the same state of the generator, a smaller share hides a subset of the tokens of a larger one.
 
     Raises:
-        ValueError: a share outside [0, 1]; as many generators as masks are needed, or one.
+        ValueError: the share is outside [0, 1], or the number of generators is neither 1 nor `count`.
     """
     rank = ranks(count, math.prod(grid), generator)
     return (rank < math.ceil(round(check_share(share) * rank.shape[1], 6))).view(count, *grid)
 
 
 def ranks(count: int, tokens: int, generator: Generator | list[Generator] | None) -> Tensor:
-    """A random order of the tokens, int64 (count, tokens), each row from its own generator where a list is given."""
+    """Random ranks of the tokens, int64 (count, tokens); a list of generators has one per row."""
     if isinstance(generator, list):
         if len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} images; give one, or one an image")
+            raise ValueError(f"{len(generator)} generators for {count} images; give one, or one per image")
         noise = [torch.rand(tokens, generator=g, device=g.device).cpu() for g in generator]
         return torch.stack(noise).argsort(1).argsort(1)
     where = "cpu" if generator is None else generator.device
@@ -108,7 +110,7 @@ def ranks(count: int, tokens: int, generator: Generator | list[Generator] | None
 
 
 def check_share(share: float, what: str = "strength") -> float:
-    """`share`, if it is in [0, 1]."""
+    """Return `share`, or raise ValueError if it is outside [0, 1]."""
     if not 0 <= share <= 1:
-        raise ValueError(f"{what} {share} must lie between 0 (nothing is drawn anew) and 1 (everything is)")
+        raise ValueError(f"{what} {share} must lie between 0 (nothing is generated) and 1 (everything is)")
     return share

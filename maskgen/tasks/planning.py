@@ -1,4 +1,4 @@
-"""Actions that bring a predicted video to a goal: model-predictive control by the cross-entropy method."""
+"""Planning: find actions that bring a predicted video to a goal, by the cross-entropy method."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 Cost = Callable[[Tensor], Tensor]
-SCALES = (1, 2, 4, 8)  # pixels averaged over squares of these sides, of images as large
+SCALES = (1, 2, 4, 8)  # images are averaged over squares of these sides, if they are large enough
 
 
 def goal_distance(frames: Float[Tensor, "n c H W"], goal: Float[Tensor, "d H2 W2"]) -> Float[Tensor, "n"]:
-    """Mean squared difference from the goal, summed over :data:`SCALES`: where thin things do not overlap, only the
-    coarse images tell near from far.
+    """The mean squared difference from the goal, summed over :data:`SCALES`. If thin objects do not overlap, only the
+    coarse images distinguish near from far.
 
     Raises:
-        ValueError: a goal of another size.
+        ValueError: the goal and the frames differ in size.
     """
     if frames.shape[1:] != goal.shape:
         raise ValueError(f"the goal is {tuple(goal.shape)} (c, H, W), the frames are {tuple(frames.shape[1:])}")
@@ -36,25 +36,27 @@ def rollout_cost(
     seed: int = 0,
     **options: Any,
 ) -> Cost:
-    """How far from the goal actions lead, by a model: all candidates in one batch, all with the same noise.
+    """A function that predicts with a model how far from the goal actions lead.
 
-    The first action planned is done at the last known frame, and the last leads to the last predicted.
+    It predicts all candidates in one batch with the same noise. The first planned action follows the last known frame,
+    and the last one leads to the last predicted frame.
 
     Args:
         pipeline: a :class:`maskgen.pipelines.video.MaskedVideoPipeline` of a model that reads actions.
-        known: the frames so far, in [-1, 1]; past: the t - 1 actions between them.
-        goal: what the last predicted frame is to be.
+        known: the frames so far, in [-1, 1].
+        past: the t - 1 actions between the known frames.
+        goal: the wanted last frame.
         options: of ``pipeline.predict``.
 
     Raises:
-        ValueError: past actions of another number.
+        ValueError: the number of past actions is not t - 1.
     """
     if len(past) != known.shape[1] - 1:
         raise ValueError(f"{len(past)} past actions for {known.shape[1]} known frames; give those between the frames")
 
     def cost(actions: Float[Tensor, "n h a"]) -> Float[Tensor, "n"]:
         n, horizon, _ = actions.shape
-        last = torch.zeros_like(actions[:, :1])  # leads out of the video
+        last = torch.zeros_like(actions[:, :1])  # it has no effect within the video
         videos = known.expand(n, -1, -1, -1, -1)
         noise = [torch.Generator().manual_seed(seed) for _ in range(n)]
         given = {"actions": torch.cat([past.expand(n, -1, -1), actions, last], 1), "generator": noise}
@@ -73,17 +75,19 @@ def cross_entropy_plan(
     iterations: int = 3,
     generator: Generator | None = None,
 ) -> tuple[Float[Tensor, "h a"], float]:
-    """The cheapest actions met, and their cost (visual foresight, Ebert et al. 2018, arXiv:1812.00568).
+    """The actions of the lowest cost that were found, and their cost (visual foresight, Ebert et al. 2018,
+    arXiv:1812.00568).
 
-    The first round draws evenly from the box, each further one from a Gaussian with the mean and the deviation of the
-    `elites` cheapest of the round before, clipped to the box. One iteration is random shooting.
+    The first iteration samples uniformly between `low` and `high`. Each further one samples from a Gaussian with the
+    mean and the deviation of the `elites` best candidates of the iteration before, clipped to these bounds. One
+    iteration is random shooting.
 
     Args:
-        cost: ``actions (samples, h, a) -> costs (samples,)``, of all candidates at once: a rollout of the model.
-        low, high: of the actions, over the horizon h.
+        cost: ``actions (samples, h, a) -> costs (samples,)``, for all candidates at once.
+        low, high: the bounds of the actions, over the horizon h.
 
     Raises:
-        ValueError: fewer than one iteration, or not 2 <= elites <= samples.
+        ValueError: there is no iteration, or not 2 <= elites <= samples.
     """
     if iterations < 1 or not 2 <= elites <= samples:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A video with a hole in space and time: which tokens are hidden, and what the tokenizer is shown."""
+"""Videos with a hole in space and time: which tokens are hidden, and how the hole is filled before encoding."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from maskgen.tasks.images import filled
 def video_token_mask(
     hidden: Bool[Tensor, "b T H W"], grid: tuple[int, int, int], factor: int = 1
 ) -> Bool[Tensor, "b t h w"]:
-    """A token is hidden if any of its pixels is, as :func:`maskgen.tasks.masks.token_mask` has it for images.
+    """A mask of pixels -> a mask of tokens: a token is hidden if any of its pixels is.
 
     Args:
-        hidden: True = to be drawn anew.
-        grid: (t, h, w) of the tokens.
-        factor: frames of a token behind the first, whose token is the first frame's alone (causal tokenizers).
+        hidden: True = hidden.
+        grid: the grid (t, h, w) of the tokens.
+        factor: the number of frames of each token after the first, which stands for the first frame alone (causal
+            tokenizers).
     """
     first = hidden[:, :1].expand(-1, factor - 1, -1, -1)
     return F.adaptive_max_pool3d(torch.cat([first, hidden], 1).float(), grid) > 0
 
 
 def held(pixels: Float[Tensor, "b c T H W"], hidden: Bool[Tensor, "b T H W"]) -> Float[Tensor, "b c T H W"]:
-    """The video as the tokenizer may see it: nothing of the hidden pixels is left in it.
+    """The video with its holes filled. Nothing of the hidden pixels is left in it.
 
-    A hole in a frame takes the colours around it (:func:`maskgen.tasks.images.filled`); a frame that is hidden whole
-    is the nearest one that is not, the earlier of two (MAGVIT, arXiv:2212.05199, repeats the edge's frame); it is grey
-    where there is none.
+    A hole in a frame takes the colours around it (:func:`maskgen.tasks.images.filled`). A frame that is hidden entirely
+    becomes the nearest frame that is not, the earlier one of two; without such a frame it is grey.
     """
     b, t = hidden.shape[:2]
     frames = filled(pixels.transpose(1, 2).flatten(0, 1), hidden.flatten(0, 1)).unflatten(0, (b, t))

@@ -1,1 +1,1 @@
-"""Stage 1: pixels <-> tokens. Encoders, quantizers, decoders, and the losses that train them."""
+"""Stage 1, pixels <-> tokens: encoders, quantizers, decoders, and the losses that train them."""

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017, arXiv:1611.07004): a map of real-or-fake logits, one a receptive field.
+    """PatchGAN (Isola et al. 2017, arXiv:1611.07004): a map of real-or-fake logits, one per receptive field.
 
-    GroupNorm in place of BatchNorm: batch statistics of real and fake images may not mix. The anchors of LeCAM are
-    buffers, so that checkpoints have them.
+    GroupNorm replaces BatchNorm, because the statistics of real and fake images must not mix. The anchors of LeCAM are
+    buffers, so checkpoints contain them.
 
     Args:
-        channels: of the images.
-        width: of the first layer; a multiple of 4.
-        layers: halvings; each place of the map sees 16, 34, 70 pixels for 1, 2, 3 of them.
+        channels: channels of the images.
+        width: channels after the first layer, a multiple of 4.
+        layers: number of halvings; with 1, 2 or 3 the receptive field of a logit has a side of 16, 34 or 70 pixels.
 
     Raises:
-        ValueError: a width or a number of layers that is not possible.
+        ValueError: `width` or `layers` is not possible.
     """
 
     anchor_real: Tensor
@@ -50,12 +50,12 @@ class PatchDiscriminator(nn.Module):
         return self.layers(pixels)
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """Images of `size` (H, W) have a map of logits.
+        """Check that images of `size` (H, W) are large enough for at least one logit.
 
         Raises:
-            ValueError: they are too small; with the number of layers that they allow.
+            ValueError: they are too small; the message gives the number of layers that they allow.
         """
-        least = 3 * 2**self.depth  # halved `depth` times, then twice one less
+        least = 3 * 2**self.depth  # `depth` halvings, then two layers that each remove one row and column
         if min(size) < least:
             fits = [n for n in range(1, self.depth) if min(size) >= 3 * 2**n]
             mend = f"give layers={fits[-1]}" if fits else "such small images have no discriminator here"
@@ -66,7 +66,7 @@ class PatchDiscriminator(nn.Module):
 
     @torch.no_grad()
     def follow(self, real: Tensor, fake: Tensor, decay: float) -> None:
-        """Move the anchors towards the mean logits on real and on reconstructed images, over all processes."""
+        """Move the anchors towards the mean logits of real and of reconstructed images, over all processes."""
         means = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(means)

@@ -1,4 +1,4 @@
-"""Losses that train a tokenizer beside those of :mod:`maskgen.tokenizer.perceptual`. All work in float32."""
+"""Losses of tokenizer training, except those of :mod:`maskgen.tokenizer.perceptual`; all compute in float32."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ Kind = Literal["hinge", "non_saturating"]
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: Kind) -> Float[Tensor, ""]:
-    """Loss of the discriminator from its logits on real and on reconstructed images."""
+    """The loss of the discriminator, from its logits of real and of reconstructed images."""
     if kind == "hinge":
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
 def generator_loss(fake: Tensor, kind: Kind) -> Float[Tensor, ""]:
-    """Adversarial loss of the autoencoder from the discriminator's logits on its reconstructions."""
+    """The adversarial loss of the autoencoder, from the discriminator's logits of its reconstructions."""
     return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
 
 
 def lecam_loss(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Float[Tensor, ""]:
     """LeCAM's regularisation of the discriminator (Tseng et al. 2021, arXiv:2104.03310, section 3).
 
-    E |D(x) - a_F|^2 + E |D(G(z)) - a_R|^2, with a_R, a_F moving averages of the mean logits on real and on made
-    images. As in the authors' code a difference counts only while the two stand on their right sides.
+    E |D(x) - a_F|^2 + E |D(G(z)) - a_R|^2, where a_R and a_F are moving averages of the mean logits of real and of
+    reconstructed images. As in the authors' code, only positive differences D(x) - a_F and a_R - D(G(z)) count.
     """
     return F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
 
@@ -36,7 +36,8 @@ def lecam_loss(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Ten
 def r1_penalty(logits: Float[Tensor, "b 1 p q"], pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """E |dD(x)/dx|^2 at real images (Mescheder et al. 2018, arXiv:1801.04406, eq. 9, without gamma / 2).
 
-    D(x) is the mean of an image's map of logits. `pixels` require a gradient; the graph is kept for a second one.
+    D(x) is the mean of the logits of an image. `pixels` must require a gradient; the graph is kept for the backward
+    pass.
     """
     means = logits.float().mean(dim=(1, 2, 3))
     (slope,) = torch.autograd.grad(means.sum(), pixels, create_graph=True)
@@ -49,25 +50,27 @@ def adaptive_weight(
     """|d loss / d last layer| / |d adversarial / d last layer| (Esser et al. 2021, arXiv:2012.09841, eq. 7), clipped.
 
     Args:
-        reconstruction: pixels with their graph; it is kept.
-        last_layer: weight of the decoder's last layer.
-        grad_loss, grad_adversarial: gradients of the two losses *at the reconstruction*, so that only the last
-            layer is differentiated here, never the two losses a second time.
+        reconstruction: the reconstructed pixels with their graph, which is kept.
+        last_layer: the weight of the decoder's last layer.
+        grad_loss, grad_adversarial: the gradients of the two losses *with respect to the reconstruction*. With these
+            only the last layer is differentiated here, and neither loss a second time.
     """
     norms = []
     for gradient in (grad_loss, grad_adversarial):
         size = gradient.norm()
-        unit = (gradient / size.clamp(min=1e-30)).to(reconstruction.dtype)  # in float16 the gradient itself is 0
+        unit = (gradient / size.clamp(min=1e-30)).to(
+            reconstruction.dtype
+        )  # in float16 the unscaled gradient would be 0
         (last,) = torch.autograd.grad(reconstruction, last_layer, unit, retain_graph=True)
         norms.append(size * last.float().norm())
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)
 
 
 def feature_loss(made: Float[Tensor, "b d h w"], wanted: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
-    """1 - the mean over tokens of cos(made, wanted): VQ-KD's distillation (BEiT v2, arXiv:2208.06366, section 2.2)."""
+    """1 - cosine similarity, averaged over tokens: VQ-KD's distillation (BEiT v2, arXiv:2208.06366, section 2.2)."""
     return 1 - F.cosine_similarity(made.float(), wanted.float(), dim=1).mean()
 
 
 def frames_of(pixels: Float[Tensor, "b c *t H W"]) -> Float[Tensor, "n c H W"]:
-    """The frames of videos (b, c, t, H, W), video by video; images as they are."""
+    """Videos (b, c, t, H, W) as a batch of their frames, one video after the other; images are returned unchanged."""
     return pixels.transpose(1, 2).flatten(0, 1) if pixels.ndim == 5 else pixels

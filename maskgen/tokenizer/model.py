@@ -142,6 +142,15 @@ class Tokenizer(ModelMixin, ConfigMixin):
         weights = [*self.encoder.parameters(), *self.decoder.parameters()]
         return weights[0].dtype if weights else torch.float32
 
+    def to(self, *args: Any, **kwargs: Any) -> Tokenizer:
+        """Move and cast as :meth:`torch.nn.Module.to`, but keep the quantizer in float32."""
+        self.encoder.to(*args, **kwargs)
+        self.decoder.to(*args, **kwargs)
+        for tensor in (*self.quantizer.parameters(), *self.quantizer.buffers()):
+            self.quantizer.to(tensor.detach().flatten()[:0].to(*args, **kwargs).device)
+            break
+        return self
+
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """The token grid of an image of `size` (H, W), or of a video of `size` (T, H, W).
 

@@ -1,6 +1,6 @@
-"""Perceptual losses: how far two images are apart for a network that is not trained.
+"""Perceptual losses: distances between images in the features of a frozen network.
 
-All take reconstructions and images in [-1, 1], float32 (b, c, h, w), and give a scalar.
+All take reconstructions and images, float32 (b, c, h, w) in [-1, 1], and return a scalar.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Scalar = Float[Tensor, ""]
 
 
 class Lpips(Frozen):
-    """LPIPS on VGG-16 (Zhang et al. 2018, arXiv:1801.03924); the linear layers come with torchmetrics.
+    """LPIPS on VGG-16 (Zhang et al. 2018, arXiv:1801.03924); torchmetrics provides its linear layers.
 
     Args:
         weights: a local copy of torchvision's VGG-16 weights; None downloads them.
 
     Raises:
-        ValueError: the weights are not to be had.
+        ValueError: the weights cannot be loaded.
     """
 
     def __init__(self, weights: str | None = None):
@@ -40,7 +40,7 @@ class Lpips(Frozen):
         self.freeze()
 
     def each(self, made: Pixels, pixels: Pixels) -> Float[Tensor, "b"]:
-        """The distance of each image."""
+        """The distance for each image of the batch."""
         return self.lpips(rgb(made), rgb(pixels)).flatten()
 
     def forward(self, made: Pixels, pixels: Pixels) -> Scalar:
@@ -48,11 +48,11 @@ class Lpips(Frozen):
 
 
 def _fill(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put VGG's convolutions into torchmetrics' network: its layers keep VGG's numbers, below five slices."""
+    """Copy VGG's convolutions into torchmetrics' network, whose five slices keep the layer numbers of VGG."""
     for key, value in net.state_dict().items():
         name = f"features.{key.split('.', 1)[1]}"
         if name not in state or state[name].shape != value.shape:
-            raise ValueError(f"the weights given to lpips have no fitting {name}: they are not VGG-16's")
+            raise ValueError(f"the weights given to lpips are not VGG-16's: {name} is missing or has another shape")
         value.copy_(state[name])
 
 
@@ -62,12 +62,12 @@ class Logits(Frozen):
     ConvNeXt-S in TiTok (arXiv:2406.07550) and TA-TiTok (arXiv:2501.07730), ResNet-50 in MaskBit (arXiv:2409.16211).
 
     Args:
-        model: the classifier, with torchvision's weights IMAGENET1K_V1.
-        weights: a local copy of them; None downloads them.
+        model: the classifier; its weights are torchvision's IMAGENET1K_V1.
+        weights: a local copy of these weights; None downloads them.
         size: images are resized to this side.
 
     Raises:
-        ValueError: the weights are not to be had.
+        ValueError: the weights cannot be loaded.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Logits(Frozen):
 
 
 class Both(nn.Module):
-    """``first + weight * second``; TA-TiTok's is LPIPS + 0.1 of ConvNeXt-S's logits."""
+    """``first + weight * second``; TA-TiTok uses LPIPS + 0.1 * the distance of ConvNeXt-S's logits."""
 
     def __init__(
         self,

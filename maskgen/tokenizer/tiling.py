@@ -1,9 +1,9 @@
-"""Images too large for memory, a tile at a time.
+"""Images that are too large for memory are encoded and decoded in tiles.
 
-Tiles overlap. Decoded tiles are blended linearly over the overlap; of encoded tiles each keeps the codes nearest to its
-middle. A GroupNorm takes its statistics from what it sees, so tiles on their own would differ in brightness and colour:
-first a sample of crops goes through the network together, as one image to the norms, and then all tiles share its
-statistics. Attention still sees a tile only. docs/tokenizers.md says what is left.
+Tiles overlap. Decoded tiles are blended linearly over the overlap; each encoded tile keeps the codes nearest to its
+middle. GroupNorm depends on the whole tile, so independent tiles would differ in brightness and colour. To avoid this,
+the norms first measure their statistics over a sample of crops, and all tiles use these statistics. Attention still
+sees only one tile. docs/tokenizers.md has measurements of the remaining differences.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from torch import Tensor, nn
 
 from maskgen.tokenizer.model import Tokenizer
 
-SAMPLE = 4  # crops along either side that tell the norms' statistics, each of half a tile: together four tiles
+SAMPLE = (
+    4  # crops along each side for the statistics of the norms; each has half a tile's side, so all have 4 tiles' area
+)
 
 
 @torch.no_grad()
 def tiled_encode(
     tokenizer: Tokenizer, pixels: Float[Tensor, "b c H W"], tile: int = 512, overlap: int = 128
 ) -> Shaped[Tensor, "b *grid"]:
-    """Codes of large images, one after the other.
+    """Encode large images in tiles, one image after the other.
 
     Args:
-        pixels: in [-1, 1].
-        tile, overlap: in pixels; rounded up to whole tokens.
+        pixels: values in [-1, 1].
+        tile, overlap: sides in pixels, rounded up to whole tokens.
 
     Raises:
-        ValueError: what :meth:`Tokenizer.encode` raises; 1-D tokens; an overlap of half a tile or more.
+        ValueError: as :meth:`Tokenizer.encode`; the tokenizer has 1-D tokens; the overlap is half a tile or more.
     """
     size = (pixels.shape[2], pixels.shape[3])
     grid = _grid(tokenizer, size)
@@ -59,17 +61,20 @@ def tiled_encode(
 def tiled_decode(
     tokenizer: Tokenizer, codes: Shaped[Tensor, "b *grid"], tile: int = 64, overlap: int = 16
 ) -> Float[Tensor, "b c H W"]:
-    """Pixels of large grids of codes, one image after the other, on the codes' device, in float32.
+    """Decode large grids of codes in tiles, one image after the other.
 
     Args:
-        codes: (b, h, w), or (b, h, w, d) with several codes a place or continuous tokens.
-        tile, overlap: in tokens.
+        codes: (b, h, w), or (b, h, w, d) with several codes per position or continuous tokens.
+        tile, overlap: sides in tokens.
+
+    Returns:
+        The pixels in float32, on the device of the codes.
 
     Raises:
-        ValueError: what :meth:`Tokenizer.decode` raises; 1-D tokens; an overlap of half a tile or more.
+        ValueError: as :meth:`Tokenizer.decode`; the tokenizer has 1-D tokens; the overlap is half a tile or more.
     """
     if codes.ndim < 3:
-        raise ValueError("1-D tokens have no place in the image; decode them without tiles")
+        raise ValueError("1-D tokens have no position in the image; decode them without tiles")
     height, width = codes.shape[1:3]
     tiles = [(y, x) for y in _spans(height, tile, overlap) for x in _spans(width, tile, overlap)]
     made = []
@@ -86,18 +91,19 @@ def tiled_decode(
                     canvas = part.new_zeros(*part.shape[:2], height * factor, width * factor)
                     weights = part.new_zeros(height * factor, width * factor)
                 share = _ramp(y, height, overlap, factor, part)[:, None] * _ramp(x, width, overlap, factor, part)
-                place = (slice(y.start * factor, y.stop * factor), slice(x.start * factor, x.stop * factor))
-                canvas[(..., *place)] += part * share
-                weights[place] += share
+                window = (slice(y.start * factor, y.stop * factor), slice(x.start * factor, x.stop * factor))
+                canvas[(..., *window)] += part * share
+                weights[window] += share
         made.append(canvas / weights)
     return torch.cat(made)
 
 
 @contextmanager
 def shared_norms(module: nn.Module) -> Iterator[Any]:
-    """Give ``measure(function, batch)``: it calls ``function(batch)`` with every GroupNorm of `module` taking its
-    statistics over the whole batch, and from then on, within the context, they keep to these. Until then they are as
-    ever.
+    """A context that gives ``measure(function, batch)``, which fixes the statistics of every GroupNorm of `module`.
+
+    ``measure`` calls ``function(batch)`` and computes the statistics over the whole batch. From then on, within the
+    context, the norms use these statistics. Before that call they work as usual.
     """
     norms: list[Any] = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
     found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -134,7 +140,7 @@ def _crop(codes: Tensor, y: range, x: range) -> Tensor:
 
 
 def _sample(grid: tuple[int, int], side: int) -> list[tuple[range, range]]:
-    """Crops of one size, evenly spread; they overlap where the image is small."""
+    """Evenly spread crops of one size, which overlap in small images."""
 
     def along(length: int) -> list[range]:
         near = min(side, length)
@@ -147,7 +153,7 @@ def _sample(grid: tuple[int, int], side: int) -> list[tuple[range, range]]:
 def _grid(tokenizer: Tokenizer, size: tuple[int, int]) -> tuple[int, int]:
     grid = tokenizer.grid(size)
     if len(grid) != 2:
-        raise ValueError("1-D tokens have no place in the image; encode it whole, at the trained size")
+        raise ValueError("1-D tokens have no position in the image; encode the whole image, at the size of training")
     return grid[0], grid[1]
 
 
@@ -159,7 +165,7 @@ def _spans(length: int, tile: int, overlap: int) -> list[range]:
 
 
 def spans(length: int, tile: int, overlap: int) -> list[range]:
-    """Tiles that cover `length`, all of one size, neighbours sharing at least `overlap`, which is below the tile."""
+    """Tiles of one size that cover `length`; neighbours share at least `overlap`, which must be smaller than `tile`."""
     if length <= tile:
         return [range(length)]
     count = -(-(length - overlap) // (tile - overlap))
@@ -168,16 +174,16 @@ def spans(length: int, tile: int, overlap: int) -> list[range]:
 
 
 def _kept(spans: list[range]) -> list[tuple[range, slice]]:
-    """Each tile with the part of it that is kept: up to the middle of what it shares with each neighbour."""
+    """Each tile and the part of it that is kept, up to the middle of the overlap with each neighbour."""
     cuts = [(a.stop + b.start) // 2 for a, b in pairwise(spans)]
     edges = [spans[0].start, *cuts, spans[-1].stop]
     return [(s, slice(edges[i] - s.start, edges[i + 1] - s.start)) for i, s in enumerate(spans)]
 
 
 def _ramp(span: range, length: int, overlap: int, factor: int, like: Tensor) -> Float[Tensor, "n"]:
-    """A tile's weight along one side: rising over the overlap from a neighbour, 1 in the middle and at the border."""
+    """The weight of a tile along one side: it rises from 0 to 1 over the overlap with a neighbour."""
     n, ramp = len(span) * factor, overlap * factor
-    place = torch.arange(n, device=like.device, dtype=torch.float32) + 0.5
-    left = (place / ramp).clamp(max=1) if span.start > 0 and ramp else torch.ones_like(place)
-    right = ((n - place) / ramp).clamp(max=1) if span.stop < length and ramp else torch.ones_like(place)
+    position = torch.arange(n, device=like.device, dtype=torch.float32) + 0.5
+    left = (position / ramp).clamp(max=1) if span.start > 0 and ramp else torch.ones_like(position)
+    right = ((n - position) / ramp).clamp(max=1) if span.stop < length and ramp else torch.ones_like(position)
     return left * right

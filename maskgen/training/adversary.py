@@ -1,4 +1,4 @@
-"""The adversarial side of tokenizer training: the discriminator, its step, and what keeps it from ruining the run."""
+"""The adversarial part of tokenizer training: the discriminator, its loss, and the guards that keep it stable."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from maskgen.tokenizer.losses import Kind, discriminator_loss, generator_loss, l
 
 
 class Adversary:
-    """A PatchGAN and the settings of the adversarial term. docs/tokenizers.md says what each guard is worth.
+    """A PatchGAN and the settings of the adversarial term; docs/tokenizers.md measures the effect of each guard.
 
     Args:
-        channels, size: of the images (given by the stage).
-        weight: of the adversarial term.
-        start: step from which the discriminator is trained.
-        warmup: steps over which the weight rises from 0, counted from `start`.
-        adaptive: times the ratio of both gradients at the decoder's last layer (Esser et al. 2021, eq. 7), so that
-            there the term's gradient is `weight` times as long as the fit's; else the weight is constant.
-        kind: of loss.
-        lecam: weight of LeCAM's regularisation (Tseng et al. 2021), 0 is none; its anchors move by 1 - `lecam_decay`.
-        r1: gamma of the gradient penalty gamma / 2 |dD/dx|^2 (Mescheder et al. 2018), 0 is none.
-        r1_every: the penalty is taken at each so-many-th step and that many times as strong (StyleGAN2,
+        channels, size: channels and size (H, W) of the images (given by the stage).
+        weight: weight of the adversarial term.
+        start: the step from which the discriminator is trained.
+        warmup: the number of steps, counted from `start`, over which the weight rises from 0.
+        adaptive: whether the weight is multiplied by the ratio of the two gradients at the decoder's last layer (Esser
+            et al. 2021, eq. 7). There the gradient of the term is then `weight` times as long as that of the
+            reconstruction terms. If not, the weight is constant.
+        kind: ``hinge`` or ``non_saturating`` loss.
+        lecam: weight of LeCAM's regularisation (Tseng et al. 2021); 0 turns it off.
+        lecam_decay: decay of LeCAM's moving averages.
+        r1: gamma of the gradient penalty gamma / 2 |dD/dx|^2 (Mescheder et al. 2018); 0 turns it off.
+        r1_every: the penalty is computed in every `r1_every`-th step and multiplied by `r1_every` (StyleGAN2,
             arXiv:1912.04958, section 3.1).
-        width, layers: of the discriminator.
+        width, layers: size of the discriminator, see :class:`~maskgen.tokenizer.discriminator.PatchDiscriminator`.
 
     Raises:
-        ValueError: settings out of range, or a discriminator too deep for the images.
+        ValueError: a setting is out of range, or the discriminator is too deep for the images.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Adversary:
         wrong = [
             f"adversarial.{name} must be {words}, got {value}"
             for name, value, right, words in (
-                ("weight", weight, weight > 0, "above 0 (leave adversarial out for no discriminator)"),
+                ("weight", weight, weight > 0, "above 0 (to train without a discriminator leave adversarial out)"),
                 ("start", start, start >= 0, "at least 0"),
                 ("warmup", warmup, warmup >= 0, "at least 0"),
                 ("lecam", lecam, lecam >= 0, "at least 0"),
@@ -68,13 +70,13 @@ class Adversary:
         self.lecam, self.lecam_decay, self.r1, self.r1_every = lecam, lecam_decay, r1, r1_every
 
     def weight_at(self, step: int) -> float:
-        """The weight after warm-up; 0 before the start."""
+        """The weight at a step, with warm-up; 0 before `start`."""
         if step < self.start:
             return 0.0
         return self.weight * min(1.0, (step - self.start + 1) / (self.warmup + 1))
 
     def fooled(self, module: nn.Module, made: Tensor) -> Tensor:
-        """The autoencoder's adversarial loss, in float32; the discriminator's weights get no gradient."""
+        """The adversarial loss of the autoencoder, in float32; the discriminator's weights get no gradient."""
         discriminator = extract_model_from_parallel(module)
         discriminator.requires_grad_(False)
         with torch.autocast(made.device.type, enabled=False):
@@ -83,7 +85,7 @@ class Adversary:
         return loss
 
     def terms(self, module: nn.Module, pixels: Tensor, made: Tensor, step: int) -> dict[str, Tensor]:
-        """The discriminator's loss and what it is made of; moves LeCAM's anchors."""
+        """The loss of the discriminator and its terms; LeCAM's anchors are updated."""
         penalise = self.r1 > 0 and (step - self.start) % self.r1_every == 0
         pixels = pixels.detach().requires_grad_(penalise)
         with torch.autocast(pixels.device.type, enabled=torch.is_autocast_enabled(pixels.device.type) and not penalise):

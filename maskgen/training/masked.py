@@ -61,7 +61,7 @@ def conditioner_inputs(
         kind = choose(CONDITIONERS, name, "conditioner")
         if kind.reads in inputs:
             raise ValueError(f"stage.conditioning: two conditioners read {kind.reads!r}; keep one")
-        if kind.reads not in example:
+        if kind.reads not in example and not known:
             raise ValueError(
                 f"stage.conditioning: {name} reads {kind.reads!r}, and the data has {', '.join(example)}: leave {name} "
                 "out, or give such data"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from maskgen.training.stages.generator import GeneratorStage
 from maskgen.training.stages.representation import RepresentationStage
 from maskgen.training.stages.tokenizer import TokenizerStage
 from maskgen.training.stages.vqkd import VqkdStage
-from maskgen.training.upgrade import upgraded
+from maskgen.training.upgrade import FORMAT, upgraded
 
 STAGES = {
     "tokenizer": TokenizerStage,
@@ -125,17 +126,29 @@ def _same_run(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ConfigError: the settings differ; the message names them.
     """
-    settings = yaml.safe_load(yaml.safe_dump(_plain(config)))
+    settings = _read_again(config)
     file = path / "config.yaml"
     if file.is_file() and any((path / "checkpoints").glob("step_*")):
-        differing = _differences(_fixed(upgraded(yaml.safe_load(file.read_text()))), _fixed(upgraded(settings)))
+        begun = check(run, upgraded(yaml.safe_load(file.read_text())), str(file))
+        differing = _differences(_fixed(_read_again({**_defaults(), **begun})), _fixed(settings))
         if differing:
             advice = f"give the new run another name (name=...), or remove {path} to start again"
             raise ConfigError(str(path), [f"{d} since this run was started; {advice}" for d in differing])
     path.mkdir(parents=True, exist_ok=True)
     part = path / f".config.yaml.{os.getpid()}"  # written atomically, because other processes of the run read it
-    part.write_text(yaml.safe_dump(settings, sort_keys=False))
+    part.write_text(yaml.safe_dump({"format": FORMAT, **settings}, sort_keys=False))
     os.replace(part, file)
+
+
+def _read_again(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings as ``config.yaml`` keeps them."""
+    return yaml.safe_load(yaml.safe_dump(_plain(config)))
+
+
+def _defaults() -> dict[str, Any]:
+    """The settings of a run that need not be given."""
+    parameters = inspect.signature(run).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "folder"}
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,17 @@ from maskgen.transformer.specs import TokenSpec
 
 
 class CodeEmbedding(nn.Module):
+    """One vector per code."""
+
+    def __init__(self, codebook_size: int, width: int):
+        super().__init__()
+        self.codes = nn.Embedding(codebook_size, width)
+
+    def forward(self, codes: Int[Tensor, "b n 1"]) -> Float[Tensor, "b n w"]:
+        return self.codes(codes[..., 0])
+
+
+class SeveralCodesEmbedding(nn.Module):
     """The sum of one vector per code of a position, with a table for each; a mask token stands for a hidden code.
 
     Args:
@@ -18,22 +29,11 @@ class CodeEmbedding(nn.Module):
 
     def __init__(self, codebook_size: int, codes_per_position: int, width: int):
         super().__init__()
-        self.codebook_size, self.codes_per_position = codebook_size, codes_per_position
+        self.codebook_size = codebook_size
+        self.mask_token = nn.Parameter(zeros(codes_per_position, width))
         self.codes = nn.Embedding(codes_per_position * codebook_size, width)
-        shape = (width,) if codes_per_position == 1 else (codes_per_position, width)
-        self.mask_token = nn.Parameter(zeros(*shape))
 
-    def forward(
-        self,
-        codes: Int[Tensor, "b n g"],
-        masked: Bool[Tensor, "b n g"] | None,
-        vectors: Float[Tensor, "b n w"] | None = None,
-    ) -> Float[Tensor, "b n w"]:
-        """`vectors` are added to the codes' own, before the mask token replaces them."""
-        if self.codes_per_position == 1:
-            x = self.codes(codes[..., 0])
-            x = x if vectors is None else x + vectors
-            return x if masked is None else where(masked, self.mask_token, x)
+    def forward(self, codes: Int[Tensor, "b n g"], masked: Bool[Tensor, "b n g"] | None) -> Float[Tensor, "b n w"]:
         rows = codes + self.codebook_size * arange(codes.shape[-1], device=codes.device)
         x = self.codes(rows)
         return (x if masked is None else where(masked[..., None], self.mask_token, x)).sum(-2)
@@ -56,21 +56,23 @@ class BitEmbedding(nn.Module):
 
 
 class ContinuousEmbedding(nn.Module):
-    """Continuous tokens through a linear layer; a learned mask token stands for a hidden one."""
+    """Continuous tokens through a linear layer."""
 
     def __init__(self, dim: int, width: int):
         super().__init__()
         self.projection = nn.Linear(dim, width)
-        self.mask_token = nn.Parameter(zeros(width))
 
-    def forward(self, tokens: Float[Tensor, "b n d"], masked: Bool[Tensor, "b n 1"] | None) -> Float[Tensor, "b n w"]:
-        x = self.projection(tokens.to(self.mask_token.dtype))
-        return x if masked is None else where(masked, self.mask_token, x)
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n w"]:
+        return self.projection(tokens.to(self.projection.weight.dtype))
 
 
 def token_embedding(spec: TokenSpec, width: int) -> nn.Module:
-    """The embedding that a spec asks for; it takes tokens (b, n, codes or numbers) and a mask (b, n, codes or 1)."""
+    """The embedding that a spec asks for. It takes tokens (b, n, codes or numbers); of several codes per position and of
+    bits, which are hidden one by one, also the mask (b, n, codes)."""
     if spec.dim:
         return ContinuousEmbedding(spec.dim, width)
-    kind = BitEmbedding if spec.embedding == "bits" else CodeEmbedding
-    return kind(spec.codebook_size, spec.codes_per_position, width)
+    if spec.embedding == "bits":
+        return BitEmbedding(spec.codebook_size, spec.codes_per_position, width)
+    if spec.codes_per_position > 1:
+        return SeveralCodesEmbedding(spec.codebook_size, spec.codes_per_position, width)
+    return CodeEmbedding(spec.codebook_size, width)

@@ -122,7 +122,6 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "token_embedding.projection.": "embedding.projection.",
         "token_embedding.mask_token": "embedding.mask_token",
         "token_embedding.": "embedding.projection.",
-        "mask_token": "embedding.mask_token",
         "embedded.": "embedding_norm.",
         "class_embedding.": "conditioner.label.embedding.",
         "action_embedding.": "conditioner.actions.embedding.",
@@ -138,7 +137,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 EARLIER_ORDER = (  # of the parameters of version 0.1, by which its optimizers numbered them
-    ("embedding.mask_token", "register_tokens", "first_embedding", "position_embedding", "adaln.offsets"),
+    ("mask_token", "register_tokens", "first_embedding", "position_embedding", "adaln.offsets"),
     ("embedding.", "conditioner.actions.", "embedding_norm.", "relative.", "conditioner.label.", "blocks.", "decoder."),
     ("encoder_norm.", "final_norm.", "adaln.blocks.", "adaln.final.", "head.", "second_decoder.", "bottleneck."),
     ("branch_norm.", "branch_head.", "code_vectors."),
@@ -200,6 +199,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.codebook_size, self.token_dim = specs.tokens.codebook_size, specs.tokens.dim
         self.codes_per_position = specs.tokens.codes_per_position
         self.heads = specs.block.heads
+        self.grouped = self.codes_per_position > 1 or specs.tokens.embedding == "bits"
         self.positions, self.rope = specs.positions.embedding, specs.positions.rope
         conditioners = Conditioners(
             {name: build(Part(CONDITIONERS), part, width=width) for name, part in specs.conditioning.inputs.items()}
@@ -211,6 +211,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         cross = specs.conditioning.tokens == "cross_attention"
         self.prefix = num_registers + int(pooled and not self.modulated)
         self.embedding = token_embedding(specs.tokens, width)
+        if not self.grouped:
+            self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_tokens = nn.Parameter(torch.zeros(num_registers, width))
         add_positions(self, width, self.grid)
         for window in specs.block.windows:
@@ -260,11 +262,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     def earlier_names(self) -> dict[str, list[str]]:
         """The parameters in the order of version 0.1, see :func:`maskgen.upgrade.upgrade_optimizer`."""
         prefixes = [prefix for row in EARLIER_ORDER for prefix in row]
-        several = self.codes_per_position > 1  # there the mask tokens belonged to the embedding
-        rest = prefixes[several:]
 
         def rank(name: str) -> int:
-            return next((i for i, prefix in enumerate(rest) if name.startswith(prefix)), len(rest))
+            return next((i for i, prefix in enumerate(prefixes) if name.startswith(prefix)), len(prefixes))
 
         return {name: [name] for name in sorted((name for name, _ in self.named_parameters()), key=rank)}
 
@@ -504,8 +504,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         shown = given if given is not None and given.shown is not None else None
         if shown is not None and hidden is not None:
             flat, hidden = _shown(flat, hidden, shown)
-        vectors = () if self.code_vectors is None else (self.code_vectors.embed(flat[..., 0]),)
-        x = self.embedding(flat, hidden, *vectors)
+        if self.grouped:
+            x = self.embedding(flat, hidden)
+        else:
+            x = self.embedding(flat)
+            x = x if self.code_vectors is None else x + self.code_vectors.embed(flat[..., 0])
+            x = x if hidden is None else torch.where(hidden, self.mask_token, x)
         prepared = given if isinstance(given, Prepared) else self.prepare(given, len(x), grid)
         if prepared.features is not None:
             x = x + prepared.features.to(x.dtype)

@@ -1,7 +1,7 @@
-"""One evaluation: samples against a reference, through one network, to a report.
+"""One evaluation: it compares samples with a reference in the features of one network and makes a report.
 
-FID is Heusel et al. 2017 (arXiv:1706.08500). "fid" is said only of features by torch-fidelity's published Inception,
-which agrees with the original TensorFlow one; see `inception.Extractor.metric_name`.
+FID is from Heusel et al. 2017 (arXiv:1706.08500). The name "fid" is used only for features of torch-fidelity's
+published Inception, which agrees with the original one in TensorFlow; see `inception.Extractor.metric_name`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from maskgen.evaluation.fid.metrics import (
 )
 from maskgen.evaluation.fid.opening import open_source
 from maskgen.evaluation.fid.report import Report
-from maskgen.evaluation.fid.sampling import Sampling, drawn, load_pipeline
+from maskgen.evaluation.fid.sampling import Sampling, load_pipeline, of_pipeline
 from maskgen.evaluation.fid.sources import Reading, Source
 from maskgen.evaluation.fid.statistics import Gaussian, fit, frechet_distance
 from maskgen.pipelines.encode import launched
@@ -35,7 +35,7 @@ from maskgen.registry import choose
 
 METRICS = ("fid", "is", "kid", "precision", "recall")
 FRECHET = {"fid", "fid_infinity"}
-FEW = 10_000  # below this FID's bias is plain (Chong & Forsyth 2020, arXiv:1911.07023); papers use 50,000
+FEW = 10_000  # with fewer images FID is clearly biased (Chong & Forsyth 2020, arXiv:1911.07023); papers use 50,000
 
 
 def evaluate(
@@ -53,30 +53,31 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Report | None:
-    """Measure images.
+    """Compute metrics of images.
 
     Args:
-        samples: a pipeline, a saved one (a folder with ``model_index.json``, or a run), "bundled", or what
-            :func:`.sources.open_source` takes.
-        reference: the same; None is enough for the Inception score alone.
-        metrics: of ``fid``, ``is``, ``kid``, ``precision``, ``recall`` and ``fid_infinity``.
-        extractor: gives the network; it is called only where there are images to look at.
-        sampling: what a pipeline draws, and how.
+        samples: a pipeline, a saved one (a folder with ``model_index.json``, or a run), "bundled", or a source for
+            :func:`.opening.open_source`.
+        reference: the same; it may be None for the Inception score alone.
+        metrics: any of ``fid``, ``is``, ``kid``, ``precision``, ``recall`` and ``fid_infinity``.
+        extractor: a function that returns the network; it is called only if images must be seen.
+        sampling: how a pipeline generates samples.
         reading: how images are read.
-        few: allow FID of no more images than features.
-        bootstrap: resamples for FID's interval; 0 leaves it out.
-        batch_size: images at once, when drawing and when extracting.
-        work: a folder where features are kept, see :func:`.extraction.extract`.
-        device: for a saved pipeline; default: CUDA where there is one.
+        few: allow FID with no more images than features.
+        bootstrap: number of resamples for the interval of FID; 0 leaves it out.
+        batch_size: number of images that are generated, and of which features are extracted, at once.
+        work: a folder that keeps features, see :func:`.extraction.extract`.
+        device: device of a saved pipeline; the default is CUDA if available.
+        progress: show progress bars.
 
     Returns:
-        The report; None in all but the first process of a launch.
+        The report; None in all processes of a launch but the first.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: no or unreadable images, wrong weights, an unknown metric, too few images, statistics that do
-            not fit; the message says how to mend it.
-        RuntimeError: the weights can be found nowhere; the message says how to get them.
+        FileNotFoundError: a path does not exist.
+        ValueError: there are no images, too few or unreadable ones, the weights are wrong, a metric is unknown, or
+            statistics do not fit; the message gives the remedy.
+        RuntimeError: the weights cannot be found or downloaded; the message explains how to get them.
     """
     for metric in metrics:
         choose(NAMES, metric, "metric")
@@ -89,7 +90,7 @@ def evaluate(
     right = None if reference is None else _open(reference, sampling, reading, None, device)
     left = _open(samples, sampling, reading, right, device)
     sides = [side for side in (left, right) if side is not None]
-    network = extractor() if any(_looks(side, asked, side is left) for side in sides) else None
+    network = extractor() if any(_needs_images(side, asked, side is left) for side in sides) else None
     if network is not None:
         _check(sides, network, asked, few)
     options = {"batch_size": batch_size, "work": work, "progress": progress}
@@ -113,27 +114,27 @@ def evaluate(
 def _open(source: Any, sampling: Sampling, reading: Reading, reference: Source | None, device: Any) -> Source:
     if is_pipeline(source):
         if isinstance(source, (str, Path)):
-            return drawn(
+            return of_pipeline(
                 load_pipeline(None if source == "bundled" else source, device),
                 str(source),
                 sampling,
                 reading,
                 reference,
             )
-        return drawn(source, type(source).__name__, sampling, reading, reference)
+        return of_pipeline(source, type(source).__name__, sampling, reading, reference)
     return open_source(source, reading)
 
 
 def is_pipeline(source: Any) -> bool:
-    """Whether samples are drawn from `source`: a pipeline, a folder or a run that holds one, or "bundled"."""
+    """Whether `source` generates samples: it is a pipeline, a folder or run that holds one, or "bundled"."""
     if isinstance(source, (str, Path)):
         folders = (Path(source).expanduser(), Path(source).expanduser() / "pipeline")
         return source == "bundled" or any((folder / "model_index.json").is_file() for folder in folders)
     return callable(source) and hasattr(source, "class_names")
 
 
-def _looks(side: Source, asked: set[str], sampled: bool) -> bool:
-    """Whether the images of a side must be looked at, whatever is ready-made of it."""
+def _needs_images(side: Source, asked: set[str], sampled: bool) -> bool:
+    """Whether the images of a side must be seen in spite of its ready-made statistics or features."""
     if sampled and "is" in asked:
         return True
     by_features = {"kid", "precision", "recall"} | ({"fid_infinity"} if sampled else set())
@@ -142,11 +143,13 @@ def _looks(side: Source, asked: set[str], sampled: bool) -> bool:
 
 
 def _check(sides: list[Source], network: Extractor, asked: set[str], few: bool) -> None:
-    """What can be known before the work: whether ready-made statistics fit the network, and enough images."""
+    """Check before the work that ready-made statistics fit the network and that there are enough images."""
     features, logits = network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     width = features.shape[1]
     if logits is None and "is" in asked:
-        raise ValueError(f"{network.name} has no logits for a score; use Inception or a classifier, or leave `is` out")
+        raise ValueError(
+            f"{network.name} has no logits for the Inception score; use Inception or a classifier, or leave out `is`"
+        )
     for side in sides:
         ready = side.gaussian is not None or side.features is not None
         if ready and not (network.standard and side.resize in (None, network.resize_mode)):
@@ -161,14 +164,14 @@ def _check(sides: list[Source], network: Extractor, asked: set[str], few: bool) 
         if asked & FRECHET and side.gaussian is None and count is not None and count <= width and not few:
             raise ValueError(
                 f"{side.name} has {count:,} images for {width:,} features: the covariance is rank-deficient and the "
-                f"distance strongly biased. Give more than {width:,}, or `few=True` (--few) to have it all the same, "
-                "which compares only with distances of as many images"
+                f"distance strongly biased. Give more than {width:,}, or `few=True` (--few) to compute it anyway; "
+                "compare it only with distances from as many images"
             )
 
 
 @dataclass
 class Seen:
-    """A side as the metrics take it; `ready` where mu and sigma were ready-made."""
+    """One side as input of the metrics; `ready` if mu and sigma were ready-made."""
 
     values: Float32[np.ndarray, "n d"] | None
     logits: Float32[np.ndarray, "n k"] | None
@@ -181,9 +184,9 @@ def _see(side: Source, network: Extractor | None, asked: set[str], sampled: bool
     found: Features | None = None
     facts: dict[str, Any] = {"name": side.name, "kind": side.kind, "count": None, **side.facts}
     values, ready = side.features, side.gaussian is not None
-    if network is not None and _looks(side, asked, sampled):
+    if network is not None and _needs_images(side, asked, sampled):
         if side.images is None:
-            raise ValueError(f"{side.name} holds no images, which {', '.join(sorted(asked))} need; give them too")
+            raise ValueError(f"{side.name} holds no images, which {', '.join(sorted(asked))} need; give the images too")
         found = extract(side.images, network, name=side.name, **options)
         if found is not None:
             values = found.values

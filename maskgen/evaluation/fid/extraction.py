@@ -1,4 +1,4 @@
-"""Images to features, in chunks that outlive a kill and that several processes share."""
+"""Images to features, in chunks that are kept when a process is killed and that several processes share."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from maskgen.evaluation.fid.sources import Images, digest_of
 from maskgen.evaluation.fid.statistics import check_finite
 from maskgen.pipelines.encode import launched
 
-CHUNK = 4  # batches between two files
+CHUNK = 4  # batches per file
 
 
 @dataclass
 class Features:
-    """What a network saw in images, in their order.
+    """The features of images, in the order of the images.
 
     Args:
         values: the features.
-        logits: where the network has them.
-        sha256: of all the pixels (uint8, in the images' order, each image's digest in turn).
+        logits: the logits, if the network has them.
+        sha256: digest of the digests of all images (uint8), in order.
         size: [h, w] of the images.
-        notes: what was done to how many images.
+        notes: how many images were changed in which way.
     """
 
     values: Float32[np.ndarray, "n d"]
@@ -54,20 +54,25 @@ def extract(
 ) -> Features | None:
     """The features of all images.
 
-    Batches and chunks depend on `batch_size` alone. So the features are the same to the bit however many processes made
-    them and however often they were stopped; another batch size may round differently.
+    Batches and chunks depend only on `batch_size`. The features are therefore bitwise the same for any number of
+    processes and interruptions; another batch size may round differently.
 
     Args:
-        work: a folder for finished chunks, in a sub-folder named by a digest of all that makes the features; the same
-            call goes on where a killed one was. The processes of one launch (``torchrun``, ``accelerate launch``) share
-            it. None keeps all in memory, for one process.
+        images: the images.
+        extractor: the network.
+        name: name of the images on the progress bar.
+        batch_size: number of images at once.
+        work: a folder for finished chunks. They lie in a sub-folder named by a digest of all settings, so that the same
+            call resumes where a killed one stopped. The processes of one launch (``torchrun``, ``accelerate launch``)
+            share the folder. None keeps everything in memory, for one process.
+        progress: show a progress bar.
 
     Returns:
-        The features; None in all but the first process of a launch.
+        The features; None in all processes of a launch but the first.
 
     Raises:
-        ValueError: several processes without `work`, or features that are NaN; whatever reading the images raises.
-        RuntimeError: other processes of the launch have done nothing for half an hour.
+        ValueError: there are several processes but no `work`, features are NaN, or images cannot be read.
+        RuntimeError: other processes of the launch have made no progress for half an hour.
     """
     rank, processes = launched()
     if work is None and processes > 1:
@@ -88,7 +93,7 @@ def extract(
         files = {chunk: folder / f"{chunk[0]:09d}.npz" for chunk in chunks}
         done = [chunk for chunk in mine if files[chunk].exists()]
         bar.update(n := sum(stop - start for start, stop in done))
-        bar.initial = n  # so that the time left is reckoned from what this run does
+        bar.initial = n  # so that the remaining time is estimated from this run
         for chunk in mine:
             if chunk not in done:
                 _write(files[chunk], _chunk(images, extractor, *chunk, batch_size, bar))
@@ -104,11 +109,11 @@ def extract(
     return _joined([_read(file) for file in files.values()])
 
 
-Chunk = dict[str, np.ndarray]  # what a file holds: features, logits, digests, size, notes
+Chunk = dict[str, np.ndarray]  # the content of a file: features, logits, digests, size, notes
 
 
 def _chunk(images: Images, extractor: Extractor, start: int, stop: int, batch_size: int, bar: Any) -> Chunk:
-    """The features of some images, a batch at a time."""
+    """The features of images `start` to `stop` - 1, batch by batch."""
     images.notes.clear()
     rows: list[tuple[np.ndarray, np.ndarray | None]] = []
     digests: list[np.ndarray] = []
@@ -127,7 +132,7 @@ def _chunk(images: Images, extractor: Extractor, start: int, stop: int, batch_si
     }
     if rows[0][1] is not None:
         chunk["logits"] = np.concatenate([logits for _, logits in rows if logits is not None])
-    check_finite(chunk["features"])  # before it is written: a resumed run would meet it again
+    check_finite(chunk["features"])  # before they are written, or a resumed run would read them
     return chunk
 
 
@@ -147,7 +152,7 @@ def _joined(chunks: list[Chunk]) -> Features:
 
 
 def _folder(work: Path, images: Images, extractor: Extractor, batch_size: int) -> Path:
-    """The sub-folder of these features, with a note of what they are."""
+    """The sub-folder of these features, with their settings in a file."""
     from torch_fidelity import __version__ as torch_fidelity
 
     settings = {
@@ -155,7 +160,7 @@ def _folder(work: Path, images: Images, extractor: Extractor, batch_size: int) -
         "count": images.count,
         "extractor": extractor.facts(),
         "batch_size": batch_size,
-        "device": extractor.device.type,  # other kernels round differently
+        "device": extractor.device.type,  # devices round differently
         "versions": [torch.__version__, torch_fidelity],
     }
     folder = work / digest_of(settings)[:16]
@@ -169,7 +174,7 @@ def _write(file: Path, chunk: Chunk) -> None:
     with part.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **chunk)
         stream.flush()
-        os.fsync(stream.fileno())  # a name on disk means that its data are
+        os.fsync(stream.fileno())  # the data must be on disk before the name is
     os.replace(part, file)
 
 

@@ -1,6 +1,6 @@
-"""The networks that evaluation looks through: torch-fidelity's, and the care around their weights.
+"""Feature extractors from torch-fidelity, with checks of their weights.
 
-Only torch-fidelity's published Inception weights make a distance an "FID"; every other choice carries its own name.
+A distance is called "FID" only with torch-fidelity's published Inception weights; other choices have other names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 STANDARD = "inception-v3-compat"
 WEIGHTS_VARIABLE = "MASKGEN_INCEPTION"
-# weights-inception-2015-12-05-6726825d.pth, release v0.2.0 of torch-fidelity (its name carries the first 8 digits).
+# weights-inception-2015-12-05-6726825d.pth, release v0.2.0 of torch-fidelity (its name has the first 8 digits).
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
 
@@ -31,7 +31,7 @@ RESIZES = {
     "tensorflow": "299x299, bilinear as in TensorFlow 1 (torch-fidelity), no anti-aliasing",
     "clean": "299x299, PIL's bicubic with anti-aliasing on floats, clipped, not rounded (clean-fid)",
 }
-# How a metric is called where the network is Inception with the published weights, and in other features.
+# The name of a metric for Inception with the published weights, and for other features.
 NAMES = {
     "fid": ("fid", "frechet_distance"),
     "fid_infinity": ("fid_infinity", "frechet_distance_infinity"),
@@ -44,15 +44,15 @@ NAMES = {
 
 @dataclass
 class Extractor:
-    """A network from uint8 images to features, and what a report must say of it.
+    """A network from uint8 images to features, and the facts about it for a report.
 
     Args:
-        module: uint8 (b, 3, h, w) -> features (b, d), and logits (b, k) behind them where it has them; in eval mode,
-            on `device`.
+        module: uint8 (b, 3, h, w) -> features (b, d) and, if it has them, logits (b, k); in eval mode, on `device`.
         name: its name in torch-fidelity.
-        sha256: of the weights file; None where torch-fidelity fetched the weights itself.
-        layers: of the features and of the logits.
-        resize_mode: "tensorflow", or "clean" for clean-fid's; other networks than Inception have their own.
+        sha256: digest of the weights file; None if torch-fidelity downloaded the weights itself.
+        device: the device of `module`.
+        layers: the layers of the features and of the logits.
+        resize_mode: "tensorflow", or "clean" for the resize of clean-fid; networks other than Inception have their own.
     """
 
     module: Any
@@ -69,11 +69,11 @@ class Extractor:
 
     @property
     def metric(self) -> str:
-        """The name a Fréchet distance in these features is reported under."""
+        """The name of a Fréchet distance in these features."""
         return self.metric_name("fid")
 
     def metric_name(self, metric: str) -> str:
-        """The name that `metric`, of ``fid``, ``is``, ``kid`` ..., is reported under: of other weights it says so."""
+        """The name of `metric` (``fid``, ``is``, ``kid`` ...) in a report; it states other weights."""
         published, other = NAMES[metric]
         if self.standard:
             return published if self.resize_mode == "tensorflow" else f"clean_{published}"
@@ -82,25 +82,25 @@ class Extractor:
 
     @property
     def resize(self) -> str:
-        """How images reach the network's input size."""
+        """How images are resized to the input size of the network."""
         return RESIZES[self.resize_mode] if self.name == STANDARD else f"the network's own ({self.name})"
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of it; two numbers are comparable only where these are equal."""
+        """The facts for a report; two results are comparable only if these are equal."""
         return {"name": self.name, "weights_sha256": self.sha256, "layers": list(self.layers), "resize": self.resize}
 
     @torch.no_grad()
     def __call__(
         self, batch: UInt8[Tensor, "b 3 h w"]
     ) -> tuple[Float32[np.ndarray, "b d"], Float32[np.ndarray, "b k"] | None]:
-        """Features, and logits where the network has them; without TF32, whose rounding shows in a distance."""
+        """Features, and logits if the network has them; without TF32, whose rounding would change distances."""
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             outputs = self.module(batch.to(self.device))
         features, logits = (*(output.float().cpu().numpy() for output in outputs), None)[:2]
         return features, logits
 
     def features(self, batches: Iterable[UInt8[Tensor, "b 3 h w"]]) -> Float32[np.ndarray, "n d"]:
-        """The features of all images, in order; (0, 0) where there are none."""
+        """The features of all images, in order; (0, 0) without images."""
         rows = [self(batch)[0] for batch in batches]
         return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 
@@ -111,18 +111,19 @@ def load_extractor(
     device: torch.device | str | None = None,
     resize: str = "tensorflow",
 ) -> Extractor:
-    """One of torch-fidelity's feature extractors, at the layers it takes for FID and, where another, for IS.
+    """A feature extractor of torch-fidelity, at its layers for FID and, if another, for the Inception score.
 
     Args:
         name: "inception-v3-compat" or another of torch-fidelity's names ("vgg16", "clip-vit-b-32", ...).
-        weights: a local file of Inception weights; see :func:`weights_file` for where they come from otherwise.
-        device: default: CUDA where there is one.
-        resize: how images reach Inception's 299x299: "tensorflow" as in the papers, or "clean" as in clean-fid
-            (Parmar et al. 2022, arXiv:2104.11222).
+        weights: a local file of Inception weights; see :func:`weights_file` for the default.
+        device: the default is CUDA if available.
+        resize: how images are resized to 299x299 for Inception: "tensorflow" as in the papers, or "clean" as in
+            clean-fid (Parmar et al. 2022, arXiv:2104.11222).
 
     Raises:
-        ValueError: unknown name, weights or a resize given for another extractor, or a file that holds other weights.
-        RuntimeError: the weights are neither here nor to be downloaded.
+        ValueError: the name is unknown, `weights` or `resize` is given for another extractor, or the file holds the
+            weights of another network.
+        RuntimeError: the weights are not on this machine and cannot be downloaded.
     """
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
 
@@ -152,7 +153,7 @@ def load_extractor(
 
 
 class CleanInception(nn.Module):
-    """torch-fidelity's Inception behind clean-fid's resize; its own takes whole numbers only and resizes by itself."""
+    """torch-fidelity's Inception after clean-fid's resize; the original resizes by itself and takes only integers."""
 
     def __init__(self, inception: Any) -> None:
         super().__init__()
@@ -162,21 +163,21 @@ class CleanInception(nn.Module):
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> tuple[Float32[Tensor, "b 2048"], Float32[Tensor, "b 1008"]]:
         pixels = clean_resize(images).to(self.fc.weight.device)
         features = self.body((pixels - 128) / 128).flatten(1)
-        return features, features @ self.fc.weight.T  # without the bias, as the original Inception score
+        return features, features @ self.fc.weight.T  # without the bias, as in the original Inception score
 
 
 def clean_resize(images: UInt8[Tensor, "b c h w"], side: int = 299) -> Float32[Tensor, "b c s s"]:
-    """PIL's bicubic filter, anti-aliased, on each channel in floats; clipped to [0, 255] and not rounded."""
+    """PIL's anti-aliased bicubic filter on each channel as floats; clipped to [0, 255] and not rounded."""
     channels = images.cpu().flatten(0, 1).numpy().astype(np.float32)
     resized = [np.asarray(Image.fromarray(x).resize((side, side), Image.Resampling.BICUBIC)) for x in channels]
     return torch.from_numpy(np.stack(resized).clip(0, 255)).unflatten(0, images.shape[:2])
 
 
 def weights_file(weights: str | Path | None = None) -> Path:
-    """The Inception weights: `weights`, else $MASKGEN_INCEPTION_WEIGHTS, else torch hub's cache, else a download.
+    """The file of Inception weights: `weights`, else $MASKGEN_INCEPTION, else torch hub's cache, else a download.
 
     Raises:
-        ValueError: the file named does not exist, or the cached one is not the published one.
+        ValueError: the named file does not exist, or the cached file is not the published one.
         RuntimeError: the download failed.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
@@ -187,7 +188,7 @@ def weights_file(weights: str | Path | None = None) -> Path:
         if not path.is_file():
             where = "`weights`" if weights else f"${WEIGHTS_VARIABLE}"
             raise ValueError(
-                f"{where} names {path}, which is no file; give torch-fidelity's Inception weights, from {url}"
+                f"{where} names {path}, which is not a file; give torch-fidelity's Inception weights, from {url}"
             )
         return path
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -196,7 +197,7 @@ def weights_file(weights: str | Path | None = None) -> Path:
     elif sha256_of(path) != PUBLISHED_SHA256:
         raise ValueError(
             f"{path} (torch hub's cache) is not the file published at {url}: its SHA-256 is {sha256_of(path)}, not "
-            f"{PUBLISHED_SHA256}; delete it to download it again, or name it by `weights` to use it under its own name"
+            f"{PUBLISHED_SHA256}; delete it to download it again, or give it as `weights` to use it under its own name"
         )
     return path
 
@@ -208,15 +209,15 @@ def _download(url: str, path: Path) -> None:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED_SHA256)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise RuntimeError(
-            f"could not download the Inception weights ({error}). Either run where the internet can be reached, which "
-            f"keeps them in {path}; or fetch {url} elsewhere, copy it here, and give its path as `weights` "
+            f"could not download the Inception weights ({error}). Either run where the internet can be reached; they "
+            f"are then kept in {path}; or fetch {url} elsewhere, copy it here, and give its path as `weights` "
             f"(--weights PATH) or in the environment variable {WEIGHTS_VARIABLE}"
         ) from error
 
 
 @contextlib.contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torch.hub's download has no timeout of its own; without one a silent network hangs for ever."""
+    """A timeout for torch.hub's download, which has none: without it, a silent network hangs for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -226,7 +227,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def _inception(path: Path, sha256: str, layers: tuple[str, ...]) -> Any:
-    """torch-fidelity unpickles without restriction, so any file but the published one is first read with it."""
+    """torch-fidelity's Inception. It unpickles without restriction, so files other than the published are checked."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     advice = "give torch-fidelity's weights-inception-2015-12-05-6726825d.pth or a state_dict of the same network"
@@ -246,7 +247,7 @@ def _inception(path: Path, sha256: str, layers: tuple[str, ...]) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """64 hexadecimal digits of a file."""
+    """The SHA-256 digest of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,7 +1,7 @@
-"""The numbers on features and logits: torch-fidelity's functions with stated settings, and FID's uncertainty.
+"""Metrics of features and logits: torch-fidelity's functions with stated settings, and the uncertainty of FID.
 
-FID is :func:`.statistics.frechet_distance`: torch-fidelity's takes roots of rounding errors where there are fewer
-images than features.
+FID is computed by :func:`.statistics.frechet_distance`, since with fewer images than features torch-fidelity's function
+takes roots of rounding errors.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from jaxtyping import Float, Float32, Float64, Int64
 
 from maskgen.evaluation.fid.statistics import Gaussian, fit, frechet_distance, root
 
-SEED = 2020  # torch-fidelity's, of its shuffles and subsets
+SEED = 2020  # torch-fidelity's seed for its shuffles and subsets
 SPLITS, SUBSETS, SUBSET, NEIGHBOURS = 10, 100, 1000, 3
 POINTS = 15
 
-Result = dict[str, Any]  # value, and what belongs to it
+Result = dict[str, Any]  # value, its spread and its settings
 
 
 def inception_score(logits: Float32[np.ndarray, "n k"], splits: int = SPLITS) -> Result:
     """exp of the mean KL(p(y|x) | p(y)) (Salimans et al. 2016, arXiv:1606.03498): mean and deviation over the splits.
 
     Raises:
-        ValueError: fewer images than splits.
+        ValueError: there are fewer images than splits.
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -40,7 +40,7 @@ def kernel_distance(
 ) -> Result:
     """KID: the unbiased squared MMD with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401).
 
-    The mean and deviation over random subsets; `subset_size` is lowered to the number of images.
+    The result is the mean and deviation over random subsets; `subset_size` is at most the number of images.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -61,12 +61,12 @@ def kernel_distance(
 def precision_recall(
     samples: Float32[np.ndarray, "n d"], reference: Float32[np.ndarray, "m d"], neighbours: int = NEIGHBOURS
 ) -> tuple[Result, Result]:
-    """The share of samples within the reference's manifold, and the reverse (Kynkäänniemi et al. 2019, 1904.06991).
+    """The share of samples in the manifold of the reference, and the reverse (Kynkäänniemi et al. 2019, 1904.06991).
 
-    A manifold is the union of balls about its points, each as wide as the distance to the `neighbours`-th nearest.
+    A manifold is the union of balls around its points, with the distance to the `neighbours`-th nearest as radius.
 
     Raises:
-        ValueError: no more images than neighbours on a side.
+        ValueError: a side has no more images than `neighbours`.
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -88,9 +88,9 @@ def precision_recall(
 
 
 def deviation(features: Float[np.ndarray, "n d"], reference: Gaussian, resamples: int, seed: int = 0) -> float:
-    """The standard deviation of FID when as many samples are drawn again, estimated by `resamples` bootstrap resamples.
+    """The standard deviation of FID over sets of as many new samples, estimated by `resamples` bootstrap resamples.
 
-    A resample repeats samples, so its own distance is higher; only the spread is of use, not the level.
+    A resample repeats samples, so its distance is higher; only the spread is used, not the level.
     """
     n = len(features)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
@@ -100,10 +100,10 @@ def deviation(features: Float[np.ndarray, "n d"], reference: Gaussian, resamples
 def resampled(
     features: Float[np.ndarray, "n d"], reference: Gaussian, counts: Int64[np.ndarray, "r n"]
 ) -> Float64[np.ndarray, "r"]:
-    """FID where sample i occurs counts[., i] times, n in all.
+    """FID of resamples in which sample i occurs counts[., i] times, n in total.
 
-    With R the root of the reference's covariance, the trace of the root of the product of the covariances is the sum of
-    the singular values of (features - mean) R, so that a resample costs one product and one set of eigenvalues.
+    Let R be the root of the reference's covariance. The trace of the root of the product of both covariances is the sum
+    of the singular values of (features - mean) R, so a resample costs one product and one set of eigenvalues.
     """
     n = len(features)
     center = features.mean(axis=0, dtype=np.float64)
@@ -124,17 +124,16 @@ def resampled(
 def frechet_infinity(
     features: Float[np.ndarray, "n d"], reference: Gaussian, points: int = POINTS, seed: int = 0
 ) -> Result:
-    """FID at infinitely many samples (Chong & Forsyth 2020, arXiv:1911.07023): FID is a line in 1 / n; its intercept.
-
-    `points` sizes from n / 10 to n, each a random part of the samples.
+    """FID at infinitely many samples (Chong & Forsyth 2020, arXiv:1911.07023): the intercept of a line
+    fitted to FID over 1 / n, for `points` random parts of the samples with sizes from n / 10 to n.
 
     Raises:
-        ValueError: n / 10 is no more than the number of features, where FID is no line.
+        ValueError: n / 10 is at most the number of features, where FID is not linear.
     """
     n, d = features.shape
     if n // 10 <= d:
         raise ValueError(
-            f"extrapolation starts at a tenth of the samples and needs more than {d} there; draw over {10 * d}, got {n}"
+            f"extrapolation starts at a tenth of the samples and needs more than {d} there; give over {10 * d}, got {n}"
         )
     rng = np.random.default_rng(seed)
     sizes = np.linspace(n // 10, n, points).astype(int)

@@ -1,4 +1,4 @@
-"""A source from whatever a user gives: a path, a data set, images in memory."""
+"""Opens what a user gives as a source: a path, a data set, or images in memory."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from maskgen.pipelines.encode import describe
 
 
 def open_source(source: Any, reading: Reading | None = None) -> Source:
-    """Find out what `source` is and check what can be checked before any work; pipelines are `sampling.drawn`.
+    """Open `source` and check it before the work; :func:`.sampling.of_pipeline` does this for pipelines.
 
     Args:
         source: a folder of images (with its sub-folders), a .zip or .tar of them; an .npz or .pt file (see
-            :mod:`.references`); what :func:`maskgen.data.source.open_dataset` takes, or a .yaml file of it, alone or
-            under `data`; a map-style data set of maskgen's (items with `pixels` in [-1, 1]); or uint8 images, a
-            tensor (n, c, h, w) or an array (n, h, w, c).
+            :mod:`.references`); a text for :func:`maskgen.data.source.open_dataset`, or a .yaml file with it, alone or
+            under `data`; a map-style data set (items with `pixels` in [-1, 1]); or uint8 images, a tensor
+            (n, c, h, w) or an array (n, h, w, c).
+        reading: how images are read.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the folder is empty, or the file holds something else; while reading, images that cannot be
-            read, are grey, or of several sizes.
+        ValueError: the folder has no images, or the file holds something else; while reading, an image cannot be
+            read, is grey, or has another size than the first.
     """
     reading = reading or Reading()
     if isinstance(source, (np.ndarray, Tensor)):

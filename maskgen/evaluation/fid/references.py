@@ -1,10 +1,10 @@
-"""Files of statistics, features or images that others made: ADM's `.npz`, clean-fid's and torch-fidelity's caches.
+"""Files of statistics, features or images from other programs: ADM, clean-fid and torch-fidelity.
 
-- ADM's reference batch, ``.npz``: ``mu``, ``sigma`` for FID; for the rest the images ``arr_0``, which may be alone.
-  ``mu_s``, ``sigma_s`` (of sFID) are not used.
-- clean-fid, ``*_clean_*.npz``, ``*_legacy_tensorflow_*.npz``: ``mu``, ``sigma``; of ``*_kid.npz`` the features,
-  ``feats``. The file's name tells the resize.
-- torch-fidelity, ``*-stat-fid-2048.pt``: ``mu``, ``sigma``; ``*-features-2048.pt``: the features.
+- A reference batch of ADM, ``.npz``, has ``mu`` and ``sigma`` for FID, and for other metrics images, ``arr_0``, which
+  may be alone. ``mu_s`` and ``sigma_s`` (for sFID) are not used.
+- clean-fid has ``mu`` and ``sigma`` in ``*_clean_*.npz`` and ``*_legacy_tensorflow_*.npz``, and features, ``feats``, in
+  ``*_kid.npz``. The name of the file gives the resize.
+- torch-fidelity has ``mu`` and ``sigma`` in ``*-stat-fid-2048.pt``, and features in ``*-features-2048.pt``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from maskgen.evaluation.fid.inception import STANDARD, sha256_of
 from maskgen.evaluation.fid.sources import Reading, Source, of_array
 from maskgen.evaluation.fid.statistics import Gaussian, check_finite
 
-# By the mode in the name of clean-fid's files: the resize their features were made with. "legacy_pytorch" is another
-# network's.
+# The mode in the name of a clean-fid file -> the resize of its features. "legacy_pytorch" is another network.
 CLEAN_FID = {"_clean_": "clean", "_legacy_tensorflow_": "tensorflow"}
-# What numpy arrays are pickled with, by the names before and since numpy 2: torch-fidelity's caches hold no more.
+# Pickled numpy arrays need these names (those before and since numpy 2); torch-fidelity's caches hold nothing else.
 RECONSTRUCT = np.zeros(0).__reduce__()[0]
 NUMPY: list[Any] = [
     np.ndarray,
@@ -34,17 +33,17 @@ NUMPY: list[Any] = [
 
 
 def read_npz(path: Path, reading: Reading) -> Source:
-    """The source that an `.npz` file holds.
+    """The source in an `.npz` file.
 
     Raises:
-        ValueError: no such file, or one that holds something else.
+        ValueError: the file does not exist or holds something else.
     """
     try:
         file = np.load(path, allow_pickle=False)
         keys = list(file.files)  # a bare .npy array has no names
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no .npz file ({error}); give a folder of images, an .npz or a saved pipeline"
+            f"{path} is not an .npz file ({error}); give a folder of images, an .npz or a saved pipeline"
         ) from error
     if "_legacy_pytorch_" in path.name:
         raise ValueError(
@@ -70,29 +69,29 @@ def read_npz(path: Path, reading: Reading) -> Source:
 
 
 def read_torch_cache(path: Path) -> Source:
-    """The statistics or the features of one of torch-fidelity's caches; its pickle may hold arrays and nothing else.
+    """The statistics or features in a cache of torch-fidelity, whose pickle may hold only arrays.
 
     Raises:
-        ValueError: something else is in it, or it is of another layer or network.
+        ValueError: the file holds something else, or is for another layer or network.
     """
     wanted = (f"{STANDARD}-stat-fid-2048", f"{STANDARD}-features-2048")
     if not path.stem.endswith(wanted):
         raise ValueError(
-            f"{path} is no cache of torch-fidelity for FID: their names end in {wanted[0]}.pt or {wanted[1]}.pt"
+            f"{path} is not a cache of torch-fidelity for FID, whose names end in {wanted[0]}.pt or {wanted[1]}.pt"
         )
     try:
         with torch.serialization.safe_globals(NUMPY):
             held = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         brief = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a cache of torch-fidelity ({brief}); make it anew") from error
+        raise ValueError(f"{path} cannot be read as a cache of torch-fidelity ({brief}); make it again") from error
     source = Source(str(path), "torch-fidelity cache", resize="tensorflow", facts={"file_sha256": sha256_of(path)})
     if isinstance(held, dict) and {"mu", "sigma"} <= set(held):
         source.gaussian = _gaussian(path, held["mu"], held["sigma"])
     elif isinstance(held, torch.Tensor):
         source.features = _features(path, held.numpy())
     else:
-        raise ValueError(f"{path} holds a {type(held).__name__}, neither statistics nor features; make it anew")
+        raise ValueError(f"{path} holds a {type(held).__name__}, neither statistics nor features; make it again")
     return source
 
 

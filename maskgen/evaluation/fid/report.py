@@ -1,4 +1,4 @@
-"""What an evaluation says: the numbers with all that made them, and whether two such reports may be compared."""
+"""Reports of evaluations: the results with all their settings, and whether two reports may be compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torch-fidelity", "torchvision", "torchmetrics", "numpy", "
 
 
 def versions() -> dict[str, str]:
-    """Of maskgen, Python and the libraries that numbers may depend on."""
+    """The versions of maskgen, Python and the libraries that results may depend on."""
     import maskgen
 
     found = {"maskgen": maskgen.__version__, "python": platform.python_version()}
@@ -33,14 +33,15 @@ class Report:
     """The result of an evaluation.
 
     Args:
-        metrics: name -> ``value``, and its ``std``, ``interval`` and settings where it has them.
-        samples, reference: ``name``, ``kind``, ``count``, ``pixels_sha256`` (``file_sha256`` of a file of statistics;
-            ``described_sha256`` of the names, labels and a few images that were reconstructed), ``size`` [h, w], what
-            was done to the images (``notes``), and of a pipeline how it drew (``sampling``).
-        extractor: ``name``, ``weights_sha256``, ``layers``, ``resize``; None where both sides are ready-made.
+        metrics: name -> ``value`` and, where it has them, ``std``, ``interval`` and settings.
+        samples, reference: ``name``, ``kind``, ``count``, ``pixels_sha256`` (for a file of statistics ``file_sha256``;
+            for reconstructions ``described_sha256`` of the names, labels and a few images), ``size`` [h, w], changes of
+            the images (``notes``), and for a pipeline its settings (``sampling``).
+        extractor: ``name``, ``weights_sha256``, ``layers``, ``resize``; None if both sides are ready-made.
         reading: ``crop``, ``grey``, ``limit``.
-        batch_size, device: what the rounding of the last digits depends on.
-        warnings: what to be careful about.
+        batch_size, device: settings that change only the rounding of the last digits.
+        versions: see :func:`versions`.
+        warnings: what a reader must be careful about.
     """
 
     metrics: dict[str, dict[str, Any]]
@@ -63,7 +64,7 @@ class Report:
         return path
 
     def __str__(self) -> str:
-        """One line."""
+        """The results in one line."""
         numbers = ", ".join(f"{name} = {_shown(result)}" for name, result in self.metrics.items())
         counts = f"{_count(self.samples)} images"
         if self.reference is not None:
@@ -85,9 +86,9 @@ def _shown(result: Mapping[str, Any]) -> str:
 
 @dataclass
 class Comparison:
-    """Whether the numbers of two reports may be compared: metric -> why not, empty where they may.
+    """Whether the results of two reports may be compared: metric -> reasons against it, empty if they may.
 
-    `remarks` are differences that a comparison is usually about, or that only move the last digits.
+    `remarks` are differences that are usually the purpose of a comparison or that only change the last digits.
     """
 
     a: dict[str, Any]
@@ -117,7 +118,7 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
     """Compare two reports on disk.
 
     Raises:
-        ValueError: a file that is no report, or no metric in common.
+        ValueError: a file is not a report, or the reports have no metric in common.
     """
     left, right = _load(a), _load(b)
     shared = [name for name in left["metrics"] if name in right["metrics"]]
@@ -135,13 +136,13 @@ def _load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); give two reports of `maskgen evaluate`") from error
     if not isinstance(held, dict) or (missing := {f.name for f in fields(Report)} - set(held)):
         what = ", ".join(sorted(missing)) if isinstance(held, dict) else "everything"
-        raise ValueError(f"{path} is no report of `maskgen evaluate`: it lacks {what}")
+        raise ValueError(f"{path} is not a report of `maskgen evaluate`: it lacks {what}")
     return held
 
 
 def _reasons(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """What makes a metric's numbers incomparable; the bias of most depends on the number of samples."""
-    if not name.startswith(OF_PIXELS):  # these see no network, or one that the name tells
+    """Why the results of a metric cannot be compared; the bias of most metrics depends on the number of samples."""
+    if not name.startswith(OF_PIXELS):  # these use no network, or the one in the name
         yield from _networks(a["extractor"], b["extractor"])
     for key in ("crop", "grey"):
         yield from _differs(key, a["reading"].get(key), b["reading"].get(key))
@@ -149,9 +150,9 @@ def _reasons(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[
     yield from _differs("size of the images (h, w)", x.get("size"), y.get("size"))
     if not name.startswith(UNBIASED):
         yield from _differs("number of samples", x.get("count"), y.get("count"))
-    drawn = [side.get("sampling", {}).get("classes") for side in (x, y)]
-    if None not in drawn:
-        yield from _differs("protocol of the classes", *drawn)
+    protocols = [side.get("sampling", {}).get("classes") for side in (x, y)]
+    if None not in protocols:
+        yield from _differs("protocol of the classes", *protocols)
     for key in ("splits", "subsets", "subset_size", "neighbours", "points"):
         yield from _differs(key, a["metrics"][name].get(key), b["metrics"][name].get(key))
     if "score" not in name:
@@ -160,25 +161,25 @@ def _reasons(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[
 
 def _networks(x: Mapping[str, Any] | None, y: Mapping[str, Any] | None) -> Iterator[str]:
     if x is None or y is None:
-        yield "ready-made statistics on both sides of a report: nobody knows what network and resize made them"
+        yield "a report has ready-made statistics on both sides, whose network and resize are unknown"
         return
     for key in ("name", "weights_sha256", "layers", "resize"):
         yield from _differs(f"extractor's {key}", x.get(key), y.get(key))
 
 
 def _references(x: Mapping[str, Any], y: Mapping[str, Any]) -> Iterator[str]:
-    told = [key for key in ("pixels_sha256", "file_sha256", "described_sha256") if x.get(key) and y.get(key)]
-    if not told:
+    known = [key for key in ("pixels_sha256", "file_sha256", "described_sha256") if x.get(key) and y.get(key)]
+    if not known:
         yield (
-            f"references: {x.get('name')} and {y.get('name')} are known by their images and by their file, so nobody "
-            "can tell that they are the same"
+            f"references: {x.get('name')} and {y.get('name')} are identified in different ways (images and a file), "
+            "so they may not be the same"
         )
-    for key in told:
+    for key in known:
         yield from _differs(f"reference's {key}", x[key], y[key])
 
 
 def _remarks(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """Differences that a comparison is usually about, or that only move the last digits."""
+    """Differences that are usually the purpose of a comparison, or that only change the last digits."""
     x, y = (side.get("sampling") or {} for side in (a["samples"], b["samples"]))
     for key in sorted(set(x) & set(y) - {"classes", "count"}):
         yield from _differs(f"sampling's {key}", x[key], y[key])

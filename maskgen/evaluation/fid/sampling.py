@@ -1,4 +1,4 @@
-"""What a pipeline draws for an evaluation, and how: a seed an image, the classes by a stated protocol."""
+"""Samples that a pipeline generates for an evaluation, with one seed per image and a stated protocol of classes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ CLASSES = ("equal", "uniform", "reference", "none")
 
 @dataclass(frozen=True)
 class Sampling:
-    """Samples to be drawn from a pipeline. None leaves a setting to the pipeline.
+    """How a pipeline generates samples. None leaves a setting to the pipeline.
 
     Args:
-        count: images; papers draw 50,000.
-        seed: image i is drawn with seed + i, so neither processes nor batches change it.
-        steps, guidance, temperature: of the decode loop; guidance is ``u + s (c - u)``, 1 is none.
-        classes: whose images are drawn. ``equal``: all classes in turn, so each has its equal share; ``uniform``:
-            each image's at random; ``reference``: at random as often as in the reference's labels; ``none``: without
-            a class. None is ``equal`` where the pipeline has classes.
+        count: number of images; papers use 50,000.
+        seed: image i is generated with seed + i, so processes and batches do not change it.
+        steps, guidance, temperature, choice_temperature: settings of the decode loop; guidance is
+            ``u + s (c - u)``, and 1 means none.
+        classes: the protocol of the classes. ``equal``: all classes in turn, so that each has an equal share;
+            ``uniform``: a random class per image; ``reference``: random classes with the frequencies of the reference's
+            labels; ``none``: no class. None is ``equal`` if the pipeline has classes, else ``none``.
     """
 
     count: int = 50_000
@@ -39,33 +40,35 @@ class Sampling:
     guidance: float | None = None
     temperature: float | None = None
     classes: str | None = None
+    choice_temperature: float | None = None
 
 
 def load_pipeline(path: str | Path | None, device: torch.device | str | None) -> Any:
-    """The pipeline of a folder or a run, the bundled one for None; `device` None is CUDA where there is one."""
+    """The pipeline of a folder or a run, or for None the bundled one; the default `device` is CUDA if available."""
     pipe = MaskedImagePipeline.from_pretrained(path)
-    pipe.set_progress_bar_config(disable=True)  # one bar for all batches is enough
+    pipe.set_progress_bar_config(disable=True)  # there is one bar for all batches
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference: Source | None = None) -> Source:
-    """The samples of a pipeline as a source, drawn when read.
+def of_pipeline(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference: Source | None = None) -> Source:
+    """The samples of a pipeline as a source, which are generated when they are read.
 
     Raises:
-        ValueError: a protocol that the pipeline or the reference has no classes for.
+        ValueError: the pipeline or the reference has no classes for the protocol.
     """
     if sampling.count < 1:
         raise ValueError(f"count must be at least 1, got {sampling.count}")
-    if sampling.temperature is not None:
-        pipe = copy.copy(pipe)  # the caller's keeps its own
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, temperature=sampling.temperature)
+    temperatures = {"temperature": sampling.temperature, "choice_temperature": sampling.choice_temperature}
+    if changed := {name: value for name, value in temperatures.items() if value is not None}:
+        pipe = copy.copy(pipe)  # the caller's pipeline stays as it is
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changed)
     protocol, labels = labels_of(list(pipe.class_names), sampling, reference)
     settings = asdict(sampling) | {"classes": protocol}
     scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     settings["steps"] = sampling.steps or scheduler.get("num_inference_steps")
     settings["guidance"] = scheduler.get("guidance_scale") if sampling.guidance is None else sampling.guidance
-    settings["temperature"] = scheduler.get("temperature")
-    others = ("num_inference_steps", "guidance_scale", "temperature")
+    settings |= {name: scheduler.get(name) for name in temperatures}
+    others = ("num_inference_steps", "guidance_scale", *temperatures)
     settings["scheduler"] = {key: value for key, value in scheduler.items() if key not in others}
     settings["model"] = {part: fingerprint(getattr(pipe, part)) for part in ("vqvae", "transformer")}
 
@@ -75,7 +78,7 @@ def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference:
             pipe, asked, sampling.seed + start, sampling.steps, sampling.guidance, batch_size=max(1, stop - start)
         )
         if pixels.shape[1] == 1:
-            note_grey(f"what {name} draws", len(pixels), reading, images.notes)
+            note_grey(f"the output of {name}", len(pixels), reading, images.notes)
         return to_uint8(pixels.expand(-1, 3, -1, -1))
 
     identity = settings | {"labels_digest": None if labels is None else digest_of(labels.tolist())}
@@ -86,7 +89,7 @@ def drawn(pipe: Any, name: str, sampling: Sampling, reading: Reading, reference:
 def labels_of(
     names: list[str], sampling: Sampling, reference: Source | None
 ) -> tuple[str, Int64[np.ndarray, "n"] | None]:
-    """The protocol and the class of each image, None where they have none; the first of more are those of fewer."""
+    """The protocol, and the class of each image or None. A smaller count gives the first labels of a larger one."""
     protocol = sampling.classes or ("equal" if names else "none")
     if protocol not in CLASSES:
         raise ValueError(f"unknown protocol classes={protocol!r}; choose one of {', '.join(CLASSES)}")
@@ -102,7 +105,7 @@ def labels_of(
         if images is None or images.labels is None or list(images.class_names) != names:
             raise ValueError(
                 f"classes=reference needs a reference whose images are labelled with the pipeline's {len(names)} "
-                "classes (a data set of maskgen's); use classes=equal or classes=uniform"
+                "classes (a data set of maskgen); use classes=equal or classes=uniform"
             )
         shares = np.bincount(images.labels, minlength=len(names)) / len(images.labels)
     rng = np.random.default_rng(sampling.seed)

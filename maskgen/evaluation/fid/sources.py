@@ -1,4 +1,4 @@
-"""What is evaluated: images by index, ready-made features, or ready-made statistics; and how images are read."""
+"""Sources of an evaluation (images by index, ready-made features or statistics), and how images are read."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Batch = UInt8[np.ndarray, "n h w 3"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read, all of it told in the report.
+    """How images are read; reports include it.
 
     Args:
-        crop: resize the shorter side to this and crop the centre (PIL's bicubic, anti-aliased); None reads images as
-            they are, and they must be of one size. What a pipeline draws is never cropped.
-        grey: take grey images as RGB with three equal channels; without it they are an error.
-        limit: use at most so many images, evenly spread, so that every class folder has its share.
+        crop: resize the shorter side to this and crop the centre (PIL's anti-aliased bicubic). None keeps images as
+            they are, and then all must have one size. Samples of a pipeline are never cropped.
+        grey: read grey images as RGB with three equal channels; otherwise they are an error.
+        limit: use at most this many images, evenly spread, so that each class folder has its share.
     """
 
     crop: int | None = None
@@ -48,11 +48,11 @@ class Images:
     """Images by index.
 
     Args:
-        count: how many there are.
+        count: number of images.
         read: (start, stop) -> images start .. stop - 1, uint8 (n, h, w, 3), all of one size.
-        identity: what tells these images from others without reading them all.
-        labels, class_names: where the source has them.
-        notes: what was done to how many images; filled while reading.
+        identity: facts that distinguish these images from others without reading all of them.
+        labels, class_names: the classes, if the source has them.
+        notes: how many images were changed in which way; filled while reading.
     """
 
     count: int
@@ -69,11 +69,11 @@ class Source:
 
     Args:
         name, kind: for the report.
-        images: None where there are only features or statistics.
-        gaussian: ready-made mu and sigma; taken before the images, of which ADM's files hold only some.
-        features: ready-made features of the layer that FID takes.
-        resize: the `Extractor.resize_mode` that ready-made features or statistics were made with; None if unknown.
-        facts: more for the report.
+        images: None if there are only features or statistics.
+        gaussian: ready-made mu and sigma; they are preferred to the images, since ADM's files hold only some of these.
+        features: ready-made features of the layer for FID.
+        resize: the `Extractor.resize_mode` of ready-made features or statistics; None if unknown.
+        facts: further facts for the report.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Source:
 
 
 def of_array(images: Any, name: str, reading: Reading, identity: dict[str, Any] | None = None) -> Images:
-    """A uint8 tensor (n, c, h, w) or array (n, h, w, c) of 1 or 3 channels."""
+    """Images in a uint8 tensor (n, c, h, w) or array (n, h, w, c) with 1 or 3 channels."""
     channel = 1 if isinstance(images, Tensor) else -1
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[channel] not in (1, 3):
         raise ValueError(
             f"{name} must be a uint8 tensor (n, c, h, w) or array (n, h, w, c) with 1 or 3 channels, got a "
-            f"{type(images).__name__}, {images.dtype}, {tuple(images.shape)}; of [0, 1] images give round(x * 255)"
+            f"{type(images).__name__}, {images.dtype}, {tuple(images.shape)}; for images in [0, 1] give round(x * 255)"
         )
     if not len(array):
         raise ValueError(f"{name} holds no images: its shape is {tuple(array.shape)}")
@@ -115,10 +115,10 @@ def of_array(images: Any, name: str, reading: Reading, identity: dict[str, Any] 
 
 
 def note_grey(name: str, count: int, reading: Reading, notes: Counter[str]) -> None:
-    """Grey images are refused unless they are asked for: among coloured ones they are mostly a mistake."""
+    """Count grey images; without `reading.grey` they are an error, since they are often a mistake."""
     if not reading.grey:
         raise ValueError(
-            f"{name} is grey; Inception takes RGB. Give coloured images, or `grey=True` (--grey) to take grey ones "
+            f"{name} is grey; Inception takes RGB. Give coloured images, or `grey=True` (--grey) to read grey ones "
             "as RGB with three equal channels"
         )
     notes["grey images taken as RGB"] += count
@@ -131,5 +131,5 @@ def evenly(total: int, limit: int | None) -> list[int]:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a value's JSON: 64 hexadecimal digits."""
+    """The SHA-256 digest of a value's JSON, 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

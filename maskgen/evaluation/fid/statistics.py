@@ -11,16 +11,16 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Of the largest eigenvalue: what rounding (float32 statistics reach about 1e-6) may make of a zero one.
+# Relative to the largest eigenvalue: how negative rounding may make a zero one (about 1e-6 in float32 statistics).
 NEGATIVE_TOLERANCE = 1e-4
-BLOCK = 8192  # samples whose products are summed at once; fixed, so that a sum always rounds alike
+BLOCK = 8192  # samples per partial sum; fixed, so that sums always round in the same way
 
 
 @dataclass
 class Gaussian:
     """A normal distribution over `d` features: `mu` (d,), `sigma` (d, d), and its number of samples if known.
 
-    `factor` (d, r), where known, is some L with L Lᵀ = sigma; it spares the eigenvectors.
+    `factor` (d, r), if known, is a matrix L with L Lᵀ = sigma, with which no eigenvectors are needed.
     """
 
     mu: Float64[np.ndarray, "d"]
@@ -32,10 +32,10 @@ class Gaussian:
 def fit(features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> Gaussian:
     """The sample mean and the unbiased covariance of `features`, in float64.
 
-    Logs a warning where n <= d: the covariance is then rank-deficient, and distances from it are biased upwards.
+    If n <= d it logs a warning: the covariance is then rank-deficient, and distances from it are biased upwards.
 
     Raises:
-        ValueError: not (n, d), fewer than 2 samples, or features that are NaN or infinite.
+        ValueError: the shape is not (n, d), there are fewer than 2 samples, or features are NaN or infinite.
     """
     x = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
     if x.ndim != 2:
@@ -57,7 +57,7 @@ def fit(features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> Gaussian:
 
 
 def check_finite(features: Float[np.ndarray, "n d"]) -> None:
-    """ValueError where a feature is NaN or infinite."""
+    """Raise a ValueError if a feature is NaN or infinite."""
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -69,11 +69,11 @@ def check_finite(features: Float[np.ndarray, "n d"]) -> None:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared Fréchet (2-Wasserstein) distance |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^½), >= 0.
 
-    With S = L Lᵀ, tr (S_a S_b)^½ is the sum of the singular values of L_aᵀ L_b (the nuclear norm). So no root is taken
-    of a rounding error and no imaginary part arises, which matters where a covariance is rank-deficient.
+    With S = L Lᵀ, tr (S_a S_b)^½ is the sum of the singular values of L_aᵀ L_b (the nuclear norm). No root of a
+    rounding error is taken and no imaginary part arises, which matters if a covariance is rank-deficient.
 
     Raises:
-        ValueError: the dimensions differ, statistics are NaN, or a sigma is not symmetric positive semi-definite.
+        ValueError: the dimensions differ, statistics are NaN, or a sigma is not symmetric and positive semi-definite.
     """
     if a.mu.shape != b.mu.shape:
         raise ValueError(
@@ -87,10 +87,10 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def root(gaussian: Gaussian) -> Float64[np.ndarray, "d r"]:
-    """L with L Lᵀ = sigma: the factor where known, else r columns, the directions whose variance is above rounding.
+    """L with L Lᵀ = sigma: the factor if known, else r columns for the directions with variance above rounding.
 
     Raises:
-        ValueError: statistics that are NaN, or a sigma that is not symmetric positive semi-definite.
+        ValueError: statistics are NaN, or sigma is not symmetric and positive semi-definite.
     """
     if gaussian.factor is not None:
         return gaussian.factor
@@ -98,12 +98,12 @@ def root(gaussian: Gaussian) -> Float64[np.ndarray, "d r"]:
     if not (np.isfinite(gaussian.mu).all() and np.isfinite(sigma).all()):
         raise ValueError("mu or sigma holds NaN or infinite numbers; compute the statistics again")
     if not np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * np.abs(sigma).max(initial=0)):
-        raise ValueError("sigma is not symmetric, so it is no covariance; compute the statistics again")
+        raise ValueError("sigma is not symmetric, so it is not a covariance; compute the statistics again")
     values, vectors = np.linalg.eigh((sigma + sigma.T) / 2)
     largest = max(values[-1], 0.0)
     if values[0] < -NEGATIVE_TOLERANCE * largest:
         raise ValueError(
-            f"sigma has a negative eigenvalue ({values[0]:.3g}, largest {values[-1]:.3g}), so it is no covariance; "
+            f"sigma has a negative eigenvalue ({values[0]:.3g}, largest {values[-1]:.3g}), so it is not a covariance; "
             "compute the statistics again in float64"
         )
     kept = values > largest * len(values) * np.finfo(np.float64).eps  # the convention of numpy's matrix_rank

@@ -1,4 +1,4 @@
-"""Guidance and temperature against quality: an evaluation a point, and FID against the Inception score as an image."""
+"""Sweeps over guidance, temperatures and steps: one evaluation per point, and a plot of FID over the Inception score."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from maskgen.evaluation.fid.report import Report
 from maskgen.evaluation.fid.sampling import Sampling
 
-SWEPT = ("guidance", "temperature", "steps")
+SWEPT = ("guidance", "temperature", "choice_temperature", "steps")
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """``["guidance=1,2,3", "temperature=1,2"]`` -> the values of each setting.
+    """``["guidance=1,2,3", "choice_temperature=1,2"]`` -> the values of each setting.
 
     Raises:
-        ValueError: another setting, the same one twice, or values that are no numbers.
+        ValueError: a setting is unknown or occurs twice, or a value is not a number.
     """
     found: dict[str, list[Any]] = {}
     for text in texts:
@@ -41,11 +41,11 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Evaluate every combination of `values`.
 
-    Leaves ``out.json`` (a point an entry: its settings, its metrics), ``out/SETTINGS.json`` (the whole report of each)
-    and, where there are a distance and a score, ``out.png``; `out` is the path without its suffix.
+    It writes ``out.json`` (settings and metrics per point), ``out/SETTINGS.json`` (the full report of each point) and,
+    if there are a distance and a score, ``out.png``; `out` is the path without its suffix.
 
     Returns:
-        The points; none in other processes than the first of a launch.
+        The points; empty in all processes of a launch but the first.
     """
     points: list[dict[str, Any]] = []
     for combination in itertools.product(*values.values()):
@@ -63,9 +63,12 @@ def sweep(
 
 
 def plot(points: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
-    """The distance over the score, a line a value of the settings after the first; None where one of them is missing.
+    """Plot the distance over the score, with one line per value of the settings after the first.
 
-    Best is at the right and below.
+    The best points are at the lower right.
+
+    Returns:
+        The path, or None if the distance or the score is missing.
     """
     distance, score = (
         next((name for name in points[0]["metrics"] if any(part in name for part in parts)), None)
@@ -91,7 +94,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
         axes.errorbar(x, y, yerr=spread, marker="o", markersize=4, linewidth=1.2, capsize=2, label=label)
         for point, at in zip(line, zip(x, y)):
             axes.annotate(f"{point['settings'][first]:g}", at, textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axes.set(xlabel=score, ylabel=distance, title=f"{points[0]['count']:,} images a point; numbers are {first}")
+    axes.set(xlabel=score, ylabel=distance, title=f"{points[0]['count']:,} images per point; numbers are {first}")
     axes.grid(alpha=0.3)
     if others:
         axes.legend()

@@ -84,7 +84,7 @@ class AutoregressiveStage:
         check_cache(dataset, self.tokenizer)
         self.holdout, self.columns, self.rows = holdout, samples_per_class, sample_classes
         first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
-        inputs = conditioner_inputs(conditioning, dataset, first)
+        inputs = conditioner_inputs(conditioning, dataset, dataset[0])
         self.class_names = list(dataset.class_names) if "label" in inputs else None
         network = build(
             NETWORK,

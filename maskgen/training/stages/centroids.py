@@ -22,15 +22,18 @@ PATCHES = {"encoder": {"type": "patch"}, "quantizer": {"codebook_size": 1024, "d
 
 
 class CentroidStage(TokenizerStage):
-    """Codes are the nearest k-means centroids of patches (CCViT, arXiv:2303.04664): no gradient, no batches.
+    """Codes are the nearest k-means centroids of patches (CCViT, arXiv:2303.04664), found without gradients.
 
-    Of the run's training settings `steps` is the number of Lloyd's iterations and `seed` is the seed; the others have
-    no use here.
+    Of the training settings of the run, `steps` is the number of Lloyd's iterations and `seed` is the seed; the others
+    are not used.
 
     Args:
-        dataset, holdout: given by the run.
-        tokenizer: its parts; the encoder is not trained, the quantizer is ``vq``.
-        points: patches that k-means sees, drawn from images spread over the data.
+        dataset, holdout: the images (given by the run).
+        tokenizer: the options of the tokenizer. Its encoder is not trained, and its quantizer must be ``vq``.
+        points: the number of patches for k-means, sampled from images spread over the data.
+
+    Raises:
+        ValueError: the quantizer is not ``vq``, or there are fewer points than centroids.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class CentroidStage(TokenizerStage):
     ):
         self.model, _ = build_tokenizer(tokenizer, dataset)
         if not isinstance(self.model.quantizer, VectorQuantizer):
-            raise ValueError("stage.tokenizer.quantizer: k-means makes the codebook of type vq alone")
+            raise ValueError("stage.tokenizer.quantizer: k-means needs the quantizer of type vq; set type: vq")
         if points < self.model.codebook_size:
             raise ValueError(f"stage.points {points} must be at least the {self.model.codebook_size} centroids")
         self.dataset, self.holdout, self.points = dataset, holdout, points
@@ -61,11 +64,11 @@ class CentroidStage(TokenizerStage):
 
     @torch.no_grad()
     def _latents(self) -> Float[Tensor, "n d"]:
-        """At most `points` latents, the same share of each image's."""
+        """At most `points` latents, the same share from each image."""
         device, parts = next(self.model.parameters()).device, []
-        a_image = self.model._encoded(self.dataset[0]["pixels"][None].to(device)).flatten(2).shape[2]
-        images = min(len(self.dataset), 4 * -(-self.points // a_image))
-        share = min(1.0, self.points / (images * a_image))
+        per_image = self.model._encoded(self.dataset[0]["pixels"][None].to(device)).flatten(2).shape[2]
+        images = min(len(self.dataset), 4 * -(-self.points // per_image))
+        share = min(1.0, self.points / (images * per_image))
         for pixels in spread(self.dataset, images):
             z = self.model._encoded(pixels.to(device)).flatten(2).transpose(1, 2).flatten(0, 1)
             parts.append(z[torch.randperm(len(z))[: round(len(z) * share)].to(device)])

@@ -97,11 +97,10 @@ class GeneratorStage:
             labels = [split(spec)[1] for spec in conditioning if split(spec)[0] in ("class", "task")]
             others = [spec for spec in conditioning if split(spec)[0] not in ("class", "task")]
             conditioning = [*others, {"type": "task", **(labels[0] if labels else {})}]
-            first.setdefault("label", torch.zeros(1, dtype=torch.long))
             known = {"count": self.conditions.prompts.count}
         if "actions" in first:
             first["actions"] = self._actions(first["actions"])
-        inputs = conditioner_inputs(conditioning, dataset, first, **known)
+        inputs = conditioner_inputs(conditioning, dataset, {**dataset[0], **first}, **known)
         self.reads = tuple(inputs)
         if (self.conditions is None) == isinstance(core.corruption, Condition):
             raise ValueError("stage.tasks and masking.corruption condition go together; set both, or neither")

@@ -1,4 +1,4 @@
-"""Stage 1: train a tokenizer to reconstruct."""
+"""Stage 1: train a tokenizer to reconstruct its input."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ ADVERSARY = Part({"patch": Adversary}, given=("channels", "size"), default="patc
 
 
 class TokenizerStage:
-    """Reconstruction + quantizer + optional perceptual and adversarial terms (VQGAN, arXiv:2012.09841, section 3.1).
+    """The losses of VQGAN (arXiv:2012.09841, section 3.1): reconstruction, quantizer, perceptual and adversarial terms.
 
     Args:
-        tokenizer: its parts.
-        l1, l2: weights of the mean absolute and the mean squared error.
-        perceptual: weight of `perceptual_network`'s distance; at 0 no such network is made.
-        adversarial: the discriminator and its term; None trains none. Of a video it and the perceptual network see the
-            frames.
-        stills: share of the steps in which a video is shown as so many images, one a frame: joint training on both
-            (MAGVIT-v2, arXiv:2310.05737, section 3.2). Only a tokenizer of videos can tell them apart.
+        tokenizer: the options of the tokenizer.
+        l1, l2: weights of the mean absolute and of the mean squared error.
+        perceptual: weight of the distance of `perceptual_network`; with 0 no such network is loaded.
+        adversarial: the options of the discriminator and its term; None trains no discriminator. The discriminator and
+            the perceptual network see the frames of a video one by one.
+        stills: the share of the steps in which the frames of a video are independent images, for joint training on
+            images and videos (MAGVIT-v2, arXiv:2310.05737, section 3.2). It matters only to a tokenizer of videos.
         dataset: the training images (given by the run).
         holdout: images kept out of training, for the metrics (given by the run); None keeps none.
+
+    Raises:
+        ValueError: an option is out of range, the tokenizer cannot take the data, or it has nothing to train.
     """
 
     def __init__(
@@ -54,17 +57,17 @@ class TokenizerStage:
         stills: float = 0.0,
     ):
         if not 0 <= stills <= 1:
-            raise ValueError(f"stage.stills {stills} is a share of the steps, from 0 to 1")
+            raise ValueError(f"stage.stills {stills} must be a share of the steps, from 0 to 1")
         model, first = build_tokenizer(tokenizer, dataset)
         if model.config.target != "pixels":
             raise ValueError(
-                f"stage.tokenizer.target is {model.config.target!r}: its decoder makes no pixels; train it by stage "
-                "type vqkd with a teacher"
+                f"stage.tokenizer.target is {model.config.target!r}: its decoder makes no pixels; train it with "
+                "stage type vqkd and a teacher"
             )
         if not any(p.requires_grad for p in [*model.encoder.parameters(), *model.decoder.parameters()]):
             raise ValueError(
-                "nothing in this tokenizer's encoder and decoder is trained; for k-means centroids give stage type "
-                "centroids; patches as they are need no run: maskgen.tokenizer.model.Tokenizer makes them"
+                "this tokenizer's encoder and decoder have no weights to train; for k-means centroids use stage type "
+                "centroids; raw patches need no run: build them with maskgen.tokenizer.model.Tokenizer"
             )
         self.modules: dict[str, nn.Module] = {"model": model}
         self.adversary = build(ADVERSARY, adversarial, channels=model.channels, size=tuple(first.shape[-2:]))
@@ -75,7 +78,7 @@ class TokenizerStage:
         self.dataset, self.holdout, self.stills = dataset, holdout, stills
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """One pass of the autoencoder serves both its own step and the discriminator's."""
+        """The terms of the autoencoder, then those of the discriminator, from one pass of the autoencoder."""
         if self.stills and batch["pixels"].ndim == 5 and float(torch.rand(())) < self.stills:
             batch = {**batch, "pixels": frames_of(batch["pixels"])}
         output = forward(self.modules["model"], batch)
@@ -90,8 +93,9 @@ class TokenizerStage:
         yield "discriminator", self.adversary.terms(self.modules["discriminator"], pixels, made, step)
 
     def _fit(self, made: Tensor, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction and perceptual terms, weighted and summed; and each alone. In float32 whatever autocast says:
-        half-precision gradients of means over an image are 0.
+        """The weighted sum of the reconstruction and perceptual terms, and each term.
+
+        They are computed in float32 also under autocast: in half precision the gradient of a mean over an image is 0.
         """
         made = made.float()
         terms = {"l1": F.l1_loss(made, pixels), "l2": F.mse_loss(made, pixels)}
@@ -104,10 +108,10 @@ class TokenizerStage:
         return loss, terms
 
     def _adversarial(self, made: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """fit + weight * adversarial from their gradients at the reconstruction: the decoder is differentiated once.
+        """fit + weight * adversarial, from the gradients at the reconstruction, so the decoder is differentiated once.
 
-        What is handed to backward is ``<reconstruction, gradient>`` with the gradient of the sum held fixed: its
-        gradient by the parameters is the sum's, and its value is made the sum's too.
+        The loss returned is ``<reconstruction, gradient of the sum>`` with that gradient held fixed. Its gradient with
+        respect to the parameters equals that of the sum, and its value is set to the sum.
         """
         at = made.detach().float().requires_grad_()
         fit, terms = self._fit(at, pixels)
@@ -122,14 +126,14 @@ class TokenizerStage:
         return loss, {"adversarial": fooled, "adversarial_weight": weight, **terms}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """PSNR of the training and of the held-out images; codebook use on the former."""
+        """PSNR of the training and of the held-out images, and the use of the codebook on the training images."""
         found = measure(model, self.dataset)
         metrics = {"train/psnr": found.pop("psnr"), **{f"codebook/{name}": value for name, value in found.items()}}
         return metrics if self.holdout is None else {**metrics, "holdout/psnr": measure(model, self.holdout)["psnr"]}
 
     @torch.no_grad()
     def image(self, model: nn.Module) -> Image.Image:
-        """Images, or videos' frames, above their reconstructions."""
+        """Images, or the frames of videos, above their reconstructions."""
         count = 32 if self.dataset[0]["pixels"].ndim == 3 else 4
         batch = next(spread_items(self.holdout or self.dataset, count))
         there = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
@@ -141,10 +145,10 @@ class TokenizerStage:
 
 
 def build_tokenizer(spec: Any, dataset: MapDataset) -> tuple[Any, Tensor]:
-    """The tokenizer, and the data's first image, which it can take.
+    """Build the tokenizer; also return the first image or video of the data.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the tokenizer cannot take the data.
     """
     model = build(TOKENIZER, spec)
     first = dataset[0]["pixels"]
@@ -152,14 +156,14 @@ def build_tokenizer(spec: Any, dataset: MapDataset) -> tuple[Any, Tensor]:
         raise ValueError(
             f"the data has {first.shape[0]} channels and stage.tokenizer.encoder.channels is {model.channels}"
         )
-    model.grid(tuple(first.shape[1:]))  # complains of a size that does not fit
+    model.grid(tuple(first.shape[1:]))  # raises if the size does not fit
     return model, first
 
 
 def forward(model: nn.Module, batch: dict[str, Any]) -> Any:
-    """The tokenizer's output for a batch; text features go to decoders that read them.
+    """The output of the tokenizer for a batch; a decoder that reads text gets the text features of the batch.
 
     Raises:
-        ValueError: such a decoder, and data without text.
+        ValueError: the decoder reads text and the data has none.
     """
     return model(batch["pixels"], text_of(extract_model_from_parallel(model), batch))

@@ -26,10 +26,14 @@ class VqkdStage:
     """Vector-quantized knowledge distillation (BEiT v2, arXiv:2208.06366, section 2.2).
 
     Args:
-        teacher: whose features the decoder shall make.
-        tokenizer: its parts, with ``target: features`` and as many channels of the decoder as the teacher's features.
+        teacher: the network whose features the decoder reconstructs.
+        tokenizer: the options of the tokenizer, with ``target: features``; the decoder has as many channels as the
+            teacher has features.
         dataset: the training images (given by the run).
         holdout: images kept out of training, for the metrics (given by the run); None keeps none.
+
+    Raises:
+        ValueError: the tokenizer, the teacher and the data do not fit together.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class VqkdStage:
         model, first = build_tokenizer(tokenizer, dataset)
         if model.config.target != "features":
             raise ValueError(
-                "stage vqkd trains a decoder of features; set stage.tokenizer.target=features, or train pixels by "
+                "stage vqkd trains a decoder of features; set stage.tokenizer.target=features, or train pixels with "
                 "stage type tokenizer"
             )
         self.grid = tuple(model.grid(tuple(first.shape[1:])))
@@ -55,18 +59,18 @@ class VqkdStage:
         if made.shape[2:] != wanted.shape[2:]:
             raise ValueError(
                 f"the decoder makes a map of {tuple(made.shape[2:])} for tokens on a grid {self.grid}; it needs one "
-                "place a token: no upsampling in stage.tokenizer.decoder, patch=1"
+                "position per token: use patch=1 and no upsampling in stage.tokenizer.decoder"
             )
         if made.shape[1] != wanted.shape[1]:
             raise ValueError(
-                f"the teacher has {wanted.shape[1]} features a token, the decoder makes {made.shape[1]}; set "
+                f"the teacher has {wanted.shape[1]} features per token, the decoder makes {made.shape[1]}; set "
                 f"stage.tokenizer.decoder.channels={wanted.shape[1]}"
             )
         self.modules: dict[str, nn.Module] = {"model": model}
         self.dataset, self.holdout = dataset, holdout
 
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """1 - cos to the teacher's features, and the quantizer's own terms."""
+        """1 - cosine similarity to the teacher's features, and the terms of the quantizer."""
         output = forward(self.modules["model"], batch)
         loss = feature_loss(output.pixels, self._wanted(batch["pixels"]))
         terms = {"quantizer": output.loss, **output.terms}
@@ -76,7 +80,7 @@ class VqkdStage:
         return self.teacher.to(pixels.device)(pixels, self.grid)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Mean cosine similarity on the training and on the held-out images; codebook use on the former."""
+        """Mean cosine similarity on training and held-out images, and the use of the codebook on the former."""
         cosine, codes = self._measure(model, self.dataset)
         metrics = {"train/cosine": cosine}
         if size := int(model.codebook_size):  # type: ignore[arg-type]
@@ -85,7 +89,7 @@ class VqkdStage:
 
     @torch.no_grad()
     def _measure(self, model: nn.Module, dataset: MapDataset) -> tuple[float, Shaped[Tensor, "n"]]:
-        """Mean cosine similarity and all codes."""
+        """The mean cosine similarity, and all codes."""
         device = next(model.parameters()).device
         cosines, codes = [], []
         for pixels in spread(dataset, 2048):
@@ -96,7 +100,7 @@ class VqkdStage:
 
     @torch.no_grad()
     def image(self, model: nn.Module) -> Image.Image:
-        """Images above their codes as colours: like code vectors have like colours."""
+        """Images above their codes as colours; similar code vectors have similar colours."""
         pixels = next(spread(self.holdout or self.dataset, 32)).cpu()
         codes = model(pixels.to(next(model.parameters()).device)).codes
         maps = colours(model.embed(codes).float().cpu())  # type: ignore[operator]
@@ -109,7 +113,7 @@ class VqkdStage:
 
 
 def colours(vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 h w"]:
-    """The three principal components of vectors, each stretched to [-1, 1], as red, green and blue."""
+    """The three principal components of the vectors, each scaled to [-1, 1], as red, green and blue."""
     b, d, h, w = vectors.shape
     flat = vectors.permute(0, 2, 3, 1).reshape(-1, d)
     flat = flat - flat.mean(0)
