@@ -14,6 +14,7 @@ from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 from maskgen.training.saved import load_learner
+from flat import merged
 
 NAMES = sorted(path.stem for path in (configs_folder() / "representation").glob("*.yaml"))
 CODES, FEATURES = ["target", "predicted", "pasted"], ["agreement"]
@@ -22,8 +23,14 @@ ROWS = {
     **dict.fromkeys(("beit", "beit2", "ccvit", "maskfeat"), CODES),
     **dict.fromkeys(("attmask", "ibot", "maskalign", "maskdistill"), FEATURES),
 }
-TINY = {"width": 16, "depth": 2, "heads": 2}
-HIERA = {"width": 16, "stages": [1, 1], "pools": 1, "heads": 2}  # 8 wide in its first block
+TINY = {"width": 16, "depth": 2, "block": {"heads": 2}}
+HIERA = {"width": 16, "stages": [1, 1], "pooling": {"pools": 1}, "heads": 2}  # 8 wide in its first block
+
+SMALL = {
+    "decoder": {"depth": 1, "width": 8, "heads": 2},
+    "branch": {"depth": 1, "layer": 1, "out_dim": 192},
+    "head": {"hidden": 12, "bottleneck": 8, "mixtures": 2},
+}
 
 
 @pytest.fixture
@@ -34,10 +41,10 @@ def data(colours):
 def tiny(name, data):
     """A configuration in everything but its size: 8-pixel patches of 32-pixel images, a 4x4 grid."""
     stage = load(f"representation/{name}", [])["stage"]
-    model = {**stage["model"], **(HIERA if stage["model"].get("type") == "hiera" else TINY)}
-    small = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2, "branch_depth": 1, "branch_layer": 1}
-    small |= {"branch_predictions": 192, "head_hidden": 12, "head_bottleneck": 8, "head_mixtures": 2}
-    model |= {key: value for key, value in small.items() if key in model}
+    model = merged(stage["model"], HIERA if stage["model"].get("type") == "hiera" else TINY)
+    for part, small in SMALL.items():
+        if part in model:
+            model[part] = {key: small.get(key, value) for key, value in model[part].items()}
     masking = dict(stage["masking"])
     masking["target"] = shrunk(masking["target"])
     masking["auxiliary"] = [shrunk(term) for term in masking.get("auxiliary", [])]

@@ -4,23 +4,26 @@ import pytest
 import torch
 
 from maskgen.transformer.attention import Ragged, attend, attention_probabilities
-from maskgen.transformer.layers import class_vectors
 from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.positions import coordinates, rotary, rotate, sine_cosine
 from maskgen.transformer.relative import RelativeBias, of_queries, offsets
+from flat import labelled, transformer
 
 
 def randomised(**options):
     """A small model with no weight left at zero, so that every path counts."""
     settings = {"codebook_size": 32, "grid": (4, 6), "num_classes": 5, "width": 48, "depth": 3, "heads": 4}
-    model = MaskTransformer(**{**settings, **options}).eval()
+    model = transformer(**{**settings, **options}).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
-def inputs(batch=3, grid=(4, 6)):
-    return torch.randint(32, (batch, *grid)), torch.rand(batch, *grid) < 0.5, torch.randint(5, (batch,))
+def inputs(model, batch=3, grid=None):
+    """Codes, a mask and the conditioning by random classes, if `model` takes any."""
+    grid = grid or (4, 6)
+    codes, masked, labels = torch.randint(32, (batch, *grid)), torch.rand(batch, *grid) < 0.5, torch.randint(5, (batch,))
+    return codes, masked, labelled(model, labels, grid) if len(model.conditioner) else None
 
 
 OPTIONS = [
@@ -37,7 +40,8 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_pruned_last_layer_is_the_whole_one_at_the_places_asked(options):
-    model, (codes, masked, labels) = randomised(**options), inputs()
+    model = randomised(**options)
+    codes, masked, given = inputs(model)
     at = torch.stack([torch.randperm(24)[:7] for _ in range(3)])
     whole = model(codes, masked, labels)
     asked = model(codes, masked, labels, predict_at=at)
@@ -48,7 +52,8 @@ def test_pruned_last_layer_is_the_whole_one_at_the_places_asked(options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_keeping_all_tokens_in_another_order_changes_nothing(options):
-    model, (codes, masked, labels) = randomised(**options), inputs()
+    model = randomised(**options)
+    codes, masked, given = inputs(model)
     keep = torch.stack([torch.randperm(24) for _ in range(3)])
     at = keep[:, :5]
     whole = model(codes, masked, labels).predictions[torch.arange(3)[:, None], at]
@@ -56,7 +61,8 @@ def test_keeping_all_tokens_in_another_order_changes_nothing(options):
 
 
 def test_dropped_tokens_are_not_seen():
-    model, (codes, masked, labels) = randomised(), inputs()
+    model = randomised()
+    codes, masked, given = inputs(model)
     keep = torch.stack([torch.randperm(24)[:10] for _ in range(3)])
     gone = torch.ones(3, 24, dtype=torch.bool).scatter(1, keep, False).view(3, 4, 6)
     other = torch.where(gone, (codes + 1) % 32, codes)
@@ -67,7 +73,8 @@ def test_dropped_tokens_are_not_seen():
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_class_and_position_matter(options):
-    model, (codes, masked, labels) = randomised(**options), inputs()
+    model = randomised(**options)
+    codes, masked, given = inputs(model)
     base = model(codes, masked, labels).predictions
     assert not torch.allclose(base, model(codes, masked, (labels + 1) % 5).predictions, atol=1e-3)
     moved = model(codes.flip(2), masked.flip(2), labels).predictions.view(3, 4, 6, -1).flip(2).flatten(1, 2)
@@ -75,7 +82,8 @@ def test_class_and_position_matter(options):
 
 
 def test_no_label_is_the_null_class():
-    model, (codes, masked, _) = randomised(), inputs()
+    model = randomised()
+    codes, masked, _ = inputs(model)
     null = torch.full((3,), model.null_class)
     assert model(codes, masked).predictions.equal(model(codes, masked, null).predictions)
 
@@ -105,7 +113,7 @@ def test_rotary_attention_depends_on_distance_only():
 @pytest.mark.parametrize("positions", ["learned", "sincos", "none"])
 def test_models_take_other_grids(positions):
     model = randomised(positions=positions)
-    codes, masked, labels = inputs(grid=(6, 3))
+    codes, masked, given = inputs(model, grid=(6, 3))
     assert model(codes, masked, labels).predictions.shape == (3, 18, 32)
 
 
@@ -136,7 +144,8 @@ def test_bad_sizes_and_labels_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_and_load_give_the_same_model(tmp_path, dtype):
-    model, (codes, masked, labels) = randomised(registers=2), inputs()
+    model = randomised(registers=2)
+    codes, masked, given = inputs(model)
     model.save_pretrained(tmp_path)
     loaded = MaskTransformer.from_pretrained(tmp_path, torch_dtype=dtype)
     assert loaded.grid == (4, 6)
@@ -271,7 +280,8 @@ def test_attention_adds_a_bias_to_its_scores(backend, rows):
 
 @pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
 def test_a_bias_learns(backend):
-    model, (codes, masked, labels) = randomised(relative_bias="block", registers=1, backend=backend), inputs()
+    model = randomised(relative_bias="block", registers=1, backend=backend)
+    codes, masked, given = inputs(model)
     model(codes, masked, labels, torch.arange(5).expand(3, -1)).predictions.square().sum().backward()
     *whole, last = (bias.table.grad.count_nonzero().item() for bias in model.relative)
     assert whole == [(7 * 11 + 3) * 4] * 2
@@ -291,14 +301,14 @@ def test_a_shared_bias_is_one_table_and_equals_a_block_bias_of_equal_tables():
 @pytest.mark.parametrize("grid", [(6, 3), (4, 6)])
 def test_a_model_with_a_relative_bias_takes_other_grids(grid):
     model = randomised(relative_bias="shared", registers=1)
-    codes, masked, labels = inputs(grid=grid)
+    codes, masked, given = inputs(model, grid=grid)
     assert model(codes, masked, labels).predictions.shape == (3, 18 if grid == (6, 3) else 24, 32)
 
 
 def test_an_embedding_norm_stands_after_the_positions():
     """Whatever tokens and positions are multiplied with, the blocks see the same."""
     model = randomised(num_classes=None, embedding_norm=True)
-    codes, masked, _ = inputs()
+    codes, masked, _ = inputs(model)
     before = model(codes, masked).predictions
     for parameter in (model.code_embedding.weight, model.mask_token, model.position_embedding):
         parameter.data.mul_(7)
@@ -320,14 +330,10 @@ ASYMMETRIC = [
 ]
 
 
-def labels_for(model, labels):
-    return None if model.num_classes is None else labels
-
-
 @pytest.mark.parametrize("options", ASYMMETRIC, ids=str)
 def test_a_decoder_predicts_everywhere_from_the_tokens_kept(options):
-    model, (codes, _, labels) = randomised(**options), inputs()
-    labels = labels_for(model, labels)
+    model = randomised(**options)
+    codes, _, given = inputs(model)
     keep = torch.stack([torch.randperm(24)[:10] for _ in range(3)])
     gone = torch.ones(3, 24, dtype=torch.bool).scatter(1, keep, False).view(3, 4, 6)
     output = model(codes, gone, labels, keep=keep)
@@ -347,8 +353,8 @@ def test_a_decoder_predicts_everywhere_from_the_tokens_kept(options):
 @pytest.mark.parametrize("options", ASYMMETRIC, ids=str)
 def test_a_masked_token_that_is_kept_is_padded_in_the_decoder(options):
     """MAGE: the encoder sees its mask token, the decoder sees `pad`, so only the encoder's other outputs know of it."""
-    model, (codes, masked, labels) = randomised(**options), inputs()
-    labels = labels_for(model, labels)
+    model = randomised(**options)
+    codes, masked, given = inputs(model)
     everything = torch.arange(24).expand(3, -1)
     whole = model(codes, masked, labels).predictions
     torch.testing.assert_close(model(codes, masked, labels, keep=everything).predictions, whole, rtol=1e-4, atol=1e-4)
@@ -359,7 +365,8 @@ def test_a_masked_token_that_is_kept_is_padded_in_the_decoder(options):
 @pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
 @pytest.mark.parametrize("options", [{}, {"relative_bias": "shared", "registers": 2}, *ASYMMETRIC], ids=str)
 def test_rows_that_keep_different_numbers_are_each_row_alone(options, backend):
-    model, (codes, _, labels) = randomised(**options, backend=backend), inputs()
+    model = randomised(**options, backend=backend)
+    codes, _, given = inputs(model)
     labels, counts = labels_for(model, labels), [6, 11, 9]
     keep = torch.stack([torch.randperm(24)[:11] for _ in range(3)])
     kept = Ragged.of(counts)
@@ -375,7 +382,8 @@ def test_rows_that_keep_different_numbers_are_each_row_alone(options, backend):
 
 
 def test_predictions_may_be_asked_of_rows_that_keep_different_numbers():
-    model, (codes, masked, labels) = randomised(), inputs()
+    model = randomised()
+    codes, masked, given = inputs(model)
     counts, keep = [6, 11, 9], torch.stack([torch.randperm(23)[:11] + 1 for _ in range(3)])
     kept = Ragged.of(counts)
     padded = keep.masked_fill(~kept.valid, 0)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from maskgen.transformer.attention import attend
-from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.windows import Windows
+from flat import transformer
 
 GRID = (3, 4, 6)
 WINDOWS = {"spatial": (1, 4, 6), "columns": (3, 2, 3), "time": (3, 1, 1), "cubes": (1, 2, 2)}
@@ -18,7 +18,7 @@ def heads(n, batch=2):
 
 def model(**options):
     settings = {"codebook_size": 32, "grid": GRID, "width": 32, "depth": 3, "heads": 2, "windows": ALTERNATING}
-    made = MaskTransformer(**{**settings, **options}).eval()
+    made = transformer(**{**settings, **options}).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return made

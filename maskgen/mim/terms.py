@@ -113,9 +113,9 @@ class ClassTokens(Term):
         self.distillation = ClassDistillation(temperature)
 
     def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
-        how = "set model.class_predictions: true"
+        how = "set model.cls_token_head: true"
         student = outcome.made("class_predictions", how).unflatten(0, (outcome.views, -1))
-        teacher = outcome.given("class_features", "set teacher: ema, and model.class_predictions: true")
+        teacher = outcome.given("class_features", "set teacher: ema, and model.cls_token_head: true")
         if outcome.small is not None:
             small = outcome.small.class_predictions.unflatten(0, (-1, student.shape[1]))
             student = torch.cat([student, small])
@@ -140,7 +140,7 @@ class PredictedLoss(Term):
         self.prediction = LossPrediction(kind, reduction)
 
     def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
-        how = "set model.branch_type: decoder and branch_predictions: 1"
+        how = "set model.branch: {kind: decoder, out_dim: 1}"
         predicted = outcome.made("branch", how).mean(-1)
         each = outcome.objective.per_token(outcome.output.predictions, outcome.target)
         return self.prediction(predicted, each, outcome.predict)
@@ -166,7 +166,7 @@ class Branch(Term):
         self.objective = None if objective is None else build(Part(OBJECTIVES), objective)
 
     def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
-        predictions = outcome.made("branch", "set model.branch_type: class_bottleneck")
+        predictions = outcome.made("branch", "set model.branch: {kind: class_bottleneck}")
         target = outcome.target
         if self.target is not None:
             with torch.no_grad():
@@ -208,7 +208,7 @@ class ClassFeature(Term):
         super().__init__(weight)
 
     def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
-        made = outcome.made("class_predictions", "set model.class_predictions: true")
+        made = outcome.made("class_predictions", "set model.cls_token_head: true")
         wanted = outcome.given("class_features", "take a teacher with a class token: torchvision's ViT, or run")
         return {"loss": outcome.objective.per_token(made[:, None], outcome.part(wanted)).mean()}
 
