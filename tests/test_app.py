@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+import flat
 from given import an_image, array, mask
-from maskgen import MaskedImagePipeline, MaskTransformer
+from maskgen import MaskedImagePipeline
 from maskgen.app import serve
 from maskgen.app.generation import (
     TASKS,
@@ -200,15 +201,7 @@ def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
     with pytest.raises(ValueError, match=r"run has no critic: choose another order, or train"):
         drawn(models, job_from_form("sample", form(run, order="critic")), tmp_path)
     torch.manual_seed(1)
-    critic = MaskTransformer(
-        (4, 4),
-        16,
-        1,
-        out_dim=1,
-        tokens={"codebook_size": 32},
-        block={"heads": 2},
-        conditioning={"inputs": {"label": {"type": "class", "count": 3}}},
-    )
+    critic = flat.transformer(32, (4, 4), num_classes=3, width=16, depth=1, heads=2, predictions=1)
     torch.nn.init.normal_(critic.head.weight)
     parts = {**pipeline.components, "critic": critic}
     MaskedImagePipeline(**parts, class_names=pipeline.class_names).save_pretrained(tmp_path / "judged")

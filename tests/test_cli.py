@@ -35,7 +35,7 @@ GENERATOR = {
     "stage": {
         "type": "generator",
         "tokenizer": "runs/tokenizer",
-        "model": {"width": 16, "depth": 1, "heads": 2},
+        "model": {"width": 16, "depth": 1, "block": {"heads": 2}},
         "scheduler": {"num_inference_steps": 3, "guidance_scale": 2.0},
     },
     "data": {"type": "tokens", "path": "tokens"},

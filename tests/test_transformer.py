@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from flat import labelled, transformer
 from maskgen.transformer.attention import Ragged, attend, attention_probabilities
 from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.positions import coordinates, rotary, rotate, sine_cosine
 from maskgen.transformer.relative import RelativeBias, of_queries, offsets
-from flat import labelled, transformer
 
 
 def randomised(**options):
@@ -22,7 +22,11 @@ def randomised(**options):
 def inputs(model, batch=3, grid=None):
     """Codes, a mask and the conditioning by random classes, if `model` takes any."""
     grid = grid or (4, 6)
-    codes, masked, labels = torch.randint(32, (batch, *grid)), torch.rand(batch, *grid) < 0.5, torch.randint(5, (batch,))
+    codes, masked, labels = (
+        torch.randint(32, (batch, *grid)),
+        torch.rand(batch, *grid) < 0.5,
+        torch.randint(5, (batch,)),
+    )
     return codes, masked, labelled(model, labels, grid) if len(model.conditioner) else None
 
 

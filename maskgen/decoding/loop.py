@@ -15,6 +15,7 @@ from maskgen.decoding.noise import Generators, Noise
 from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.remasking import REMASKS, remasked
 from maskgen.decoding.schedules import Temperature, annealed, hidden_after
+from maskgen.decoding.slices import SlicedPredictions
 from maskgen.decoding.token_samplers import TokenSampler, categorical
 from maskgen.registry import choose
 
@@ -59,7 +60,7 @@ class Trace:
     confidence: Tensor
 
 
-Predict = Callable[[Step], Tensor]
+Predict = Callable[[Step], Tensor | SlicedPredictions]
 Callback = Callable[[int, Tensor, Tensor], None]
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -105,7 +106,8 @@ def decode(
     arXiv:2209.04439). ``random`` keeps random tokens; ``halton`` and ``raster`` go by position.
 
     Args:
-        predict: any callable that gives predictions (b, k, e) at ``Step.positions``; logits of codes by default.
+        predict: any callable that gives predictions (b, k, e) at ``Step.positions``, logits of codes by default, as one
+            tensor or in slices of positions (:class:`maskgen.decoding.slices.SlicedPredictions`).
         canvas: int64 codes (b, n), or float vectors (b, n, d). With several codes per position, n is the number of
             positions times the codes per position, and the codes of a position are adjacent.
         mask: True = hidden, to be decided.
@@ -171,7 +173,10 @@ def decode(
             valid = decide.first(i, positions)
         before, blank = hidden, i == 0 and left.least(0) == n
         predictions = predict(Step(tokens, hidden, positions, i, steps, scales[i], blank))
-        sampled, confidence = sample_tokens(predictions, temperatures[i], noise, positions)
+        if isinstance(predictions, SlicedPredictions):
+            sampled, confidence = predictions.sample(sample_tokens, temperatures[i], noise, positions)
+        else:
+            sampled, confidence = sample_tokens(predictions, temperatures[i], noise, positions)
         if sampled.shape[2:] != canvas.shape[2:]:
             raise ValueError(
                 f"sample_tokens gives tokens {tuple(sampled.shape)}, which do not fit the canvas {tuple(canvas.shape)}"
