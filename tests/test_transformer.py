@@ -45,7 +45,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_pruned_last_layer_is_the_whole_one_at_the_places_asked(options):
     model = randomised(**options)
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     at = torch.stack([torch.randperm(24)[:7] for _ in range(3)])
     whole = model(codes, masked, labels)
     asked = model(codes, masked, labels, predict_at=at)
@@ -57,7 +57,7 @@ def test_pruned_last_layer_is_the_whole_one_at_the_places_asked(options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_keeping_all_tokens_in_another_order_changes_nothing(options):
     model = randomised(**options)
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     keep = torch.stack([torch.randperm(24) for _ in range(3)])
     at = keep[:, :5]
     whole = model(codes, masked, labels).predictions[torch.arange(3)[:, None], at]
@@ -66,7 +66,7 @@ def test_keeping_all_tokens_in_another_order_changes_nothing(options):
 
 def test_dropped_tokens_are_not_seen():
     model = randomised()
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     keep = torch.stack([torch.randperm(24)[:10] for _ in range(3)])
     gone = torch.ones(3, 24, dtype=torch.bool).scatter(1, keep, False).view(3, 4, 6)
     other = torch.where(gone, (codes + 1) % 32, codes)
@@ -78,7 +78,7 @@ def test_dropped_tokens_are_not_seen():
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_class_and_position_matter(options):
     model = randomised(**options)
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     base = model(codes, masked, labels).predictions
     assert not torch.allclose(base, model(codes, masked, (labels + 1) % 5).predictions, atol=1e-3)
     moved = model(codes.flip(2), masked.flip(2), labels).predictions.view(3, 4, 6, -1).flip(2).flatten(1, 2)
@@ -117,7 +117,7 @@ def test_rotary_attention_depends_on_distance_only():
 @pytest.mark.parametrize("positions", ["learned", "sincos", "none"])
 def test_models_take_other_grids(positions):
     model = randomised(positions=positions)
-    codes, masked, given = inputs(model, grid=(6, 3))
+    codes, masked, _given = inputs(model, grid=(6, 3))
     assert model(codes, masked, labels).predictions.shape == (3, 18, 32)
 
 
@@ -149,7 +149,7 @@ def test_bad_sizes_and_labels_are_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_and_load_give_the_same_model(tmp_path, dtype):
     model = randomised(registers=2)
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     model.save_pretrained(tmp_path)
     loaded = MaskTransformer.from_pretrained(tmp_path, torch_dtype=dtype)
     assert loaded.grid == (4, 6)
@@ -285,7 +285,7 @@ def test_attention_adds_a_bias_to_its_scores(backend, rows):
 @pytest.mark.parametrize("backend", ["sdpa", "explicit", "packed"])
 def test_a_bias_learns(backend):
     model = randomised(relative_bias="block", registers=1, backend=backend)
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     model(codes, masked, labels, torch.arange(5).expand(3, -1)).predictions.square().sum().backward()
     *whole, last = (bias.table.grad.count_nonzero().item() for bias in model.relative)
     assert whole == [(7 * 11 + 3) * 4] * 2
@@ -305,7 +305,7 @@ def test_a_shared_bias_is_one_table_and_equals_a_block_bias_of_equal_tables():
 @pytest.mark.parametrize("grid", [(6, 3), (4, 6)])
 def test_a_model_with_a_relative_bias_takes_other_grids(grid):
     model = randomised(relative_bias="shared", registers=1)
-    codes, masked, given = inputs(model, grid=grid)
+    codes, masked, _given = inputs(model, grid=grid)
     assert model(codes, masked, labels).predictions.shape == (3, 18 if grid == (6, 3) else 24, 32)
 
 
@@ -337,7 +337,7 @@ ASYMMETRIC = [
 @pytest.mark.parametrize("options", ASYMMETRIC, ids=str)
 def test_a_decoder_predicts_everywhere_from_the_tokens_kept(options):
     model = randomised(**options)
-    codes, _, given = inputs(model)
+    codes, _, _given = inputs(model)
     keep = torch.stack([torch.randperm(24)[:10] for _ in range(3)])
     gone = torch.ones(3, 24, dtype=torch.bool).scatter(1, keep, False).view(3, 4, 6)
     output = model(codes, gone, labels, keep=keep)
@@ -358,7 +358,7 @@ def test_a_decoder_predicts_everywhere_from_the_tokens_kept(options):
 def test_a_masked_token_that_is_kept_is_padded_in_the_decoder(options):
     """MAGE: the encoder sees its mask token, the decoder sees `pad`, so only the encoder's other outputs know of it."""
     model = randomised(**options)
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     everything = torch.arange(24).expand(3, -1)
     whole = model(codes, masked, labels).predictions
     torch.testing.assert_close(model(codes, masked, labels, keep=everything).predictions, whole, rtol=1e-4, atol=1e-4)
@@ -370,7 +370,7 @@ def test_a_masked_token_that_is_kept_is_padded_in_the_decoder(options):
 @pytest.mark.parametrize("options", [{}, {"relative_bias": "shared", "registers": 2}, *ASYMMETRIC], ids=str)
 def test_rows_that_keep_different_numbers_are_each_row_alone(options, backend):
     model = randomised(**options, backend=backend)
-    codes, _, given = inputs(model)
+    codes, _, _given = inputs(model)
     labels, counts = labels_for(model, labels), [6, 11, 9]
     keep = torch.stack([torch.randperm(24)[:11] for _ in range(3)])
     kept = Ragged.of(counts)
@@ -387,7 +387,7 @@ def test_rows_that_keep_different_numbers_are_each_row_alone(options, backend):
 
 def test_predictions_may_be_asked_of_rows_that_keep_different_numbers():
     model = randomised()
-    codes, masked, given = inputs(model)
+    codes, masked, _given = inputs(model)
     counts, keep = [6, 11, 9], torch.stack([torch.randperm(23)[:11] + 1 for _ in range(3)])
     kept = Ragged.of(counts)
     padded = keep.masked_fill(~kept.valid, 0)
