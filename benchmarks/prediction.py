@@ -98,7 +98,11 @@ def write(clips: Tensor, path: Path) -> str:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     clips, context = clips_of(options.data, options.clips), options.context
     pipeline = opened(options.run)
-    base = {**pipeline.scheduler.config, "num_inference_steps": options.steps, "choice_temperature": options.choice_temperature}
+    base = {
+        **pipeline.scheduler.config,
+        "num_inference_steps": options.steps,
+        "choice_temperature": options.choice_temperature,
+    }
     pipeline.scheduler = MaskScheduler.from_config(base | GREEDY)
     begun = time.process_time()
     greedy = predicted(pipeline, clips, context, 0, options.overlap)
@@ -168,7 +172,8 @@ def table(results: dict[str, Any]) -> str:
     given, made = results["frames"]
     facts = (
         f"{results['clips']} clips, {given} frames in and {made} out, N = {results['samples']}, {results['steps']} "
-        f"steps at choice temperature {results['choice_temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core a "
+        f"steps at choice temperature {results['choice_temperature']:g}; "
+        f"{results['cpu_seconds_a_prediction']:.1f} s of one core a "
         f"prediction; {trained(results['training'])}. "
         f"{results['machine']['cpu']}; `{results['command']}`."
     )

@@ -450,7 +450,9 @@ def evaluate(
         float | None, typer.Option(help="noise on the confidence, by which tokens are kept")
     ] = None,
     classes: Annotated[str | None, typer.Option(help="equal, uniform, reference (its labels' shares) or none")] = None,
-    sweep: Annotated[list[str] | None, typer.Option(metavar="guidance=1,2,3", help="also temperature, choice_temperature, steps")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(metavar="guidance=1,2,3", help="also temperature, choice_temperature, steps")
+    ] = None,
     crop: Annotated[int | None, typer.Option(help="resize files to this side and crop the centre")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="take grey images as RGB")] = False,
     limit: Annotated[int | None, typer.Option(help="use so many of given images, evenly spread")] = None,

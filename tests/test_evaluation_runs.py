@@ -85,7 +85,12 @@ def test_samples_are_the_pipelines_own_with_a_seed_a_image(here):
     for name, result in given.metrics.items():
         assert [r.metrics[name]["value"] for r in reports] == pytest.approx([result["value"]] * 2, rel=1e-4)
     sampling = reports[0].samples["sampling"]
-    assert (sampling["steps"], sampling["guidance"], sampling["choice_temperature"], sampling["classes"]) == (2, 2, 3, "equal")
+    assert (sampling["steps"], sampling["guidance"], sampling["choice_temperature"], sampling["classes"]) == (
+        2,
+        2,
+        3,
+        "equal",
+    )
     assert sampling["scheduler"]["mask_schedule"] == "cosine"
 
 
@@ -157,7 +162,14 @@ def test_an_evaluation_killed_twice_goes_on_and_ends_with_the_same_report(here):
 
 def test_other_settings_share_no_features(here):
     folders = []
-    for options in ({}, {"seed": 1}, {"guidance": 2.0}, {"choice_temperature": 1.0}, {"classes": "uniform"}, {"count": 12}):
+    for options in (
+        {},
+        {"seed": 1},
+        {"guidance": 2.0},
+        {"choice_temperature": 1.0},
+        {"classes": "uniform"},
+        {"count": 12},
+    ):
         quiet("pipeline", "real.npz", ("is",), sampling=Sampling(**{"count": 10, **options}), work="work")
         folders.append(len(list((here / "work").iterdir())))
     quiet("pipeline", "real.npz", ("is",), sampling=Sampling(10), batch_size=5, work="work")

@@ -85,7 +85,16 @@ def test_the_critic_keeps_what_it_likes_and_may_hide_it_again():
     """The score is the code: with temperature 0 the highest codes stay, whenever they were drawn."""
     canvas, mask = torch.zeros(1, 24, dtype=torch.long), torch.ones(1, 24, dtype=torch.bool)
     traces = []
-    decode(noise(), canvas, mask, steps=4, choice_temperature=0.0, trace=traces.append, order="critic", critic=score_by_code)
+    decode(
+        noise(),
+        canvas,
+        mask,
+        steps=4,
+        choice_temperature=0.0,
+        trace=traces.append,
+        order="critic",
+        critic=score_by_code,
+    )
     for trace in traces[:-1]:
         assert trace.tokens[trace.hidden].max() <= trace.tokens[~trace.hidden].min()
         assert trace.confidence.equal(trace.tokens.float())

@@ -149,9 +149,10 @@ def test_a_folder_with_the_old_names_loads(pipeline, tmp_path, dtype):
 
 
 def test_the_bundled_folder_loads():
-    assert MaskedImagePipeline.from_pretrained().vqvae.codebook_size == MaskedImagePipeline.from_pretrained(
-        bundled_pipeline()
-    ).layout.codebook_size
+    assert (
+        MaskedImagePipeline.from_pretrained().vqvae.codebook_size
+        == MaskedImagePipeline.from_pretrained(bundled_pipeline()).layout.codebook_size
+    )
 
 
 def test_a_run_loads_by_its_folder(pipeline, tmp_path):

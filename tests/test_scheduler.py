@@ -20,7 +20,13 @@ def test_scheduler_is_the_loop_with_saved_settings(tmp_path):
     scheduler.save_pretrained(tmp_path)
     loaded = MaskScheduler.from_pretrained(tmp_path)
     expected = decode(
-        noise(), canvas, mask, steps=5, schedule="square", choice_temperature=2.0, generator=torch.Generator().manual_seed(3)
+        noise(),
+        canvas,
+        mask,
+        steps=5,
+        schedule="square",
+        choice_temperature=2.0,
+        generator=torch.Generator().manual_seed(3),
     )
     assert loaded.decode(noise(), canvas, mask, generator=torch.Generator().manual_seed(3)).equal(expected)
     swapped = MaskScheduler.from_config(loaded.config, mask_schedule="linear")
@@ -49,7 +55,12 @@ def test_a_configuration_from_before_the_options_still_loads(tmp_path):
     }  # fmt: skip
     (tmp_path / "scheduler_config.json").write_text(json.dumps(old))
     config = MaskScheduler.from_pretrained(tmp_path).config
-    assert (config.choice_temperature, config.order, config.counting, config.top_p) == (1.0, "confidence", "maskgit", 1.0)
+    assert (config.choice_temperature, config.order, config.counting, config.top_p) == (
+        1.0,
+        "confidence",
+        "maskgit",
+        1.0,
+    )
 
 
 def test_a_configuration_with_the_old_names_still_loads(tmp_path):

@@ -227,7 +227,7 @@ def test_a_causal_tokenizer_goes_on_from_decoded_frames(given, more):
     made = frames_of(pipeline.predict(known, more, actions=actions, output_type="pt", generator=seeded()))
     assert made.shape == (1, 1, given + more, 6, 8)
     torch.testing.assert_close(made[:, :, :given], known)
-    with pytest.raises(ValueError, match="no window can slide .* or use predict"):
+    with pytest.raises(ValueError, match=r"no window can slide .* or use predict"):
         pipeline.outpaint(video(4), before=8, actions=torch.zeros(12, 2))
 
 
@@ -374,9 +374,7 @@ BAD = [
     (lambda p: p(class_labels=1), "takes no class_labels"),
     (lambda p: p(output_type="mp4"), "unknown output_type"),
     (
-        lambda p: MaskedVideoPipeline(
-            p.vqvae, MaskTransformer(16, (3, 4), width=16, depth=1, heads=2), p.scheduler
-        ),
+        lambda p: MaskedVideoPipeline(p.vqvae, MaskTransformer(16, (3, 4), width=16, depth=1, heads=2), p.scheduler),
         r"grid \(t, h, w\)",
     ),
 ]

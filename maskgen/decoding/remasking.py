@@ -12,7 +12,9 @@ REMASKS: dict[str, Callable[[float, float, int], float]] = {
     "none": lambda eta, sigma, decided: 0.0,
     "cap": lambda eta, sigma, decided: min(eta, sigma) * decided,
     "rescale": lambda eta, sigma, decided: eta * sigma * decided,
-    "confidence": lambda eta, sigma, decided: eta * sigma,  # each token has probability sigma softmax(-psi); they sum to sigma
+    "confidence": lambda eta, sigma, decided: (
+        eta * sigma
+    ),  # each token has probability sigma softmax(-psi); they sum to sigma
 }
 
 

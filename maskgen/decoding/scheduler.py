@@ -111,7 +111,7 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
         noise: Noise | None = None,
         trace: Callable[[Trace], None] | None = None,
     ) -> Shaped[Tensor, "b n *d"]:
-        """Call :func:`maskgen.decoding.loop.decode` with the saved settings; an argument that is not None overrides one.
+        """Call :func:`maskgen.decoding.loop.decode` with the saved settings; arguments that are not None override.
 
         Args:
             sample_tokens: a sampler for tokens other than codes; the settings `confidence`, `top_k` and `top_p` then
@@ -131,8 +131,7 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
             critic=critic,
             choice_temperature=c.choice_temperature,
             choice_anneal=c.choice_anneal,
-            sample_tokens=sample_tokens
-            or partial(categorical, top_k=c.top_k, top_p=c.top_p, confidence=c.confidence),
+            sample_tokens=sample_tokens or partial(categorical, top_k=c.top_k, top_p=c.top_p, confidence=c.confidence),
             temperature=c.temperature,
             temperature_anneal=c.temperature_anneal,
             remask=c.remask,

@@ -61,7 +61,9 @@ def hidden_after(schedule: str, count: int, steps: int, counting: str = "maskgit
 ANNEALS: dict[str, Callable[[int, int], float]] = {
     "constant": lambda i, steps: 1.0,
     "linear": lambda i, steps: 1 - (i + 1) / steps,  # the last step is at the end: MaskGIT, MAGE, MaskBit, TiTok
-    "linspace": lambda i, steps: 1 - i / max(steps - 1, 1),  # the first step is at the start: aMUSEd, Halton-MaskGIT 1.0
+    "linspace": lambda i, steps: (
+        1 - i / max(steps - 1, 1)
+    ),  # the first step is at the start: aMUSEd, Halton-MaskGIT 1.0
     "reciprocal": lambda i, steps: 1 - i / max(steps - 1, 1),  # linspace of 1 / temperature: Halton-MaskGIT
 }
 

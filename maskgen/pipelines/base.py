@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -211,8 +210,9 @@ class MaskedPipeline(DiffusionPipeline):
             if label not in names:
                 raise ValueError(f"unknown class {label!r}: {nearest(label, names)}choose one of {', '.join(names)}")
             return names.index(label)
-        if not 0 <= label < self.transformer.num_classes:
-            raise ValueError(f"class {label} is outside 0 to {self.transformer.num_classes - 1}")
+        count = self.transformer.num_classes or 0
+        if not 0 <= label < count:
+            raise ValueError(f"class {label} is outside 0 to {count - 1}")
         return label
 
 

@@ -44,9 +44,7 @@ class Scene:
     view: View
     crop: View = (slice(None), slice(None))
 
-    def placed(
-        self, made: Float[Tensor, "1 c h w"], paste_back: bool, feather: int | None
-    ) -> Float[Tensor, "1 c H W"]:
+    def placed(self, made: Float[Tensor, "1 c h w"], paste_back: bool, feather: int | None) -> Float[Tensor, "1 c H W"]:
         """The image of the scene with the completed pixels `made` in its view; see the task ``inpaint``."""
         y, x = self.view
         size = (y.stop - y.start, x.stop - x.start)
@@ -116,7 +114,7 @@ def border_scene(
 
 
 def gap_scene(
-    pipeline: MaskedPipeline, left: Float[Tensor, "c H W"], right: Float[Tensor, "c H W"], gap: int, keep: int | None
+    pipeline: MaskedPipeline, left: Float[Tensor, "c _ _"], right: Float[Tensor, "c _ _"], gap: int, keep: int | None
 ) -> Scene:
     """The scene of ``join``: the tokens of two images side by side, with hidden tokens between them."""
     (rows, columns), (factor, _) = grid_of(pipeline), factor_of(pipeline)
@@ -171,7 +169,7 @@ def view_of(hidden: Bool[Tensor, "H W"], size: tuple[int, int], margin: int | No
     return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
 
 
-def fitted(pipeline: MaskedPipeline, images: Sequence[Float[Tensor, "c H W"]]) -> Float[Tensor, "b c h w"]:
+def fitted(pipeline: MaskedPipeline, images: Sequence[Float[Tensor, "c _ _"]]) -> Float[Tensor, "b c h w"]:
     """The middle of each image at the model's size."""
     made = []
     for pixels in images:
@@ -196,7 +194,9 @@ def grid_of(pipeline: MaskedPipeline) -> tuple[int, int]:
     """
     grid = pipeline.layout.grid
     if len(grid) != 2:
-        raise ValueError("the tokens of this model are a 1-D sequence without positions in the image: use generate or vary")
+        raise ValueError(
+            "the tokens of this model are a 1-D sequence without positions in the image: use generate or vary"
+        )
     return grid
 
 

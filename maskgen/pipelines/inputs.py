@@ -55,9 +55,7 @@ def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "
                 "both must have one size"
             )
         if not hidden.any():
-            raise ValueError(
-                "the mask hides nothing: white is hidden and black is kept (is the mask inverted?)"
-            )
+            raise ValueError("the mask hides nothing: white is hidden and black is kept (is the mask inverted?)")
     return masks
 
 

@@ -85,9 +85,7 @@ class TokenLayout:
         """The positions at which any token is hidden, of the shape of `like`."""
         return hidden.unflatten(1, (-1, self.codes_per_position)).any(-1).view(like.shape)
 
-    def confidence(
-        self, values: Float[Tensor, "b n"], like: Shaped[Tensor, "b *grid"]
-    ) -> Float[Tensor, "b *grid"]:
+    def confidence(self, values: Float[Tensor, "b n"], like: Shaped[Tensor, "b *grid"]) -> Float[Tensor, "b *grid"]:
         """The mean of the values of each position that are not NaN, of the shape of `like`."""
         return values.unflatten(1, (-1, self.codes_per_position)).nanmean(-1).view(like.shape)
 

@@ -120,7 +120,9 @@ class Prediction(Task):
 
     def hidden(self, size: Size) -> Mask:
         if not 0 < self.frames < size[0]:
-            raise ValueError(f"task prediction: frames is {self.frames} and the video has {size[0]}; give 1 to {size[0] - 1}")
+            raise ValueError(
+                f"task prediction: frames is {self.frames} and the video has {size[0]}; give 1 to {size[0] - 1}"
+            )
         return (torch.arange(size[0]) >= self.frames)[:, None, None].expand(size)
 
 
@@ -168,7 +170,7 @@ class Outpainting(Task):
 
 
 class Inpainting(Task):
-    """A rectangle of half the sides is hidden: in the middle (``central``), or moving from left to right (``dynamic``)."""
+    """A rectangle of half the sides is hidden, in the middle (``central``) or moving to the right (``dynamic``)."""
 
     name = "inpainting"
 
