@@ -231,7 +231,7 @@ def test_joined_images_keep_their_parts(pipeline):
     assert parts.size == (8, 8)
     np.testing.assert_array_equal(array(parts)[:, :2], array(left)[:, :2])
     np.testing.assert_array_equal(array(parts)[:, -2:], array(right)[:, -2:])
-    with pytest.raises(ValueError, match="6 pixels wide .* 8: keep more"):
+    with pytest.raises(ValueError, match=r"6 pixels wide .* 8: keep more"):
         pipeline.join(left, right, gap=2, keep=2)
 
 

@@ -59,8 +59,9 @@ def test_fault_2_annealed_temperature_does_not_compound():
 
     states, (canvas, mask) = [], blank(1, n)
     decode(
-        table, canvas, mask, steps=steps, schedule="linear", choice_temperature=tau, sample_tokens=draw, temperature=2.0,
-        temperature_anneal="linear", noise=Fixed(None, 1, n, mask.device), callback=lambda i, t, hidden: states.append(hidden),
+        table, canvas, mask, steps=steps, schedule="linear", choice_temperature=tau, sample_tokens=draw,
+        temperature=2.0, temperature_anneal="linear", noise=Fixed(None, 1, n, mask.device),
+        callback=lambda i, t, hidden: states.append(hidden),
     )  # fmt: skip
 
     def expected(temperatures):

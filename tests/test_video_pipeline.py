@@ -229,7 +229,7 @@ def test_a_causal_tokenizer_goes_on_from_decoded_frames(given, more):
     made = frames_of(pipeline.predict(known, more, actions=actions, output_type="pt", generator=seeded()))
     assert made.shape == (1, 1, given + more, 6, 8)
     torch.testing.assert_close(made[:, :, :given], known)
-    with pytest.raises(ValueError, match="no window can slide .* or use predict"):
+    with pytest.raises(ValueError, match=r"no window can slide .* or use predict"):
         pipeline.outpaint(video(4), before=8, actions=torch.zeros(12, 2))
 
 

@@ -231,7 +231,7 @@ def _check_order(
 def _ranks(
     order: str, grid: tuple[int, ...] | None, roll: bool, noise: Noise, everywhere: Int[Tensor, "b n"]
 ) -> Float[Tensor, "b n"] | None:
-    """The rank of each token in the order, or None if it is not known before the loop; codes of a position are adjacent."""
+    """The rank of each token in an order that is known before the loop, else None; codes of a position are adjacent."""
     rule, (b, n) = ORDERS[order], everywhere.shape
     if rule is None:
         return None
@@ -292,7 +292,7 @@ def _put(
     valid: Bool[Tensor, "b k"],
     values: Shaped[Tensor, "b k *d"],
 ) -> Shaped[Tensor, "b n *d"]:
-    """`x` with `values` at the valid `positions`; the other values go to an extra position at the end, which is cut off."""
+    """`x` with `values` at the valid `positions`; other values go to an extra position at the end, which is cut off."""
     n = x.shape[1]
     at = positions.masked_fill(~valid, n)
     if x.dim() == 3:

@@ -1,4 +1,4 @@
-"""Predictions that are computed and sampled for a few positions at a time, so that memory is bounded at any vocabulary."""
+"""Predictions that are made and sampled for a few positions at a time: memory is bounded at any vocabulary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SlicedPredictions:
     def sample(
         self, sample_tokens: TokenSampler, temperature: float, noise: Noise, positions: Int[Tensor, "b k"]
     ) -> tuple[Shaped[Tensor, "b k *d"], Float[Tensor, "b k"]]:
-        """Tokens and confidence as `sample_tokens` gives them for all positions together, with the same random numbers."""
+        """Tokens and confidence as `sample_tokens` gives them for all positions, with the same random numbers."""
         held, made = Held(noise), []
         for start in range(0, self.positions, self.width):
             some = slice(start, start + self.width)
@@ -42,7 +42,7 @@ class SlicedPredictions:
 
 
 class Held(Noise):
-    """The random numbers of one call of `noise` for all tokens, from which the calls for slices of positions take theirs.
+    """The random numbers of one call of `noise` for all tokens, from which the calls for slices take theirs.
 
     Args:
         noise: the source; it generates the numbers of each kind once.

@@ -119,7 +119,7 @@ def by_rows(
     grid: tuple[int, ...],
     headless: bool = False,
 ) -> Tensor:
-    """Predictions, or the head's input; on a CPU for a few rows at a time, so that the activations stay in its caches."""
+    """Predictions, or the head's input; on a CPU for a few rows at a time, so that activations stay in its caches."""
 
     def some(rows: slice) -> Tensor:
         return transformer(
