@@ -21,7 +21,9 @@ def small(monkeypatch):
     changes = {"TRAIN": 6, "TEST": 6, "CODES": 16, "EPISODES": 2, "CANDIDATES": 16, "ROUNDS": 1}
     for name, value in changes.items():
         monkeypatch.setattr(world, name, value)
-    monkeypatch.setattr(world, "MODEL", {**world.MODEL, "width": 16, "depth": 2, "block": {"heads": 2}})
+    monkeypatch.setattr(
+        world, "MODEL", {**world.MODEL, "width": 16, "depth": 2, "block": {**world.MODEL["block"], "heads": 2}}
+    )
     monkeypatch.setattr(world, "TRAINING", {**world.TRAINING, "batch_size": 2})
 
 
