@@ -233,7 +233,7 @@ def test_a_image_of_the_command_is_drawn_by_its_models_own_scheduler(models, run
         ("join", {"image": None}, "there is no image yet"),
         ("join", {"gap": 0}, "gap is 0; give a whole number from 1"),
         ("join", {"gap": 1000, "keep": 13}, "1026x8 pixels; the page takes sides of at most 1024"),
-        ("join", {"gap": 1, "keep": 1}, "6 pixels wide; the model has 8: keep more"),
+        ("join", {"gap": 1, "keep": 1}, "8: keep more"),
         ("paint", {}, "unknown task 'paint': did you mean 'inpaint'?"),
     ],
 )
