@@ -243,7 +243,7 @@ def test_an_image_of_the_command_uses_its_models_own_scheduler(models, run, tmp_
         ("join", {"image": None}, "there is no image yet"),
         ("join", {"gap": 0}, "gap is 0; give a whole number from 1"),
         ("join", {"gap": 1000, "keep": 13}, "1026x8 pixels; the page takes sides of at most 1024"),
-        ("join", {"gap": 1, "keep": 1}, "6 pixels wide"),
+        ("join", {"gap": 1, "keep": 1}, "8: keep more"),
         ("paint", {}, "unknown task 'paint': did you mean 'inpaint'?"),
     ],
 )

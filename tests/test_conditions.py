@@ -106,7 +106,7 @@ def test_conditions_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="unknown task 'predict'"):
         condition_video("predict", clip(), mask)
     for spec in ({"type": "prediction", "frames": 7}, {"type": "interpolation", "frames": 4}):
-        with pytest.raises(ValueError, match=r"of 7; give 1 to"):
+        with pytest.raises(ValueError, match=r"has 7; give 1 to"):
             build(TASK, spec).hidden(SIZE)
 
 

@@ -388,7 +388,7 @@ class MaskedVideoPipeline(MaskedPipeline):
             raise ValueError("give actions as a tensor (T, a) or (n, T, a) of finite numbers")
         if given.shape[-2] != frames or (given.ndim == 3 and len(given) != videos):
             raise ValueError(
-                f"actions {tuple(given.shape)} for {videos} videos of {frames} frames, with generated ones: give one "
+                f"actions {tuple(given.shape)} for {videos} videos of {frames} frames, generated ones too: give one "
                 "per frame"
             )
 
