@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flat import transformer
 from maskgen.mim.core import MaskedModeling
 from maskgen.mim.targets import patchify
 from maskgen.transformer.model import MaskTransformer, TransformerOutput
-from flat import transformer
 from recorded import Fixture, State
 
 EPS = 1e-6  # of the norms, the peers' and ours

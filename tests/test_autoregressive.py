@@ -5,11 +5,11 @@ import inspect
 import pytest
 import torch
 
+from flat import causal, labelled, transformer
 from maskgen.decoding.autoregressive import decode_raster
 from maskgen.pipelines.predictor import NextPredictor
 from maskgen.transformer.attention import attend, attention_probabilities
 from maskgen.transformer.autoregressive import CausalTransformer
-from flat import causal, labelled, transformer
 
 
 def make(**options):
@@ -65,7 +65,13 @@ def test_as_many_weights_as_the_masked_transformer():
 def test_greedy_decode_is_the_argmax_of_the_uncached_passes():
     model, labels, n = make(), [2, 0], 12
     canvas, mask = torch.zeros(2, n, dtype=torch.long), torch.ones(2, n, dtype=torch.bool)
-    made = decode_raster(NextPredictor(model, {"label": torch.tensor(labels)}, rows=2, guided=True), canvas, mask, temperature=0.0, guidance_scale=3.0)
+    made = decode_raster(
+        NextPredictor(model, {"label": torch.tensor(labels)}, rows=2, guided=True),
+        canvas,
+        mask,
+        temperature=0.0,
+        guidance_scale=3.0,
+    )
     codes = torch.zeros(2, n, dtype=torch.long)
     for i in range(n):
         c, u = (model(codes.view(2, 3, 4), labelled(model, torch.tensor(x)))[:, i] for x in (labels, [3, 3]))

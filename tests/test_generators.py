@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from flat import merged, spec
 from maskgen import MaskedImagePipeline
 from maskgen.config import configs_folder, load
 from maskgen.pipelines.tokens import TokenLayout
@@ -11,7 +12,6 @@ from maskgen.pipelines.trace import DecodeTrace
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
-from flat import merged, spec
 
 pytestmark = pytest.mark.train
 

@@ -232,7 +232,10 @@ def test_other_masks_than_of_whole_units_are_refused():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"grid": (2, 4, 6)}, r"stem.stride, stem.kernel, pooling.pool, pooling.unit are one number an axis .* for \(2, 4, 6\)"),
+        (
+            {"grid": (2, 4, 6)},
+            r"stem.stride, stem.kernel, pooling.pool, pooling.unit are one number an axis .* for \(2, 4, 6\)",
+        ),
         ({"kernel": [4, 4]}, r"kernel has an odd size along each axis, got \[4, 4\]"),
         ({"token_dim": 50}, "give it tokens {type: patches} of 4 x 4, not of 50 values"),
         ({"codebook_size": 8}, "Hiera reads pixels"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flat import transformer
 from maskgen.config import check
 from maskgen.data.augment import Views
 from maskgen.mim.core import Learner, MaskedModeling
@@ -16,7 +17,6 @@ from maskgen.mim.targets import Pixels
 from maskgen.mim.terms import StepOutput
 from maskgen.transformer.groups import group_size, join_codes, split_codes
 from maskgen.transformer.heads import LayerMix, Projector
-from flat import transformer
 
 SMALL = {"grid": (4, 4), "width": 16, "depth": 3, "heads": 2, "mlp": "gelu", "qk_norm": False, "rope": False}
 PATCHES = {"codebook_size": 0, "token_dim": 12, **SMALL}
@@ -269,7 +269,10 @@ def test_attention_of_the_class_token_is_that_of_the_explicit_path(relative_bias
         ({"branch_type": "class_bottleneck", "branch_layer": 4, "registers": 1}, "branch.layer 4 must lie between 1"),
         ({"head_type": "layer_mix", "decoder_depth": 1}, "head.type: layer_mix and .* need decoder.depth: 0"),
         ({"groups": 2}, "continuous tokens have none"),
-        ({"num_classes": 3, "head_type": "projector"}, "not go with an adaLN condition; set conditioning.pooled: in_context"),
+        (
+            {"num_classes": 3, "head_type": "projector"},
+            "not go with an adaLN condition; set conditioning.pooled: in_context",
+        ),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options, message):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from flat import merged
 from maskgen import MaskedImagePipeline
 from maskgen.config import load
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
-from flat import merged
 
 TINY = {"width": 16, "depth": 2, "block": {"heads": 2}, "decoder": {"depth": 1, "heads": 2}}
 

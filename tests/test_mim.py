@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
+from flat import transformer
 from maskgen.mim.core import MaskedModeling
 from maskgen.mim.dropping import DropAll, DropShare, Keep, kept_tokens
 from maskgen.mim.objective import CrossEntropy
 from maskgen.mim.plan import DROP, SUBSTITUTE, VISIBLE, MaskPlan
 from maskgen.mim.ratios import SCHEDULES, Fixed, Scheduled, TruncatedNormal, Uniform, gamma
 from maskgen.mim.samplers import RandomSampler, hidden_counts, hide_lowest
-from flat import transformer
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -187,9 +187,7 @@ def test_kept_tokens_stand_in_order_at_the_front():
 @pytest.mark.parametrize("ratio", [Fixed(0.75), Uniform(0.3, 1.0)])
 def test_a_step_with_dropped_tokens_is_the_plain_loss_over_the_same_places(decoder, ratio):
     """With a decoder all hidden places are predicted; without one, those hidden but kept."""
-    model = transformer(
-        codebook_size=16, grid=(4, 4), width=16, depth=2, heads=2, decoder_depth=decoder, registers=1
-    )
+    model = transformer(codebook_size=16, grid=(4, 4), width=16, depth=2, heads=2, decoder_depth=decoder, registers=1)
     torch.nn.init.normal_(model.head.weight)
     codes, core = torch.randint(16, (5, 4, 4)), MaskedModeling(ratio=ratio, dropping=DropShare(0.4))
     terms = core.losses(model, codes, generator=torch.Generator().manual_seed(1))

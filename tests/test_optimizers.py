@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from flat import transformer
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.loop import Training, _average, _optimizer
-from flat import transformer
 from runs import TOKENIZER
 
 

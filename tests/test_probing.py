@@ -8,13 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from flat import transformer
 from maskgen.cli import app
 from maskgen.data.arrays import NpzArrays
 from maskgen.evaluation.probes.features import load_features
 from maskgen.evaluation.probes.probing import Classifier, options_of, probe, train_and_test
 from maskgen.pipelines.backbone import Backbone, load_backbone, save_backbone
 from maskgen.training.stages.representation import patches
-from flat import transformer
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flat import merged
 from maskgen.config import configs_folder, load
 from maskgen.data.arrays import NpzArrays
 from maskgen.evaluation.probes import knn
@@ -14,7 +15,6 @@ from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 from maskgen.training.saved import load_learner
-from flat import merged
 
 NAMES = sorted(path.stem for path in (configs_folder() / "representation").glob("*.yaml"))
 CODES, FEATURES = ["target", "predicted", "pasted"], ["agreement"]

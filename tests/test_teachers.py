@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from flat import spec, transformer
 from maskgen.pipelines.backbone import save_backbone
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 from maskgen.training.stages.representation import patches
 from maskgen.training.teachers import EMATeacher, RunTeacher
-from flat import spec, transformer
 
 MODEL = spec(width=16, depth=2, heads=2, registers=1)
 IBOT = {

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from flat import transformer
 from maskgen.transformer.attention import attend
 from maskgen.transformer.windows import Windows
-from flat import transformer
 
 GRID = (3, 4, 6)
 WINDOWS = {"spatial": (1, 4, 6), "columns": (3, 2, 3), "time": (3, 1, 1), "cubes": (1, 2, 2)}

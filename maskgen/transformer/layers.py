@@ -139,9 +139,7 @@ class SelfAttention(nn.Module):
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-def _barred(
-    bias: Tensor | None, barred: Bool[Tensor, "n n"], heads: int, like: Tensor
-) -> Float[Tensor, "#b h n n"]:
+def _barred(bias: Tensor | None, barred: Bool[Tensor, "n n"], heads: int, like: Tensor) -> Float[Tensor, "#b h n n"]:
     """`bias` with -inf where attention is `barred`."""
     bar = torch.zeros_like(barred, dtype=like.dtype).masked_fill(barred, -torch.inf).expand(1, heads, -1, -1)
     return bar if bias is None else bias + bar
