@@ -109,7 +109,7 @@ def network(
     model = transformer(**{"grid": grid, **tokens, **shape, **plain, **options})
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
-    assert set(missing) <= {"embedding.mask_token", "register_tokens", "head.weight", "head.bias"}
+    assert set(missing) <= {"mask_token", "register_tokens", "head.weight", "head.bias"}
     return model.eval()
 
 

@@ -86,7 +86,7 @@ def simmim(f: Fixture) -> State:
     for name in ("weight", "bias"):
         ours = rearrange(f.weights[f"decoder.0.{name}"], "(c p q) ... -> (p q c) ...", p=patch, q=patch)
         state[f"head.{name}"] = ours[..., 0, 0] if name == "weight" else ours
-    state["embedding.mask_token"] = w["mask_token"].flatten()
+    state["mask_token"] = w["mask_token"].flatten()
     model = network(state, grid, c, **biased(state, c))
     image, masked = f.inputs["image"], f.inputs["mask"].bool()
     tokens = tokens_of(image, patch)
@@ -109,7 +109,7 @@ def beit_network(f: Fixture, shared: bool = True, **options: Any) -> MaskTransfo
     """With a table of all blocks given to each of them, where it is not to be `shared`."""
     c, w, grid = f.config, f.weights, grid_of(f.config)
     state = blocks(w) | blocks(w, "cls_pt_layers.", "bottleneck.") | embeddings(w, grid)
-    state |= {"embedding.mask_token": w["mask_token"].flatten()} | relative(w, c, 0 if shared else c["depth"])
+    state |= {"mask_token": w["mask_token"].flatten()} | relative(w, c, 0 if shared else c["depth"])
     state |= layer(w, "norm", "final_norm") | layer(w, "lm_head", "head")
     return network(state, grid, c, c["vocab_size"], **biased(state, c), **options)
 
@@ -196,7 +196,7 @@ def ibot(f: Fixture) -> State:
         state |= {f"head.{name}": x for name, x in head.items() if name.startswith("mlp")}
         state["head.prototypes.weight"] = head["last_layer.weight_v"]
         if "masked_embed" in w:
-            state["embedding.mask_token"] = w["masked_embed"][0]
+            state["mask_token"] = w["masked_embed"][0]
         state["position_embedding"] = bicubic(state["position_embedding"], size)
         sizes = {"head_hidden": f.config["head"]["hidden_dim"], "head_bottleneck": f.config["head"]["bottleneck_dim"]}
         options = {"head_type": "projector", "class_predictions": True, **sizes}
@@ -238,7 +238,7 @@ def mage(f: Fixture) -> State:
     state |= layer(w, "token_emb.LayerNorm", "embedding_norm")
     state |= {
         "embedding.codes.weight": words[:codes],
-        "embedding.mask_token": words[mask_label],
+        "mask_token": words[mask_label],
         "position_embedding": on_grid(places[1 : n + 1], grid),
         "register_tokens": normed(words[fake_class] + places[0], w, "token_emb.LayerNorm")[None],
         "head.weight": torch.eye(c["decoder_embed_dim"]),

@@ -33,7 +33,7 @@ def test_embeddings_biases_norms_and_lone_tokens_do_not_decay(condition):
     matrices = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     assert decayed == matrices
     assert {"embedding.codes.weight", "conditioner.label.embedding.weight", "position_embedding"} <= plain
-    assert {"embedding.mask_token", "register_tokens", "blocks.0.attn.q_norm.weight", "head.bias"} <= plain
+    assert {"mask_token", "register_tokens", "blocks.0.attn.q_norm.weight", "head.bias"} <= plain
 
 
 def test_the_codebook_does_not_decay_and_convolutions_do():

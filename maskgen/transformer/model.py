@@ -342,7 +342,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             prefix, features = x[:, :n], x[:, n:]
             hidden = masked.all(-1) if groups > 1 else masked
             back = (prefix, features, hidden, keep, around.kept)
-            h = self.decoder(*back, around.modulations[len(self.blocks) : -1], queries)
+            bar = None if prepared.prefix_mask is None else self._bar(prepared.prefix_mask, count)
+            h = self.decoder(*back, around.modulations[len(self.blocks) : -1], queries, bar)
         if isinstance(self.head, LayerMix):
             predictions = self.head([asked(layer) for layer in made[1:]])
         else:
@@ -359,7 +360,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         branch = self.specs.branch
         if branch.kind == "decoder":
             nothing = [None] * len(self.second_decoder.blocks)
-            output.branch = self.branch_head(self.branch_norm(self.second_decoder(*back, nothing, queries)))
+            output.branch = self.branch_head(self.branch_norm(self.second_decoder(*back, nothing, queries, bar)))
         elif branch.kind == "class_bottleneck":
             early = torch.cat([x[:, :n], made[branch.layer][:, n:]], 1)
             h = asked(self._bottleneck(early, around))
@@ -419,10 +420,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if self.specs.branch.kind == "class_bottleneck":
             windows += [None] * len(self.bottleneck)
         like = self.register_tokens
-        scores = block_scores(windows, self.relative, grid, n, self.heads, keep, like)
+        barred = prepared.prefix_mask is not None
+        scores = block_scores(windows, self.relative, grid, n, self.heads, keep, like, barred)
         if prepared.prefix_mask is not None:
             tokens = math.prod(grid) if keep is None else keep.shape[1]
-            scores = [_barred(bias, prepared.prefix_mask, len(self.register_tokens), tokens, like) for bias in scores]
+            bar = self._bar(prepared.prefix_mask, tokens)[:, None].expand(-1, self.heads, -1, -1)
+            scores = [bar if bias is None else bias + bar for bias in scores]
         table = rotary(grid, n, like.shape[-1] // self.heads, like.device)[None] if self.rope else None
         return Surroundings(
             table if table is None or keep is None else kept_table(table, keep, n),
@@ -433,6 +436,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             [None if bias is not None else window for window, bias in zip(windows, scores)],
             None if prepared.context is None else (prepared.context, prepared.context_mask),
         )
+
+    def _bar(self, mask: Bool[Tensor, "b p"], tokens: int) -> Float[Tensor, "b n n"]:
+        """-inf at the condition tokens in context that do not exist; the registers stand before them, `tokens` behind."""
+        there = torch.nn.functional.pad(mask, (len(self.register_tokens), tokens), value=True)
+        bar = torch.zeros_like(there, dtype=self.register_tokens.dtype).masked_fill(~there, -torch.inf)
+        return bar[:, None].expand(-1, there.shape[1], -1)
 
     def _block(self, i: int, x: Tensor, around: Surroundings, queries: Tensor | None = None) -> Tensor:
         modulation, bias, windows = around.modulations[i], around.scores[i], around.windows[i]
@@ -541,16 +550,6 @@ def _shown(
     at = given.shown_at.view(hidden.shape)
     shown = given.shown.view(flat.shape)
     return torch.where(hidden & at, shown, flat), hidden & ~at
-
-
-def _barred(
-    bias: Tensor | None, mask: Bool[Tensor, "b p"], before: int, tokens: int, like: Tensor
-) -> Float[Tensor, "b h n n"] | None:
-    """A block's scores with -inf at the condition tokens that do not exist; `before` registers stand before these."""
-    full = torch.nn.functional.pad(mask, (before, tokens), value=True)
-    bar = torch.zeros_like(full, dtype=like.dtype).masked_fill(~full, -torch.inf)[:, None, None]
-    bar = bar.expand(-1, -1, full.shape[1], -1)
-    return bar if bias is None else bias + bar
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}

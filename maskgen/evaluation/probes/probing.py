@@ -129,8 +129,7 @@ class Classifier(nn.Module):
             block.extend(bias.parameters())
         named = dict(transformer.named_parameters())
         first = ("embedding", "register_tokens", "embedding_norm")
-        seen = {name: p for name, p in named.items() if name != "embedding.mask_token"}  # no token is masked here
-        embedding = [p for name, p in seen.items() if name.split(".")[0].endswith(first)]
+        embedding = [p for name, p in named.items() if name.split(".")[0].endswith(first)]
         used = {id(p) for group in (embedding, *blocks) for p in group}
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(id(parameter) in used)
