@@ -301,5 +301,7 @@ def test_codes_of_one_vector_are_one_to_the_network():
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert torch.equal(a[..., 2], a[..., 5])
-    with pytest.raises(ValueError, match=r"tokens\.code_dim needs one code per position .* set tokens\.codes_per_position: 1"):
+    with pytest.raises(
+        ValueError, match=r"tokens\.code_dim needs one code per position .* set tokens\.codes_per_position: 1"
+    ):
         flat.transformer(8, (2, 2), width=16, depth=1, heads=2, code_dim=3, groups=2)

@@ -116,7 +116,7 @@ class CriticStage:
         sample_classes: int = 16,
     ):
         judged: Any = MaskedImagePipeline.from_pretrained(generator)
-        self.tokenizer, self.generator = judged.tokenizer, judged.transformer.eval().requires_grad_(False)
+        self.tokenizer, self.generator = judged.vqvae, judged.transformer.eval().requires_grad_(False)
         self.layout = TokenLayout(self.tokenizer, self.generator)
         if not self.layout.codebook_size:
             raise ValueError(f"stage.generator {generator} draws continuous tokens; a critic judges codes")
