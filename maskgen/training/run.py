@@ -90,16 +90,16 @@ def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def load_run(source: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML file; the ``config.yaml`` in the folder of a run may be of an earlier version.
+    """The settings of a YAML file; the ``config.yaml`` that a run wrote may be of an earlier version.
 
     Raises:
         ConfigError: it cannot be read.
     """
     file = Path(source)
-    if not (file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()):
-        return load(source, list(overrides))
     config = load(source)
-    return override(Config(upgraded(config), config.problems), overrides)
+    if "format" in config or (file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()):
+        config = Config(upgraded(config), config.problems)
+    return override(config, overrides)
 
 
 def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:

@@ -350,7 +350,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             h = self.final_norm(h)
             if self.modulated:
                 h = modulate(h, *around.modulations[-1][:, :, None].unbind(1))
-            predictions = h if headless else by_code(self.predicted(h), groups, group)
+            predictions = h if headless else by_code(self.predicted(h), codes_per_position, group)
         output = TransformerOutput(predictions, features, prefix, attention=looked)
         if self.config.cls_token_head:
             classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
