@@ -129,8 +129,11 @@ def _same_run(path: Path, config: dict[str, Any]) -> None:
     settings = _read_again(config)
     file = path / "config.yaml"
     if file.is_file() and any((path / "checkpoints").glob("step_*")):
-        begun = check(run, upgraded(yaml.safe_load(file.read_text())), str(file))
-        differing = _differences(_fixed(_read_again({**_defaults(), **begun})), _fixed(settings))
+        begun, now = (
+            _fixed(_read_again({**_defaults(), **check(run, given, str(file))}))
+            for given in (upgraded(yaml.safe_load(file.read_text())), settings)
+        )
+        differing = _differences(begun, now)
         if differing:
             advice = f"give the new run another name (name=...), or remove {path} to start again"
             raise ConfigError(str(path), [f"{d} since this run was started; {advice}" for d in differing])

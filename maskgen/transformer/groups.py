@@ -18,7 +18,7 @@ def group_size(codebook_size: int, groups: int) -> int:
     if codebook_size != 1 << bits or bits % groups:
         raise ValueError(
             f"{codebook_size} codes do not split into {groups} groups of bits; the codebook must be 2^bits with bits a "
-            f"multiple of groups (LFQ's are), or set groups: 1"
+            f"multiple of groups (LFQ's are), or set tokens.codes_per_position: 1"
         )
     return 1 << (bits // groups)
 

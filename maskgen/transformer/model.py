@@ -438,7 +438,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         )
 
     def _bar(self, mask: Bool[Tensor, "b p"], tokens: int) -> Float[Tensor, "b n n"]:
-        """-inf at the condition tokens in context that do not exist; the registers stand before them, `tokens` behind."""
+        """-inf at the condition tokens that do not exist; the registers stand before them, `tokens` behind."""
         there = torch.nn.functional.pad(mask, (len(self.register_tokens), tokens), value=True)
         bar = torch.zeros_like(there, dtype=self.register_tokens.dtype).masked_fill(~there, -torch.inf)
         return bar[:, None].expand(-1, there.shape[1], -1)
