@@ -114,7 +114,7 @@ def border_scene(
 
 
 def gap_scene(
-    pipeline: MaskedPipeline, left: Float[Tensor, "c H W"], right: Float[Tensor, "c H W"], gap: int, keep: int | None
+    pipeline: MaskedPipeline, left: Float[Tensor, "c H W"], right: Float[Tensor, "c H2 W2"], gap: int, keep: int | None
 ) -> Scene:
     """The scene of ``join``: the tokens of two images side by side, with hidden tokens between them."""
     (rows, columns), (factor, _) = grid_of(pipeline), factor_of(pipeline)
