@@ -169,7 +169,7 @@ def view_of(hidden: Bool[Tensor, "H W"], size: tuple[int, int], margin: int | No
     return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
 
 
-def fitted(pipeline: MaskedPipeline, images: Sequence[Float[Tensor, "c H W"]]) -> Float[Tensor, "b c h w"]:
+def fitted(pipeline: MaskedPipeline, images: Sequence[Float[Tensor, "c _ _"]]) -> Float[Tensor, "b c h w"]:
     """The middle of each image at the model's size."""
     made = []
     for pixels in images:

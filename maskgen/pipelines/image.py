@@ -368,8 +368,8 @@ class MaskedImagePipeline(MaskedPipeline):
 
     def _inpaint(
         self,
-        images: Sequence[Float[Tensor, "c H W"]],
-        masks: Sequence[Bool[Tensor, "H W"]],
+        images: Sequence[Float[Tensor, "c _ _"]],
+        masks: Sequence[Bool[Tensor, "_ _"]],
         class_labels: Any,
         padding_mask_crop: int | None = None,
         dilation: Dilation = 0,

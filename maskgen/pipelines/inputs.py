@@ -17,7 +17,7 @@ from maskgen.data.pixels import UnreadableImage, flatten, from_image
 MAX_PIXELS = 4096 * 4096  # pixels of an image to edit: 200 MB of floats
 
 
-def images_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
+def images_of(image: Any, channels: int) -> list[Float[Tensor, "c _ _"]]:
     """Images as float32 in [-1, 1], upright; of 8-bit images every value can be had back exactly.
 
     Args:
@@ -32,7 +32,7 @@ def images_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
     return [_image(one, channels) for one in _listed(image, 3)]
 
 
-def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "H W"]]:
+def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "_ _"]]:
     """A mask an image, True = hidden: white, or at least half way to it; transparent is known.
 
     Args:
