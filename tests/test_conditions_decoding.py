@@ -171,14 +171,7 @@ def test_longer_predictions_go_on_from_decoded_frames(pipeline):
 def test_larger_videos_and_models_of_other_tasks_are_refused(pipeline):
     with pytest.raises(ValueError, match="works at its trained size"):
         pipeline.outpaint(clip(1, 1, (5, 8, 8)), left=4)
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"5 labels .* were not trained together"):
-=======
-    with pytest.raises(
-        ValueError,
-        match=r"tasks generation, .* have 5 labels and the transformer has 4: they were not trained together",
-    ):
->>>>>>> testsB
         MaskedVideoPipeline(
             pipeline.vqvae,
             flat.transformer(16, (3, 4, 4), 4, width=16, depth=1, heads=2),

@@ -117,11 +117,7 @@ def test_continuous_tokens_are_completed_and_known_ones_stay(data):
     done = pipeline.complete(tokens, mask, [0, 1, 2], generator=torch.Generator().manual_seed(1))
     assert torch.equal(done[~mask], tokens[~mask])
     assert (done[mask] != tokens[mask]).all()
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"continuous tokens; set it to 1"):
-=======
-    with pytest.raises(ValueError, match="guidance cannot mix the predictions of continuous tokens; set it to 1"):
->>>>>>> testsA
         drawn(folder, guidance_scale=2.0)
 
 
