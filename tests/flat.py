@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+
+from maskgen.conditioning import Conditioning
 from maskgen.transformer.autoregressive import CausalTransformer, from_flat
 from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.specs import upgraded
@@ -28,4 +31,20 @@ def spec(**options: Any) -> dict[str, Any]:
     made = upgraded(options)
     if "head_type" not in options:
         del made["head"]
+    return made
+
+
+def labelled(model: Any, labels: torch.Tensor | None, grid: Any = None) -> Conditioning | None:
+    """What `model` takes for these classes, on its own grid or another."""
+    rows = 1 if labels is None else len(labels)
+    return model.conditioner({"label": labels}, rows, tuple(grid or model.grid))
+
+
+def merged(*specs: Any) -> dict[str, Any]:
+    """Nested specs, the later ones over the earlier."""
+    made: dict[str, Any] = {}
+    for each in specs:
+        for key, value in each.items():
+            both = isinstance(value, dict) and isinstance(made.get(key), dict)
+            made[key] = merged(made[key], value) if both else value
     return made

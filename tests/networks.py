@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flat import transformer
 from maskgen.mim.core import MaskedModeling
 from maskgen.mim.targets import patchify
 from maskgen.transformer.model import MaskTransformer, TransformerOutput
@@ -31,14 +32,13 @@ def layer(weights: State, theirs: str, ours: str) -> State:
 
 def block(weights: State) -> State:
     """timm's block; BEiT's keys have no bias, and its layer scale goes into the last layer of each branch."""
-    names = {"norm1": "norm1", "norm2": "norm2", "attn.qkv": "attention.qkv", "attn.proj": "attention.out"}
     state: State = {}
-    for theirs, ours in {**names, "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}.items():
-        state |= layer(weights, theirs, ours)
+    for name in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        state |= layer(weights, name, name)
     if "attn.q_bias" in weights:
         q, v = weights["attn.q_bias"], weights["attn.v_bias"]
-        state["attention.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    for scale, name in (("gamma_1", "attention.out"), ("gamma_2", "mlp.down")):
+        state["attn.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    for scale, name in (("gamma_1", "attn.proj"), ("gamma_2", "mlp.fc2")):
         if scale in weights:
             state[f"{name}.weight"] = state[f"{name}.weight"] * weights[scale][:, None]
             state[f"{name}.bias"] = state[f"{name}.bias"] * weights[scale]
@@ -54,7 +54,7 @@ def blocks(weights: State, theirs: str = "blocks.", ours: str = "blocks.") -> St
 def patch_embedding(weights: State) -> State:
     """A convolution over whole patches, whose values stand in our order: (frames,) rows, columns, channels."""
     kernel, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
-    return {"token_embedding.weight": kernel.movedim(1, -1).flatten(1), "token_embedding.bias": bias}
+    return {"embedding.projection.weight": kernel.movedim(1, -1).flatten(1), "embedding.projection.bias": bias}
 
 
 def on_grid(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -106,7 +106,7 @@ def network(
     shape = {"width": width, "depth": depth, "heads": config["num_heads"], "mlp_ratio": config["mlp_ratio"]}
     tokens = {"codebook_size": 0, "token_dim": config.get("token_dim", 3 * patch**2), "predictions": predictions}
     plain = {"mlp": "gelu", "qk_norm": False, "rope": False, "registers": 1}
-    model = MaskTransformer(**{"grid": grid, **tokens, **shape, **plain, **options})
+    model = transformer(**{"grid": grid, **tokens, **shape, **plain, **options})
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= {"mask_token", "register_tokens", "head.weight", "head.bias"}

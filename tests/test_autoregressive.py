@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from maskgen import MaskTransformer
+from flat import causal, labelled, transformer
 from maskgen.decoding.autoregressive import decode_raster
 from maskgen.pipelines.predictor import NextPredictor
 from maskgen.transformer.attention import attend, attention_probabilities
@@ -14,7 +14,7 @@ from maskgen.transformer.autoregressive import CausalTransformer
 
 def make(**options):
     settings = {"codebook_size": 16, "grid": (3, 4), "num_classes": 3, "width": 32, "depth": 2, "heads": 4}
-    model = CausalTransformer(**{**settings, **options}).double().eval()
+    model = causal(**{**settings, **options}).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -27,9 +27,9 @@ OPTIONS = [{}, {"num_classes": None}, {"norm": "rms", "mlp": "gelu", "qk_norm": 
 def test_cached_steps_are_the_uncached_pass(options):
     model = make(**options)
     codes = torch.randint(16, (2, *model.grid))
-    labels = None if model.num_classes is None else torch.tensor([2, 0])
-    whole = model(codes, labels)
-    past, conditions = model.room(2), model.conditions(labels, 2)
+    conditioning = labelled(model, torch.tensor([2, 0])) if len(model.conditioner) else None
+    whole = model(codes, conditioning)
+    past, conditions = model.room(2), model.prepare(conditioning, 2)
     flat = codes.flatten(1)
     steps = [model.step(flat[:, i - 1] if i else None, conditions, past) for i in range(12)]
     torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=0, atol=1e-12)
@@ -41,7 +41,8 @@ def test_a_token_sees_only_those_before_it():
     codes = torch.randint(16, (1, 3, 4))
     other = codes.clone()
     other[0, 1, 2] = (codes[0, 1, 2] + 1) % 16  # place 6
-    a, b = model(codes, torch.tensor([1])), model(other, torch.tensor([1]))
+    given = labelled(model, torch.tensor([1]))
+    a, b = model(codes, given), model(other, given)
     assert a[:, :7].equal(b[:, :7])
     assert (a[:, 7:] != b[:, 7:]).any(-1).all()
 
@@ -57,17 +58,23 @@ def test_causal_attention_is_the_masked_product():
 
 def test_as_many_weights_as_the_masked_transformer():
     size = {"codebook_size": 16, "grid": (3, 4), "num_classes": 3, "width": 32, "depth": 2, "heads": 4}
-    counts = [sum(p.numel() for p in model(**size).parameters()) for model in (CausalTransformer, MaskTransformer)]
+    counts = [sum(p.numel() for p in model(**size).parameters()) for model in (causal, transformer)]
     assert counts[0] == counts[1]  # a start for the mask token
 
 
 def test_greedy_decode_is_the_argmax_of_the_uncached_passes():
     model, labels, n = make(), [2, 0], 12
     canvas, mask = torch.zeros(2, n, dtype=torch.long), torch.ones(2, n, dtype=torch.bool)
-    made = decode_raster(NextPredictor(model, labels, guided=True), canvas, mask, temperature=0.0, guidance_scale=3.0)
+    made = decode_raster(
+        NextPredictor(model, {"label": torch.tensor(labels)}, rows=2, guided=True),
+        canvas,
+        mask,
+        temperature=0.0,
+        guidance_scale=3.0,
+    )
     codes = torch.zeros(2, n, dtype=torch.long)
     for i in range(n):
-        c, u = (model(codes.view(2, 3, 4), torch.tensor(x))[:, i] for x in (labels, [3, 3]))
+        c, u = (model(codes.view(2, 3, 4), labelled(model, torch.tensor(x)))[:, i] for x in (labels, [3, 3]))
         codes[:, i] = (u + 3.0 * (c - u)).argmax(-1)
     assert made.equal(codes)
 
@@ -93,13 +100,14 @@ def test_known_tokens_stay_and_seeds_repeat():
 
 def test_unguided_rows_are_not_doubled():
     model = make()
-    assert NextPredictor(model, [0, 1]).past[0].room.shape[1] == 2
-    assert NextPredictor(model, [0, 1], guided=True).past[0].room.shape[1] == 4
+    given = {"label": torch.tensor([0, 1])}
+    assert NextPredictor(model, given, rows=2).past[0].room.shape[1] == 2
+    assert NextPredictor(model, given, rows=2, guided=True).past[0].room.shape[1] == 4
 
 
 def test_it_learns():
     """Each code is the one before it plus one: a few steps are enough."""
-    model = CausalTransformer(8, (8,), width=32, depth=1, heads=4)
+    model = causal(8, (8,), width=32, depth=1, heads=4)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(60):
         codes = (torch.randint(8, (16, 1)) + torch.arange(8)) % 8
@@ -114,10 +122,10 @@ def test_it_learns():
 
 
 def test_bad_input_is_explained(tmp_path):
-    with pytest.raises(ValueError, match="must be a multiple of 4"):
+    with pytest.raises(ValueError, match="width 32 over heads 3 must be whole, with rope also a multiple of 4"):
         make(heads=3)
-    with pytest.raises(ValueError, match="unconditional"):
-        make(num_classes=None)(torch.zeros(1, 3, 4, dtype=torch.long), torch.tensor([0]))
+    with pytest.raises(ValueError, match="takes no label: it is unconditional; leave label out"):
+        NextPredictor(make(num_classes=None), {"label": torch.tensor([0])})
     with pytest.raises(ValueError, match=r"this model was made for \(3, 4\)"):
         make()(torch.zeros(1, 4, 4, dtype=torch.long))
     canvas, mask = torch.zeros(1, 12, dtype=torch.long), torch.ones(1, 11, dtype=torch.bool)

@@ -24,22 +24,17 @@ def hiera(f: Fixture) -> State:
     grid = tuple(n // side for n, side in zip(size, token))
     channels, patch, frames = f.inputs["x"].shape[1], token[-1], token[0] if len(grid) == 3 else 1
     model = Hiera(
-        0,
         grid,
-        token_dim=channels * math.prod(token),
-        predictions=channels * patch**2,
+        out_dim=channels * patch**2,
+        tokens={"dim": channels * math.prod(token)},
         width=c["embed_dim"] * 2 ** (stages - 1),
         heads=c["num_heads"] * 2 ** (stages - 1),
         stages=c["stages"],
-        patch=c["patch_stride"],
-        kernel=c["patch_kernel"],
-        pool=pool,
-        pools=pools,
-        unit=unit,
-        unit_stages=sum(c["mask_unit_attn"]),
+        stem={"stride": c["patch_stride"], "kernel": c["patch_kernel"]},
+        pooling={"pool": pool, "pools": pools, "unit": unit, "unit_stages": sum(c["mask_unit_attn"])},
         mlp_ratio=c.get("mlp_ratio", 4.0),
         positions="learned_sum" if c.get("sep_pos_embed") else "learned",
-        **{f"decoder_{x}": c[f"decoder_{y}"] for x, y in {**SIZES, "heads": "num_heads"}.items()},
+        decoder={x: c[f"decoder_{y}"] for x, y in SIZES.items()},
     ).eval()
     model.load_state_dict(hiera_weights(w, grid, [n * step**pools for n, step in zip(grid, pool)], patch))
 
@@ -86,7 +81,7 @@ def hiera_weights(w: State, grid: tuple[int, ...], small: list[int], patch: int)
     else:
         state["first_embedding"] = w["pos_embed_temporal"][0].T
         state["position_embedding"] = on_grid(w["pos_embed_spatial"][0], tuple(small[1:]))
-    names = {"attention.qkv": "qkv", "attention.out": "out"}
+    names = {"attn.qkv": "qkv", "attn.proj": "proj"}
     for name, x in blocks(w).items():
         _, i, *rest = name.split(".")
         key, kind = ".".join(rest[:-1]), rest[-1]

@@ -235,9 +235,9 @@ def mage(f: Fixture) -> State:
     n, mask_label, fake_class = grid[0] * grid[1], codes + 1000, codes + 1100 - 1024
     words, places = w["token_emb.word_embeddings.weight"], w["token_emb.position_embeddings.weight"]
     state = blocks(w) | decoder(w, w["decoder_pos_embed_learned"][0], grid)
-    state |= layer(w, "token_emb.LayerNorm", "embedded")
+    state |= layer(w, "token_emb.LayerNorm", "embedding_norm")
     state |= {
-        "code_embedding.weight": words[:codes],
+        "embedding.codes.weight": words[:codes],
         "mask_token": words[mask_label],
         "position_embedding": on_grid(places[1 : n + 1], grid),
         "register_tokens": normed(words[fake_class] + places[0], w, "token_emb.LayerNorm")[None],

@@ -13,7 +13,7 @@ from maskgen.pipelines.backbone import load_backbone, save_backbone
 from maskgen.training.run import run
 from maskgen.training.stages.representation import patches
 from maskgen.training.teachers import EMATeacher, RunTeacher
-from maskgen.transformer.hiera import Hiera
+from maskgen.transformer.hiera import Hiera, from_flat
 from maskgen.transformer.mask_units import cut, joined, pooled
 
 IMAGE = {"grid": (4, 6), "patch": [2, 2], "kernel": [3, 3], "pool": [2, 2], "unit": [2, 2]}
@@ -29,7 +29,7 @@ def network(case, **options):
     """With positions and norms that are no longer as they begin."""
     options = {**SIZES, **case, **options}
     pixels = [p * s ** options["pools"] for p, s in zip(options["patch"], options["pool"])]
-    model = Hiera(0, token_dim=3 * math.prod(pixels), **options).eval()
+    model = Hiera(**from_flat({"token_dim": 3 * math.prod(pixels), **options})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -38,14 +38,14 @@ def network(case, **options):
 
 def given(model, batch=2, hidden=0.5):
     """Tokens, the mask of a step and what it keeps."""
-    tokens = torch.randn(batch, *model.config.grid, model.config.token_dim)
+    tokens = torch.randn(batch, *model.config.grid, model.token_dim)
     plan = parts(model, hidden).plan(batch, tuple(model.config.grid))
     masked = plan.dropped
     return tokens, masked, (~masked).flatten(1).nonzero()[:, 1].view(batch, -1)
 
 
 def parts(model, hidden=0.5, **others):
-    sampler = {"type": "units", "unit": tuple(model.config.unit)}
+    sampler = {"type": "units", "unit": model.unit}
     masking = {"ratio": {"type": "fixed", "ratio": hidden}, "sampler": sampler, "dropping": "all"}
     return MaskedModeling(**{**masking, "target": "latents", "objective": "mse", **others})
 
@@ -58,7 +58,7 @@ def test_what_is_left_out_changes_nothing(case):
     model = network(case)
     tokens, masked, keep = given(model)
     output = model(tokens, masked, keep=keep)
-    assert output.predictions.shape == (2, masked[0].numel(), model.config.token_dim)
+    assert output.predictions.shape == (2, masked[0].numel(), model.token_dim)
     assert output.features.shape == (2, keep.shape[1], 16)
     other = model(tokens.masked_fill(masked[..., None], torch.nan), masked, keep=keep)
     assert other.predictions.equal(output.predictions)
@@ -122,7 +122,7 @@ def test_features_are_the_layers_fused(case):
     model = network(case, stages=[1, 2, 1, 1], pools=1, width=32, heads=8)
     tokens, masked, _ = given(model)
     layers = model.layers(tokens)
-    grid, pool = model.config.grid, model.config.pool
+    grid, pool = model.config.grid, model.config.pooling["pool"]
     small = tuple(n * s for n, s in zip(grid, pool))
     assert [tuple(x.shape[1:]) for x in layers] == [
         (math.prod(small), 4),
@@ -162,9 +162,9 @@ def test_tokens_become_the_image_they_were():
 
 def test_other_sizes_resize_the_positions():
     model = network(IMAGE)
-    tokens = torch.randn(1, 6, 8, model.config.token_dim)
+    tokens = torch.randn(1, 6, 8, model.token_dim)
     output = model(tokens, torch.zeros(1, 6, 8, dtype=torch.bool))
-    assert output.predictions.shape == (1, 48, model.config.token_dim)
+    assert output.predictions.shape == (1, 48, model.token_dim)
     with pytest.raises(ValueError, match=r"mask units of \(2, 2\) tokens do not tile a grid of \(3, 4\); resize"):
         model(tokens[:, :3, :4], torch.zeros(1, 3, 4, dtype=torch.bool))
 
@@ -232,21 +232,30 @@ def test_other_masks_than_of_whole_units_are_refused():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"grid": (2, 4, 6)}, r"patch, kernel, pool, unit are one number an axis .* for \(2, 4, 6\)"),
+        (
+            {"grid": (2, 4, 6)},
+            r"stem.stride, stem.kernel, pooling.pool, pooling.unit are one number an axis .* for \(2, 4, 6\)",
+        ),
         ({"kernel": [4, 4]}, r"kernel has an odd size along each axis, got \[4, 4\]"),
         ({"token_dim": 50}, "give it tokens {type: patches} of 4 x 4, not of 50 values"),
         ({"codebook_size": 8}, "Hiera reads pixels"),
-        ({"num_classes": 3}, "no class condition"),
-        ({"pools": 3}, "pools 3 must be less than the 3 stages"),
+        ({"pools": 3}, "pooling.pools 3 must be less than the 3 stages"),
         ({"stages": [1, 0, 1]}, "each of a block or more"),
         ({"width": 18}, "width 18 and heads 4 are halved .* multiples of 4"),
-        ({"decoder_depth": 0}, "needs a decoder"),
+        ({"decoder_depth": 0}, "needs a decoder: set decoder.depth to 1 or more"),
         ({"unit": [3, 2]}, r"mask units of \(3, 2\) tokens do not tile a grid of \(4, 6\)"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(options, problem):
-    given = {"codebook_size": 0, "token_dim": 48, **SIZES, **IMAGE}
+    given = {"token_dim": 48, **SIZES, **IMAGE, **options}
     if "pools" in options:
         given["token_dim"] = 3 * 16**2
+    nested = from_flat(given)
+    nested["tokens"]["codebook_size"] = options.get("codebook_size", 0)
     with pytest.raises(ValueError, match=problem):
-        Hiera(**{**given, **options})
+        Hiera(**nested)
+
+
+def test_conditions_are_refused():
+    with pytest.raises(ValueError, match="takes no label: it is unconditional; leave label out"):
+        network(IMAGE).conditioner({"label": torch.zeros(2, dtype=torch.long)}, 2, (4, 6))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flat import transformer
 from maskgen.config import check
 from maskgen.data.augment import Views
 from maskgen.mim.core import Learner, MaskedModeling
@@ -14,9 +15,8 @@ from maskgen.mim.objective import L1
 from maskgen.mim.plan import DROP, REPLACE, SUBSTITUTE, VISIBLE, MaskPlan
 from maskgen.mim.targets import Pixels
 from maskgen.mim.terms import StepOutput
-from maskgen.transformer.several_codes import group_size, join_codes, split_codes
 from maskgen.transformer.heads import LayerMix, Projector
-from maskgen.transformer.model import MaskTransformer
+from maskgen.transformer.several_codes import group_size, join_codes, split_codes
 
 SMALL = {"grid": (4, 4), "width": 16, "depth": 3, "heads": 2, "mlp": "gelu", "qk_norm": False, "rope": False}
 PATCHES = {"codebook_size": 0, "token_dim": 12, **SMALL}
@@ -25,7 +25,7 @@ PATCHES = {"codebook_size": 0, "token_dim": 12, **SMALL}
 def network(**options):
     """A transformer whose head does not start at zero."""
     torch.manual_seed(0)
-    model = MaskTransformer(**{**PATCHES, **options}).eval()
+    model = transformer(**{**PATCHES, **options}).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     return model
@@ -134,10 +134,10 @@ def test_hidden_bits_are_zeros():
     """MaskBit: no mask token; the projection of a blank canvas is its bias."""
     model = network(codebook_size=8, token_dim=0, groups=2, embedding="bits")
     codes = torch.randint(8, (1, 16, 2))
-    blank = model.token_embedding(codes, torch.ones(1, 16, 2, dtype=torch.bool))
-    assert torch.equal(blank, model.token_embedding.projection.bias.expand(1, 16, -1))
+    blank = model.embedding(codes, torch.ones(1, 16, 2, dtype=torch.bool))
+    assert torch.equal(blank, model.embedding.projection.bias.expand(1, 16, -1))
     bits = torch.tensor([[(c >> i & 1) * 2 - 1 for c in codes[0, 0].tolist() for i in range(3)]]).float()
-    torch.testing.assert_close(model.token_embedding(codes, None)[:, 0], model.token_embedding.projection(bits))
+    torch.testing.assert_close(model.embedding(codes, None)[:, 0], model.embedding.projection(bits))
 
 
 @pytest.mark.parametrize("dropping", [DropAll(), DropShare(0.5)])
@@ -231,14 +231,14 @@ def test_the_bottleneck_sees_late_layers_through_the_class_token_alone():
     model = network(branch_type="class_bottleneck", branch_layer=1, registers=1)
     tokens, masked = torch.randn(2, 4, 4, 12), torch.rand(2, 4, 4) < 0.5
     model(tokens, masked).branch.sum().backward()
-    last = model.blocks[-1].mlp.down.weight
+    last = model.blocks[-1].mlp.fc2.weight
     assert last.grad.norm() > 0
     changed = network(branch_type="class_bottleneck", branch_layer=1, registers=1)
     with torch.no_grad():  # later blocks that leave the class token alone change nothing
         for block in (*model.blocks[1:], *changed.blocks[1:]):
-            for parameter in (*block.attention.out.parameters(), *block.mlp.down.parameters()):
+            for parameter in (*block.attn.proj.parameters(), *block.mlp.fc2.parameters()):
                 parameter.zero_()
-        changed.blocks[1].mlp.up.weight.normal_()
+        changed.blocks[1].mlp.fc1.weight.normal_()
     torch.testing.assert_close(changed(tokens, masked).branch, model(tokens, masked).branch)
 
 
@@ -253,28 +253,31 @@ def test_attention_of_the_class_token_is_that_of_the_explicit_path(relative_bias
     made, again = model.layers_and_attention(tokens)
     torch.testing.assert_close(found, again)
     block = model.blocks[-1]
-    q, k, _ = block.attention.qkv(block.norm1(made[-2])).unflatten(-1, (3, 2, 8)).unbind(2)
+    q, k, _ = block.attn.qkv(block.norm1(made[-2])).unflatten(-1, (3, 2, 8)).unbind(2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k).div(math.sqrt(8))
     weights = (scores + model.relative[-1]((4, 4), 1) if model.relative else scores).softmax(-1)
     torch.testing.assert_close(found, weights.mean(1)[:, 0, 1:])
-    with pytest.raises(ValueError, match="set registers: 1"):
+    with pytest.raises(ValueError, match="set num_registers: 1"):
         network()(tokens, nothing, attention=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_predictions": True}, "need the class token; set registers: 1"),
-        ({"branch_type": "decoder"}, "needs a decoder; set decoder_depth, and branch_predictions"),
-        ({"branch_type": "class_bottleneck", "branch_layer": 4, "registers": 1}, "branch_layer 4 must lie between 1"),
-        ({"head_type": "layer_mix", "decoder_depth": 1}, "go with decoder_depth: 0"),
+        ({"class_predictions": True}, "need the class token; set num_registers: 1"),
+        ({"branch_type": "decoder"}, "needs a decoder; set decoder.depth and branch.out_dim"),
+        ({"branch_type": "class_bottleneck", "branch_layer": 4, "registers": 1}, "branch.layer 4 must lie between 1"),
+        ({"head_type": "layer_mix", "decoder_depth": 1}, "head.type: layer_mix and .* need decoder.depth: 0"),
         ({"groups": 2}, "continuous tokens have none"),
-        ({"num_classes": 3, "head_type": "projector"}, "without an adaLN condition"),
+        (
+            {"num_classes": 3, "head_type": "projector"},
+            "not go with an adaLN condition; set conditioning.pooled: in_context",
+        ),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        MaskTransformer(**{**PATCHES, **options})
+        transformer(**{**PATCHES, **options})
 
 
 # --- Hard patches, views and terms.
@@ -314,7 +317,7 @@ def test_views_are_of_their_sizes_and_repeat_with_the_seed():
         8,
         8,
     )
-    with pytest.raises(ValueError, match="least and greatest share"):
+    with pytest.raises(ValueError, match="smallest and largest share of the area"):
         Views(scale=(0.5, 0.2))
 
 
@@ -322,7 +325,7 @@ def test_contrast_needs_two_views():
     model = network()
     core = MaskedModeling(target="latents", objective="mse", auxiliary=[{"type": "info_nce"}], width=16)
     tokens = torch.randn(4, 4, 4, 12)
-    with pytest.raises(ValueError, match="info_nce needs two views.*1"):
+    with pytest.raises(ValueError, match=r"info_nce needs two views.*1"):
         core.losses(model, tokens)
     options = {"views": 2, "generator": torch.Generator().manual_seed(0)}
     terms = Learner(model, core)(tokens, **options)
@@ -344,7 +347,7 @@ def test_contrast_looks_at_kept_tokens_alone():
 
 
 def test_a_term_stands_once():
-    with pytest.raises(ValueError, match="auxiliary.*twice: branch, branch"):
+    with pytest.raises(ValueError, match=r"auxiliary.*twice: branch, branch"):
         MaskedModeling(auxiliary=["branch", {"type": "branch", "target": "pixels"}])
 
 
@@ -357,9 +360,9 @@ def test_loss_prediction_takes_its_words_alone():
 def test_terms_say_what_they_lack():
     tokens = torch.randn(4, 4, 4, 12)
     for term, message in (
-        ("loss_prediction", r"branch: .*model\.branch: .kind: decoder"),
-        ("branch", r"branch: .*model\.branch: .kind: class_bottleneck"),
-        ("class_distillation", "needs the network's class_predictions"),
+        ("loss_prediction", "needs the network's branch: set model.branch: {kind: decoder, out_dim: 1}"),
+        ("branch", "needs the network's branch: set model.branch: {kind: class_bottleneck}"),
+        ("class_distillation", "needs the network's class_predictions: set model.cls_token_head: true"),
     ):
         core = MaskedModeling(target="latents", objective="mse", auxiliary=[{"type": term}], width=16)
         with pytest.raises(ValueError, match=message):

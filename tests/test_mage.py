@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from flat import merged
 from maskgen import MaskedImagePipeline
 from maskgen.config import load
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 
-TINY = {"width": 16, "depth": 2, "heads": 2, "decoder_depth": 1, "decoder_heads": 2}
+TINY = {"width": 16, "depth": 2, "block": {"heads": 2}, "decoder": {"depth": 1, "heads": 2}}
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def folder(colours):
     tokenizer = {"encoder": coder, "quantizer": {"codebook_size": 16, "dim": 4}, "decoder": coder}
     run("tokenizer", {"type": "tokenizer", "tokenizer": tokenizer}, data, Training(steps=20, batch_size=16))
     stage = load("generation/mage", [])["stage"]
-    stage = {**stage, "tokenizer": "runs/tokenizer", "model": {**stage["model"], **TINY}}
+    stage = {**stage, "tokenizer": "runs/tokenizer", "model": merged(stage["model"], TINY)}
     stage["scheduler"] = {**stage["scheduler"], "num_inference_steps": 3}
     return run("mage", stage, data, Training(steps=3, batch_size=8, log_every=1))
 

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
+from flat import transformer
 from maskgen.mim.core import MaskedModeling
 from maskgen.mim.dropping import DropAll, DropShare, Keep, kept_tokens
 from maskgen.mim.objective import CrossEntropy
 from maskgen.mim.plan import DROP, SUBSTITUTE, VISIBLE, MaskPlan
 from maskgen.mim.ratios import SCHEDULES, Fixed, Scheduled, TruncatedNormal, Uniform, gamma
 from maskgen.mim.samplers import RandomSampler, hidden_counts, hide_lowest
-from maskgen.transformer.model import MaskTransformer
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -126,7 +126,7 @@ def test_support_all_counts_every_token():
 
 def test_hidden_codes_do_not_reach_the_network():
     """What stands at a masked place makes no difference to any prediction."""
-    model = MaskTransformer(16, (3, 3), width=32, depth=2, heads=2).eval()
+    model = transformer(16, (3, 3), width=32, depth=2, heads=2).eval()
     torch.nn.init.normal_(model.head.weight)
     codes = torch.randint(16, (2, 3, 3))
     mask = torch.rand(2, 3, 3) < 0.5
@@ -139,7 +139,7 @@ def test_core_learns_a_rule_that_its_control_cannot():
 
     def accuracy(ratio: dict) -> float:
         torch.manual_seed(0)
-        model = MaskTransformer(8, (2, 4), width=32, depth=2, heads=2)
+        model = transformer(8, (2, 4), width=32, depth=2, heads=2)
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
         core = MaskedModeling(ratio=ratio)
         for _ in range(80):
@@ -187,9 +187,7 @@ def test_kept_tokens_stand_in_order_at_the_front():
 @pytest.mark.parametrize("ratio", [Fixed(0.75), Uniform(0.3, 1.0)])
 def test_a_step_with_dropped_tokens_is_the_plain_loss_over_the_same_places(decoder, ratio):
     """With a decoder all hidden places are predicted; without one, those hidden but kept."""
-    model = MaskTransformer(
-        codebook_size=16, grid=(4, 4), width=16, depth=2, heads=2, decoder_depth=decoder, registers=1
-    )
+    model = transformer(codebook_size=16, grid=(4, 4), width=16, depth=2, heads=2, decoder_depth=decoder, registers=1)
     torch.nn.init.normal_(model.head.weight)
     codes, core = torch.randint(16, (5, 4, 4)), MaskedModeling(ratio=ratio, dropping=DropShare(0.4))
     terms = core.losses(model, codes, generator=torch.Generator().manual_seed(1))

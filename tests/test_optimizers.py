@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from flat import transformer
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.loop import Training, _average, _optimizer
-from maskgen.transformer.model import MaskTransformer
 from runs import TOKENIZER
 
 
@@ -26,14 +26,14 @@ def groups(module):
 
 @pytest.mark.parametrize("condition", ["adaln", "in_context"])
 def test_embeddings_biases_norms_and_lone_tokens_do_not_decay(condition):
-    model = MaskTransformer(
+    model = transformer(
         16, (4, 4), 3, width=16, depth=1, heads=2, positions="learned", registers=2, condition=condition, norm="rms"
     )
     decayed, plain = groups(model)
     matrices = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     assert decayed == matrices
-    assert {"code_embedding.weight", "class_embedding.weight", "position_embedding"} <= plain
-    assert {"mask_token", "register_tokens", "blocks.0.attention.q_norm.weight", "head.bias"} <= plain
+    assert {"embedding.codes.weight", "conditioner.label.embedding.weight", "position_embedding"} <= plain
+    assert {"mask_token", "register_tokens", "blocks.0.attn.q_norm.weight", "head.bias"} <= plain
 
 
 def test_the_codebook_does_not_decay_and_convolutions_do():

@@ -8,13 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from flat import transformer
 from maskgen.cli import app
 from maskgen.data.arrays import NpzArrays
 from maskgen.evaluation.probes.features import load_features
 from maskgen.evaluation.probes.probing import Classifier, options_of, probe, train_and_test
 from maskgen.pipelines.backbone import Backbone, load_backbone, save_backbone
 from maskgen.training.stages.representation import patches
-from maskgen.transformer.model import MaskTransformer
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def data(colours, tmp_path):
     """60 images of three colours, which any features tell apart; and a random backbone, saved."""
     colours(60, noise=40)
     torch.manual_seed(0)
-    model = MaskTransformer(0, (2, 2), token_dim=48, width=16, depth=3, heads=2, registers=1, decoder_depth=1)
+    model = transformer(0, (2, 2), token_dim=48, width=16, depth=3, heads=2, registers=1, decoder_depth=1)
     save_backbone(patches(4), model, tmp_path / "run" / "pipeline")
     return NpzArrays("data.npz")
 
@@ -60,17 +60,17 @@ def test_finetuning_trains_embeddings_blocks_and_head_alone(data):
     for name, parameter in classifier.named_parameters():
         assert parameter.requires_grad == (id(parameter) in trained), name
     assert not any(id(p) in trained for p in backbone.transformer.decoder.parameters())
-    assert any(p is backbone.transformer.token_embedding.weight for p in groups[0])
+    assert any(p is backbone.transformer.embedding.projection.weight for p in groups[0])
 
 
 @pytest.mark.parametrize("bias", ["shared", "block"])
 def test_finetuning_trains_a_relative_bias_with_its_block(data, bias):
     options = {"width": 16, "depth": 3, "heads": 2, "relative_bias": bias, "embedding_norm": True}
-    transformer = MaskTransformer(0, (2, 2), token_dim=48, **options)
-    groups = Classifier(Backbone(patches(4), transformer, 1), 3).by_depth()
-    where = [[i for i, group in enumerate(groups) if any(p is t.table for p in group)] for t in transformer.relative]
+    network = transformer(0, (2, 2), token_dim=48, **options)
+    groups = Classifier(Backbone(patches(4), network, 1), 3).by_depth()
+    where = [[i for i, group in enumerate(groups) if any(p is t.table for p in group)] for t in network.relative]
     assert where == ([[2]] if bias == "shared" else [[1], [2], []])
-    assert any(p is transformer.embedded.weight for p in groups[0])
+    assert any(p is network.embedding_norm.weight for p in groups[0])
 
 
 def test_the_commands_write_what_they_found(data):

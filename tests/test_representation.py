@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flat import merged
 from maskgen.config import configs_folder, load
 from maskgen.data.arrays import NpzArrays
 from maskgen.evaluation.probes import knn
@@ -22,8 +23,14 @@ ROWS = {
     **dict.fromkeys(("beit", "beit2", "ccvit", "maskfeat"), CODES),
     **dict.fromkeys(("attmask", "ibot", "maskalign", "maskdistill"), FEATURES),
 }
-TINY = {"width": 16, "depth": 2, "heads": 2}
-HIERA = {"width": 16, "stages": [1, 1], "pools": 1, "heads": 2}  # 8 wide in its first block
+TINY = {"width": 16, "depth": 2, "block": {"heads": 2}}
+HIERA = {"width": 16, "stages": [1, 1], "pooling": {"pools": 1}, "heads": 2}  # 8 wide in its first block
+
+SMALL = {
+    "decoder": {"depth": 1, "width": 8, "heads": 2},
+    "branch": {"depth": 1, "layer": 1, "out_dim": 192},
+    "head": {"hidden": 12, "bottleneck": 8, "mixtures": 2},
+}
 
 
 @pytest.fixture
@@ -34,10 +41,10 @@ def data(colours):
 def tiny(name, data):
     """A configuration in everything but its size: 8-pixel patches of 32-pixel images, a 4x4 grid."""
     stage = load(f"representation/{name}", [])["stage"]
-    model = {**stage["model"], **(HIERA if stage["model"].get("type") == "hiera" else TINY)}
-    small = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2, "branch_depth": 1, "branch_layer": 1}
-    small |= {"branch_predictions": 192, "head_hidden": 12, "head_bottleneck": 8, "head_mixtures": 2}
-    model |= {key: value for key, value in small.items() if key in model}
+    model = merged(stage["model"], HIERA if stage["model"].get("type") == "hiera" else TINY)
+    for part, small in SMALL.items():
+        if part in model:
+            model[part] = {key: small.get(key, value) for key, value in model[part].items()}
     masking = dict(stage["masking"])
     masking["target"] = shrunk(masking["target"])
     masking["auxiliary"] = [shrunk(term) for term in masking.get("auxiliary", [])]
@@ -122,7 +129,7 @@ def test_targets_say_what_they_lack(data):
         with pytest.raises(ValueError, match=f"masking.target {missing}.*tokens, pixels.*set stage"):
             run("lacking", stage, data, Training(steps=1))
     stage["masking"]["target"] = {"type": "pixels", "patch": 4}
-    with pytest.raises(ValueError, match="target has 64 values.*16 tokens"):
+    with pytest.raises(ValueError, match=r"target has 64 values.*16 tokens"):
         run("unfit", stage, data, Training(steps=1))
 
 

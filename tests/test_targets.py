@@ -214,7 +214,7 @@ def test_a_video_token_has_its_first_frame():
 
 
 def test_histograms_of_wrong_sizes_are_refused():
-    with pytest.raises(ValueError, match="patch 12.*cell 8.*4"):
+    with pytest.raises(ValueError, match=r"patch 12.*cell 8.*4"):
         HOG(12)
     with pytest.raises(ValueError, match="not whole tokens of 1 frames and 16 x 16"):
         HOG(16)(torch.rand(1, 3, 24, 32))

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from flat import spec, transformer
 from maskgen.pipelines.backbone import save_backbone
 from maskgen.training.loop import Training
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import run
 from maskgen.training.stages.representation import patches
 from maskgen.training.teachers import EMATeacher, RunTeacher
-from maskgen.transformer.model import MaskTransformer
 
-MODEL = {"width": 16, "depth": 2, "heads": 2, "registers": 1}
+MODEL = spec(width=16, depth=2, heads=2, registers=1)
 IBOT = {
     "type": "representation",
     "tokens": {"type": "patches", "patch": 4},
-    "model": {**MODEL, "head_type": "projector", "head_hidden": 8, "head_bottleneck": 4, "class_predictions": True},
+    "model": {**MODEL, "head": {"type": "projector", "hidden": 8, "bottleneck": 4}, "cls_token_head": True},
     "teacher": {"type": "ema", "momentum": 0.9},
     "masking": {
         "ratio": {"type": "mixture"},
@@ -31,7 +31,7 @@ SETTINGS = {"batch_size": 8, "log_every": 1, "precision": "fp32", "checkpoint_ev
 
 
 def network(**options):
-    return MaskTransformer(0, (4, 4), token_dim=48, width=16, depth=3, heads=2, **options)
+    return transformer(0, (4, 4), token_dim=48, width=16, depth=3, heads=2, **options)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_teacher_lags_behind_the_student_and_views_reach_the_terms(data):
     folder = run("ibot", IBOT, data, Training(steps=3, **SETTINGS), augment=VIEWS)
     last = folder / "checkpoints" / "step_00000003"
     student, teacher = load_file(last / "model.safetensors"), load_file(last / "teacher.safetensors")
-    name = "blocks.0.mlp.down.weight"
+    name = "blocks.0.mlp.fc2.weight"
     assert not torch.equal(student[f"network.{name}"], teacher[f"network.{name}"])
     assert student["masking.target.calls"] == 3
     assert student["masking.auxiliary.class_distillation.softmax.calls"] == 3

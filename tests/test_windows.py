@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from flat import transformer
 from maskgen.transformer.attention import attend
-from maskgen.transformer.model import MaskTransformer
 from maskgen.transformer.windows import Windows
 
 GRID = (3, 4, 6)
@@ -18,7 +18,7 @@ def heads(n, batch=2):
 
 def model(**options):
     settings = {"codebook_size": 32, "grid": GRID, "width": 32, "depth": 3, "heads": 2, "windows": ALTERNATING}
-    made = MaskTransformer(**{**settings, **options}).eval()
+    made = transformer(**{**settings, **options}).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return made

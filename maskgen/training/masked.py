@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from maskgen.conditioning import CONDITIONERS
@@ -40,6 +41,12 @@ def setting(model: Any, name: str) -> Any:
 def codes_per_position(model: Any) -> int:
     """How many codes per position the network that `model` asks for predicts."""
     return int(setting(model, "tokens").get("codes_per_position", 1))
+
+
+def first_batch(dataset: MapDataset) -> dict[str, Tensor]:
+    """The first item of a data set as a batch of one: its tensors and numbers."""
+    there = {name: value for name, value in dataset[0].items() if isinstance(value, (Tensor, int, float))}
+    return {name: torch.as_tensor(value)[None] for name, value in there.items()}
 
 
 def conditioner_inputs(

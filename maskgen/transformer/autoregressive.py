@@ -74,7 +74,8 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         self.code_embedding = nn.Embedding(codebook_size, width)
         self.start = nn.Parameter(torch.zeros(width))
         self.position_embedding = nn.Parameter(torch.zeros(self.tokens, width))
-        self.blocks = nn.ModuleList(Block(width, spec, self.modulated) for _ in range(depth))
+        rates = [spec.stochastic_depth * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(width, spec, self.modulated, left_out=rate) for rate in rates)
         self.final_norm = make_norm(spec.norm, width, affine=not self.modulated)
         self.head = nn.Linear(width, codebook_size)
         self.conditioner = conditioners

@@ -45,8 +45,10 @@ class Decoder(nn.Module):
         kept: Ragged | None,
         modulations: Sequence[Float[Tensor, "b 6 d"] | None],
         queries: Int[Tensor, "b k"] | None,
+        bar: Float[Tensor, "b n n"] | None = None,
     ) -> Float[Tensor, "b k d"]:
-        """`features` go back to their places, except where a mask token stood; `pad` stands elsewhere."""
+        """`features` go back to their places, except where a mask token stood; `pad` stands elsewhere.
+        `bar` is added to the scores of all heads."""
         grid, n = tuple(masked.shape[1:]), masked[0].numel()
         prefix, x = self.embed(prefix), self.embed(features)
         pad = (prefix[:, :1] if self.pad == "class_token" else self.mask_token.to(x.dtype)).expand(len(x), n, -1)
@@ -62,7 +64,8 @@ class Decoder(nn.Module):
         skipped = prefix.shape[1]
         x = torch.cat([prefix, with_positions(self, x, grid)], 1)
         table = rotary(grid, skipped, x.shape[-1] // self.heads, x.device)[None] if self.rope else None
+        bias = None if bar is None else bar[:, None].expand(-1, self.heads, -1, -1)
         for block, modulation in zip(self.blocks[:-1], modulations):
-            x = block(x, modulation, table)
-        x = self.blocks[-1](x, modulations[-1], table, queries)
+            x = block(x, modulation, table, bias=bias)
+        x = self.blocks[-1](x, modulations[-1], table, queries, bias=bias)
         return x[:, skipped:] if queries is None else x

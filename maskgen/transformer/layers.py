@@ -89,14 +89,20 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "b k w"]:
         """All tokens attend, or only those at `queries`, to all tokens of their row and of its `past`, or (`causal`) to
         themselves and those before them, or to those of their window (of rows of one length, without a bias)."""
+        dropped = self.dropout if self.training else 0.0
+        if windows is not None and dropped:  # probabilities are needed, which windows do not give
+            bias, windows = _barred(bias, windows.barred(x.device), self.heads, x), None
         if windows is not None:  # of the queries asked for each window has another number
             made = windows.attend(*self.projected(x, table), self.backend).flatten(2)
             return self.proj(self.norm(made if queries is None else take(made, queries)))
         q, k, v = self.projected(x, table, queries, past)
+        if causal and dropped:
+            later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+            bias = _barred(bias, later, self.heads, x)
         if bias is not None and queries is not None:
             bias = of_queries(bias, queries)
-        if self.training and self.dropout:
-            weights = F.dropout(attention_probabilities(q, k, keys, bias), self.dropout)
+        if dropped:
+            weights = F.dropout(attention_probabilities(q, k, keys, bias), dropped)
             made = (weights.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
         else:
             made = attend(q, k, v, self.backend, keys, causal, bias)
@@ -131,6 +137,12 @@ class SelfAttention(nn.Module):
     def _heads(self, x: Float[Tensor, "b n c"], parts: int) -> Float[Tensor, "p b h n d"]:
         """Heads before tokens, so that norms and rotations run over long contiguous pieces."""
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _barred(bias: Tensor | None, barred: Bool[Tensor, "n n"], heads: int, like: Tensor) -> Float[Tensor, "#b h n n"]:
+    """`bias` with -inf where attention is `barred`."""
+    bar = torch.zeros_like(barred, dtype=like.dtype).masked_fill(barred, -torch.inf).expand(1, heads, -1, -1)
+    return bar if bias is None else bias + bar
 
 
 class CrossAttention(nn.Module):

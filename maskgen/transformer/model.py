@@ -21,12 +21,12 @@ from maskgen.transformer.adaln import AdaLN
 from maskgen.transformer.attention import Ragged, attention_probabilities
 from maskgen.transformer.decoder import Decoder
 from maskgen.transformer.embedding import token_embedding
-from maskgen.transformer.several_codes import asked_positions, by_code
 from maskgen.transformer.heads import HEAD, LayerMix, MLMHead
 from maskgen.transformer.kept import among_kept, kept_table, take
 from maskgen.transformer.layers import Block, initialise, make_norm, modulate
 from maskgen.transformer.positions import add_positions, rotary, with_positions
 from maskgen.transformer.relative import RelativeBias, of_queries
+from maskgen.transformer.several_codes import asked_positions, by_code
 from maskgen.transformer.specs import (
     BlockSpec,
     BranchSpec,
@@ -287,6 +287,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         keep: Int[Tensor, "b m"] | None = None,
         kept: Sequence[int] | None = None,
         attention: bool = False,
+        headless: bool = False,
     ) -> TransformerOutput:
         """Predict tokens.
 
@@ -302,6 +303,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             kept: where rows keep different numbers of tokens, how many each; each row's stand at the front of `keep`,
                 which is padded with any positions.
             attention: also return the attention of the class token in the (encoder's) last block.
+            headless: return the head's input in place of the predictions; :meth:`predicted` makes them, for a few
+                positions at a time where there are many codes. Not with several codes per position.
 
         Raises:
             ValueError: a condition that cannot be left out is missing.
@@ -339,29 +342,30 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             prefix, features = x[:, :n], x[:, n:]
             hidden = masked.all(-1) if codes_per_position > 1 else masked
             back = (prefix, features, hidden, keep, around.kept)
-            h = self.decoder(*back, around.modulations[len(self.blocks) : -1], queries)
+            bar = None if prepared.prefix_mask is None else self._bar(prepared.prefix_mask, count)
+            h = self.decoder(*back, around.modulations[len(self.blocks) : -1], queries, bar)
         if isinstance(self.head, LayerMix):
             predictions = self.head([asked(layer) for layer in made[1:]])
         else:
             h = self.final_norm(h)
             if self.modulated:
                 h = modulate(h, *around.modulations[-1][:, :, None].unbind(1))
-            predictions = by_code(self._predicted(h), codes_per_position, group)
+            predictions = h if headless else by_code(self.predicted(h), codes_per_position, group)
         output = TransformerOutput(predictions, features, prefix, attention=looked)
         if self.config.cls_token_head:
             classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
             output.class_predictions = (
-                self._predicted(self.final_norm(prefix[:, :1])) if classes is None else self.head(classes)
+                self.predicted(self.final_norm(prefix[:, :1])) if classes is None else self.head(classes)
             )[:, 0]
         branch = self.specs.branch
         if branch.kind == "decoder":
             nothing = [None] * len(self.second_decoder.blocks)
-            output.branch = self.branch_head(self.branch_norm(self.second_decoder(*back, nothing, queries)))
+            output.branch = self.branch_head(self.branch_norm(self.second_decoder(*back, nothing, queries, bar)))
         elif branch.kind == "class_bottleneck":
             early = torch.cat([x[:, :n], made[branch.layer][:, n:]], 1)
             h = asked(self._bottleneck(early, around))
             output.branch = (
-                self.branch_head(self.branch_norm(h)) if branch.out_dim else self._predicted(self.final_norm(h))
+                self.branch_head(self.branch_norm(h)) if branch.out_dim else self.predicted(self.final_norm(h))
             )
         return output
 
@@ -371,8 +375,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         whole = isinstance(self.head, LayerMix) or self.specs.branch.kind != "none"
         return not whole and not self.config.cls_token_head
 
-    def _predicted(self, h: Float[Tensor, "b k w"]) -> Float[Tensor, "b k p"]:
-        """The head's predictions from normed features."""
+    def predicted(self, h: Float[Tensor, "b k w"]) -> Float[Tensor, "b k p"]:
+        """The head's predictions from its input."""
         if isinstance(self.head, MLMHead):
             table: Any = self.embedding.codes
             return self.head(h, table.weight)
@@ -416,10 +420,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         if self.specs.branch.kind == "class_bottleneck":
             windows += [None] * len(self.bottleneck)
         like = self.register_tokens
-        scores = block_scores(windows, self.relative, grid, n, self.heads, keep, like)
+        barred = prepared.prefix_mask is not None
+        scores = block_scores(windows, self.relative, grid, n, self.heads, keep, like, barred)
         if prepared.prefix_mask is not None:
             tokens = math.prod(grid) if keep is None else keep.shape[1]
-            scores = [_barred(bias, prepared.prefix_mask, len(self.register_tokens), tokens, like) for bias in scores]
+            bar = self._bar(prepared.prefix_mask, tokens)[:, None].expand(-1, self.heads, -1, -1)
+            scores = [bar if bias is None else bias + bar for bias in scores]
         table = rotary(grid, n, like.shape[-1] // self.heads, like.device)[None] if self.rope else None
         return Surroundings(
             table if table is None or keep is None else kept_table(table, keep, n),
@@ -430,6 +436,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             [None if bias is not None else window for window, bias in zip(windows, scores)],
             None if prepared.context is None else (prepared.context, prepared.context_mask),
         )
+
+    def _bar(self, mask: Bool[Tensor, "b p"], tokens: int) -> Float[Tensor, "b n n"]:
+        """-inf at the condition tokens in context that do not exist; the registers stand before them, `tokens` behind."""
+        there = torch.nn.functional.pad(mask, (len(self.register_tokens), tokens), value=True)
+        bar = torch.zeros_like(there, dtype=self.register_tokens.dtype).masked_fill(~there, -torch.inf)
+        return bar[:, None].expand(-1, there.shape[1], -1)
 
     def _block(self, i: int, x: Tensor, around: Surroundings, queries: Tensor | None = None) -> Tensor:
         modulation, bias, windows = around.modulations[i], around.scores[i], around.windows[i]
@@ -538,16 +550,6 @@ def _shown(
     at = given.shown_at.view(hidden.shape)
     shown = given.shown.view(flat.shape)
     return torch.where(hidden & at, shown, flat), hidden & ~at
-
-
-def _barred(
-    bias: Tensor | None, mask: Bool[Tensor, "b p"], before: int, tokens: int, like: Tensor
-) -> Float[Tensor, "b h n n"] | None:
-    """A block's scores with -inf at the condition tokens that do not exist; `before` registers stand before these."""
-    full = torch.nn.functional.pad(mask, (before, tokens), value=True)
-    bar = torch.zeros_like(full, dtype=like.dtype).masked_fill(~full, -torch.inf)[:, None, None]
-    bar = bar.expand(-1, -1, full.shape[1], -1)
-    return bar if bias is None else bias + bar
 
 
 TRANSFORMERS = {"mask_transformer": MaskTransformer}

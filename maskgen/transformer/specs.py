@@ -279,7 +279,8 @@ def upgraded(flat: Mapping[str, Any]) -> dict[str, Any]:
         "conditioning": {"condition": "pooled"},
     }
     for part, table in names.items():
-        nested = {new: given.pop(old) for old, new in table.items() if old in given}
+        flat_here = [old for old in table if old in given and not isinstance(given[old], Mapping)]  # not a present spec
+        nested = {table[old]: given.pop(old) for old in flat_here}
         if part == "block" and isinstance(nested.get("qk_norm"), bool):
             nested["qk_norm"] = "head" if nested["qk_norm"] else "none"
         if nested:

@@ -99,17 +99,19 @@ def block_scores(
     heads: int,
     keep: Int[Tensor, "b m"] | None,
     like: Tensor,
+    barred: bool = False,
 ) -> list[Tensor | None]:
     """What the scores of each block gain: its relative bias; and -inf outside its window where it cannot be cut into
-    windows, having such a bias or only the tokens at `keep`. `like`: a tensor of their dtype and device."""
+    windows, having such a bias, only the tokens at `keep`, or tokens that are to be `barred`. `like`: a tensor of their
+    dtype and device."""
     gains: list[Tensor | None] = list(biases(relative, len(windows), grid, prefix, keep))
-    if keep is None and not relative:
+    if keep is None and not relative and not barred:
         return gains
     bars: dict[Windows, Tensor] = {}
     for window in {w for w in windows if w is not None}:
-        barred = window.barred(like.device)[None]
-        barred = barred if keep is None else kept_pairs(barred[0], keep, prefix)
-        bar = torch.zeros_like(barred, dtype=like.dtype).masked_fill(barred, -torch.inf)
+        apart = window.barred(like.device)[None]
+        apart = apart if keep is None else kept_pairs(apart[0], keep, prefix)
+        bar = torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, -torch.inf)
         bars[window] = bar[:, None].expand(-1, heads, -1, -1)
     for i, within in enumerate(windows):
         if within is not None:

@@ -128,7 +128,7 @@ class Classifier(nn.Module):
         for block, bias in zip(blocks if len(biases) > 1 else blocks[-1:], biases):
             block.extend(bias.parameters())
         named = dict(transformer.named_parameters())
-        first = ("embedding", "register_tokens", "embedded")
+        first = ("embedding", "register_tokens", "embedding_norm")
         embedding = [p for name, p in named.items() if name.split(".")[0].endswith(first)]
         used = {id(p) for group in (embedding, *blocks) for p in group}
         for parameter in self.backbone.parameters():

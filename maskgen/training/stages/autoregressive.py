@@ -18,7 +18,7 @@ from maskgen.pipelines.raster import sample_raster
 from maskgen.pipelines.store import load_tokenizer
 from maskgen.registry import Part, build
 from maskgen.training.batches import MapDataset
-from maskgen.training.masked import CONDITIONER, conditioner_inputs
+from maskgen.training.masked import CONDITIONER, conditioner_inputs, first_batch
 from maskgen.training.stages.generator import check_cache, held_out, tokens_of
 from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.upgrade import earlier_names
@@ -54,7 +54,7 @@ class NextCode(nn.Module):
 class AutoregressiveStage:
     """What parallel decoding is compared with: the same codes, blocks and training, in raster order.
 
-    The run's pipeline folder holds the tokenizer and the transformer, for :func:`maskgen.pipelines.raster.sample_raster`.
+    The run's pipeline folder has the tokenizer and the transformer for :func:`maskgen.pipelines.raster.sample_raster`.
 
     Args:
         tokenizer: a run, pipeline or tokenizer folder, of one code a place.
@@ -83,7 +83,7 @@ class AutoregressiveStage:
             raise ValueError("stage.tokenizer must have one code a place: the baseline predicts one after the other")
         check_cache(dataset, self.tokenizer)
         self.holdout, self.columns, self.rows = holdout, samples_per_class, sample_classes
-        first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
+        first = first_batch(dataset)
         inputs = conditioner_inputs(conditioning, dataset, dataset[0])
         self.class_names = list(dataset.class_names) if "label" in inputs else None
         network = build(

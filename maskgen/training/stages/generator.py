@@ -31,6 +31,7 @@ from maskgen.training.masked import (
     by_view,
     codes_per_position,
     conditioner_inputs,
+    first_batch,
     learner,
 )
 from maskgen.training.sheets import prediction_sheet, sample_sheet, task_sheet
@@ -86,7 +87,7 @@ class GeneratorStage:
         self.dataset, self.holdout = dataset, holdout
         self.columns, self.rows = samples_per_class, sample_classes
         check_cache(dataset, self.tokenizer)
-        first = {k: v[None] for k, v in dataset[0].items() if isinstance(v, Tensor)}
+        first = first_batch(dataset)
         tokens = self._tokens(first)
         core = build_masking(masking, model)
         names = [split(spec)[0] for spec in conditioning]
