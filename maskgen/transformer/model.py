@@ -21,12 +21,12 @@ from maskgen.transformer.adaln import AdaLN
 from maskgen.transformer.attention import Ragged, attention_probabilities
 from maskgen.transformer.decoder import Decoder
 from maskgen.transformer.embedding import token_embedding
-from maskgen.transformer.groups import asked_places, by_code
 from maskgen.transformer.heads import HEAD, LayerMix, MLMHead
 from maskgen.transformer.kept import among_kept, kept_table, take
 from maskgen.transformer.layers import Block, initialise, make_norm, modulate
 from maskgen.transformer.positions import add_positions, rotary, with_positions
 from maskgen.transformer.relative import RelativeBias, of_queries
+from maskgen.transformer.several_codes import asked_positions, by_code
 from maskgen.transformer.specs import (
     BlockSpec,
     BranchSpec,
@@ -309,10 +309,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a condition that cannot be left out is missing.
         """
-        groups = self.codes_per_position
-        grid = tuple(masked.shape[1:-1] if groups > 1 else masked.shape[1:])
+        codes_per_position = self.codes_per_position
+        grid = tuple(masked.shape[1:-1] if codes_per_position > 1 else masked.shape[1:])
         count = math.prod(grid)
-        places, group = (None, None) if predict_at is None else asked_places(predict_at, groups, count)
+        places, group = (None, None) if predict_at is None else asked_positions(predict_at, codes_per_position, count)
         x, prepared = self._embed(tokens, masked, conditioning, grid)
         front = self._front(x, prepared)
         n = front.shape[1]
@@ -340,7 +340,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         else:
             x = self.encoder_norm(x)
             prefix, features = x[:, :n], x[:, n:]
-            hidden = masked.all(-1) if groups > 1 else masked
+            hidden = masked.all(-1) if codes_per_position > 1 else masked
             back = (prefix, features, hidden, keep, around.kept)
             bar = None if prepared.prefix_mask is None else self._bar(prepared.prefix_mask, count)
             h = self.decoder(*back, around.modulations[len(self.blocks) : -1], queries, bar)
