@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskgen.conditioning import stack
 from maskgen.decoding.autoregressive import decode_raster
 from maskgen.decoding.loop import Step, decode
-from maskgen.pipelines.predictor import NextPredictor, Predictor
+from maskgen.pipelines.predictor import NextPredictor, Predictor, given_of
 from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.transformer.model import MaskTransformer
 
@@ -50,8 +51,19 @@ class Side:
 
 
 def our_network(size: Size, place: dict, **options: Any) -> MaskTransformer:
-    shape = {"width": size.width, "depth": size.depth, "heads": size.heads, **options}
-    return awake(MaskTransformer(size.codes, (size.side, size.side), num_classes=1000, **shape), place)
+    shape = {**shape_of(size), "tokens": {"codebook_size": size.codes}, **options}
+    return awake(MaskTransformer((size.side, size.side), **shape), place)
+
+
+def shape_of(size: Size) -> dict[str, Any]:
+    """What the masked and the causal transformer have in common."""
+    label = {"type": "class", "count": 1000}
+    return {
+        "width": size.width,
+        "depth": size.depth,
+        "block": {"heads": size.heads},
+        "conditioning": {"inputs": {"label": label}},
+    }
 
 
 def awake(network: Any, place: dict) -> Any:
@@ -95,7 +107,7 @@ def ours(size: Size, place: dict, same_label: bool = False, off: Saving | None =
 
     def generate(case: Case) -> Tensor:
         labels = [7] * case.batch if same_label else list(range(case.batch))
-        predict = Predictor(network, labels, (size.side, size.side))
+        predict = Predictor(network, (size.side, size.side), given_of(labels), case.batch)
         return complete(predict if off is None else partial(off, predict), size, case, place)
 
     about = "one class for all rows" if same_label else "each row its own class"
@@ -107,13 +119,19 @@ def dropping(size: Size, place: dict, drop: bool) -> Side:
 
     Not exact: the network computes something else, and must be trained so (`masking.dropping`)."""
     decoder = 3 * size.depth // 8 or 1
-    shape = {"depth": size.depth - decoder, "decoder_depth": decoder, "registers": 1, "pad": "class_token"}
+    shape: dict[str, Any] = {
+        "depth": size.depth - decoder,
+        "num_registers": 1,
+        "decoder": {"depth": decoder, "pad": "class_token"},
+    }
     network = our_network(size, place, **shape)
     grid = (size.side, size.side)
 
     def generate(case: Case) -> Tensor:
-        labels = torch.arange(case.batch, device=place["device"])
-        both = torch.cat([labels, torch.full_like(labels, network.null_class)])
+        given = {"label": torch.arange(case.batch, device=place["device"])}
+        conditioner = network.conditioner
+        with torch.no_grad():
+            both = stack([part(given, case.batch, grid) for part in (conditioner, conditioner.null)])
 
         @torch.no_grad()
         def predict(step: Step) -> Tensor:
@@ -125,7 +143,7 @@ def dropping(size: Size, place: dict, drop: bool) -> Side:
             logits = network(
                 tokens.unflatten(1, grid),
                 hidden.unflatten(1, grid),
-                both[: len(tokens)],
+                both.rows(slice(0, len(tokens))),
                 predict_at=positions,
                 keep=keep,
             ).predictions
@@ -143,12 +161,11 @@ def dropping(size: Size, place: dict, drop: bool) -> Side:
 
 def autoregressive(size: Size, place: dict) -> Side:
     """One token after the other with cached keys and values, on the same blocks."""
-    shape: Any = {"width": size.width, "depth": size.depth, "heads": size.heads}
-    network = awake(CausalTransformer(size.codes, (size.side, size.side), num_classes=1000, **shape), place)
+    network = awake(CausalTransformer(size.codes, (size.side, size.side), **shape_of(size)), place)
 
     def generate(case: Case) -> Tensor:
         canvas = torch.zeros(case.batch, size.side**2, dtype=torch.long, device=place["device"])
-        predict = NextPredictor(network, list(range(case.batch)), guided=case.guidance != 1)
+        predict = NextPredictor(network, given_of(list(range(case.batch))), case.batch, case.guidance != 1)
         return decode_raster(predict, canvas, canvas == 0, guidance_scale=case.guidance)
 
     return Side("one token after the other, keys and values cached", network, generate, "step")

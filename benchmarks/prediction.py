@@ -172,7 +172,8 @@ def table(results: dict[str, Any]) -> str:
     given, made = results["frames"]
     facts = (
         f"{results['clips']} clips, {given} frames in and {made} out, N = {results['samples']}, {results['steps']} "
-        f"steps at choice temperature {results['choice_temperature']:g}; {results['cpu_seconds_a_prediction']:.1f} s of one core per "
+        f"steps at choice temperature {results['choice_temperature']:g}; "
+        f"{results['cpu_seconds_a_prediction']:.1f} s of one core per "
         f"prediction; {trained(results['training'])}. "
         f"{results['machine']['cpu']}; `{results['command']}`."
     )

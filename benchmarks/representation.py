@@ -47,8 +47,14 @@ OUT = HERE / "results" / "representation.json"
 IMAGE = HERE.parent / "docs" / "images" / "mage-fashion.png"
 DATA = {"type": "fashion_mnist", "size": 28}
 PATCH, GRID = 7, (4, 4)
-ENCODER = {"width": 128, "depth": 4, "heads": 4, "mlp": "gelu", "qk_norm": False, "rope": False, "registers": 1}
-DECODER = {"decoder_depth": 2, "decoder_width": 64, "decoder_heads": 4}
+ENCODER: dict[str, Any] = {
+    "width": 128,
+    "depth": 4,
+    "num_registers": 1,
+    "positions": {"rope": False},
+    "block": {"heads": 4, "mlp": "gelu", "qk_norm": "none"},
+}
+DECODER = {"decoder": {"depth": 2, "width": 64, "heads": 4}}
 PROBE = {"steps": 400, "batch_size": 256, "standardise": True, "progress": False}
 SHARES = {"1%": 0.01, "10%": 0.1}
 TRAINING = {"batch_size": 128, "learning_rate": 2e-3, "warmup_steps": 100, "betas": [0.9, 0.95], "weight_decay": 0.05}
@@ -65,12 +71,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "tokenizer": CODES,
         "model": {
             **ENCODER,
-            "condition": "in_context",
-            "class_dropout": 0.5,
-            "decoder_depth": 2,
-            "decoder_heads": 4,
-            "pad": "class_token",
+            "conditioning": {"pooled": "in_context"},
+            "decoder": {"depth": 2, "heads": 4, "pad": "class_token"},
         },
+        "conditioning": [{"type": "class", "dropout": 0.5}],
         "masking": {"ratio": {"type": "truncated_normal"}, "dropping": {"type": "share", "share": 0.5}},
         "scheduler": {"num_inference_steps": 12, "guidance_scale": 1.0},
     },
@@ -84,7 +88,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "masking": {**BLOCKS, "target": {"type": "hog", "patch": PATCH, "cell": PATCH}, "objective": "mse"},
     },
     "HPM": {
-        "model": {**ENCODER, **DECODER, "branch_type": "decoder", "branch_predictions": 64},
+        "model": {**ENCODER, **DECODER, "branch": {"kind": "decoder", "out_dim": 64}},
         "teacher": TEACHER,
         "masking": {
             **MAE,
@@ -107,10 +111,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "iBOT": {
         "model": {
             **ENCODER,
-            "head_type": "projector",
-            "head_hidden": 256,
-            "head_bottleneck": 64,
-            "class_predictions": True,
+            "head": {"type": "projector", "hidden": 256, "bottleneck": 64},
+            "cls_token_head": True,
         },
         "teacher": TEACHER,
         "masking": {
@@ -172,7 +174,7 @@ def controls() -> dict[str, dict[str, float]]:
     found = {"raw pixels": probes(*(raw_pixels(side, progress=False) for side in labelled()))}
     for seed in range(2):
         torch.manual_seed(seed)
-        network = MaskTransformer(0, GRID, token_dim=PATCH**2, **ENCODER)
+        network = MaskTransformer(GRID, tokens={"dim": PATCH**2}, **ENCODER)
         found[f"random weights, seed {seed}"] = probe(Backbone(patches(PATCH, 1), network))
     return found
 

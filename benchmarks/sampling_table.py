@@ -1,4 +1,4 @@
-"""How steps, orders, guidance and choice temperature affect samples of the bundled model; parallel against autoregressive.
+"""What steps, orders, guidance and temperature do to samples of the bundled model; parallel and autoregressive.
 
     python benchmarks/sampling_table.py --train     # a critic, and a masked and a causal transformer for the comparison
     python benchmarks/sampling_table.py             # continues results/sampling.json
@@ -261,7 +261,8 @@ def foot(results: dict[str, Any]) -> str:
     spread = [e["distance"] for seed in SEEDS if (e := found(results, BASE, seed))]
     return (
         f"{results['images']} images a row; features of {c['name']} ({c['accuracy']:.0%} right on held-out emoji). "
-        f"{len(spread)} draws of guidance 1.5, choice_temperature 0.5, 12 steps: {', '.join(f'{d:.2f}' for d in spread)}. "
+        f"{len(spread)} draws of guidance 1.5, choice_temperature 0.5, 12 steps: "
+        f"{', '.join(f'{d:.2f}' for d in spread)}. "
         f"Transformer in {results['dtype']}; "
         f"{m['cpu']}, {m['threads']} thread(s); torch {results['versions']['torch']}; `{results['command']}`."
     )

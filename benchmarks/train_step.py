@@ -36,12 +36,22 @@ from maskgen.transformer.model import MaskTransformer
 
 OUT = Path(__file__).parent / "results" / "train_step.json"
 SIZE = {"width": 256, "depth": 8, "heads": 8}
-ENCODER = {**SIZE, "mlp": "gelu", "qk_norm": False, "rope": False, "registers": 1}
-DECODER = {"decoder_depth": 4, "decoder_heads": 8}
+ENCODER: dict[str, Any] = {
+    "width": SIZE["width"],
+    "depth": SIZE["depth"],
+    "num_registers": 1,
+    "positions": {"rope": False},
+    "block": {"heads": SIZE["heads"], "mlp": "gelu", "qk_norm": "none"},
+}
+DECODER = {"depth": 4, "heads": 8}
 CODES, GRID, PATCH = 1024, (16, 16), 4
 PIXELS = {"target": {"type": "pixels", "patch": PATCH, "normalise": "patch"}, "objective": "mse"}
 MAE = {"ratio": {"type": "fixed", "ratio": 0.75}, **PIXELS}
-MAE_MODEL = {**ENCODER, **DECODER, "decoder_width": 128, "positions": "sincos"}
+MAE_MODEL = {
+    **ENCODER,
+    "positions": {"rope": False, "embedding": "sincos"},
+    "decoder": {**DECODER, "width": 128},
+}
 
 Forward = Callable[[], Tensor]  # the loss of a batch
 Side = tuple[nn.Module, Forward]
@@ -49,14 +59,21 @@ Side = tuple[nn.Module, Forward]
 
 def mage(batch: int, dropping: str = "share", dropout: float = 0.0) -> Side:
     """The MIM core on codes at hand."""
-    model = MaskTransformer(CODES, GRID, **ENCODER, **DECODER, pad="class_token", dropout=dropout)
+    changes = {
+        "tokens": {"codebook_size": CODES},
+        "block": {**ENCODER["block"], "dropout": dropout},
+        "decoder": {**DECODER, "pad": "class_token"},
+    }
+    model = MaskTransformer(GRID, **{**ENCODER, **changes})
     core = MaskedModeling(ratio="truncated_normal", dropping=dropping)
     codes = torch.randint(CODES, (batch, *GRID))
     return model, lambda: core.losses(model, codes)["loss"]
 
 
 def authors_mage(batch: int, dropout: float = 0.0) -> Side:
-    model = mage_authors.MAGE(CODES, GRID[0] * GRID[1], **SIZE, decoder_width=SIZE["width"], **DECODER, dropout=dropout)
+    decoder = {f"decoder_{name}": value for name, value in DECODER.items()}
+    size = {**SIZE, **decoder, "decoder_width": SIZE["width"]}
+    model = mage_authors.MAGE(CODES, GRID[0] * GRID[1], **size, dropout=dropout)
     codes, ratio = torch.randint(CODES, (batch, GRID[0] * GRID[1])), TruncatedNormal()
     return model, lambda: model(codes, float(ratio(1)))
 
@@ -82,10 +99,10 @@ def vit_mae(batch: int, attention: str) -> Side:
         intermediate_size=4 * SIZE["width"],
         image_size=GRID[0] * PATCH,
         patch_size=PATCH,
-        decoder_hidden_size=MAE_MODEL["decoder_width"],
-        decoder_num_hidden_layers=DECODER["decoder_depth"],
-        decoder_num_attention_heads=DECODER["decoder_heads"],
-        decoder_intermediate_size=4 * MAE_MODEL["decoder_width"],
+        decoder_hidden_size=MAE_MODEL["decoder"]["width"],
+        decoder_num_hidden_layers=DECODER["depth"],
+        decoder_num_attention_heads=DECODER["heads"],
+        decoder_intermediate_size=4 * MAE_MODEL["decoder"]["width"],
         mask_ratio=MAE["ratio"]["ratio"],
         norm_pix_loss=True,
         attn_implementation=attention,

@@ -38,7 +38,8 @@ from maskgen.transformer.model import MaskTransformer
 
 OUT = Path(__file__).parent / "results" / "video-cost.json"
 CODES = 512
-SHAPE: dict[str, Any] = {"width": 96, "depth": 4, "heads": 4}
+SHAPE: dict[str, Any] = {"width": 96, "depth": 4}
+HEADS = 4
 WINDOWS: dict[str, list[list[int]]] = {
     "full attention": [],
     "MaskViT: frames, then 4x4 columns": [[1, 0, 0], [0, 4, 4]],
@@ -47,6 +48,10 @@ WINDOWS: dict[str, list[list[int]]] = {
 BACKENDS = {"sdpa": "fused", "explicit": "scores kept"}
 PASSES = (4, 8, 16)
 RASTER = "autoregressive"
+
+
+def network_of(grid: tuple[int, ...], **options: Any) -> MaskTransformer:
+    return MaskTransformer(grid, tokens={"codebook_size": CODES}, **SHAPE, **options)
 
 
 # ---------------------------------------------------------------- a training step
@@ -63,7 +68,8 @@ def step_cost(windows: list[list[int]], backend: str, side: int, rounds: int) ->
         return x
 
     def made(*grid: int) -> MaskTransformer:
-        return MaskTransformer(CODES, grid, **SHAPE, windows=windows, backend=backend, positions="learned_sum")
+        block = {"heads": HEADS, "windows": windows, "backend": backend}
+        return network_of(grid, block=block, positions={"embedding": "learned_sum"})
 
     def step(model: MaskTransformer, codes: Tensor, hidden: Tensor) -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -118,8 +124,11 @@ def decoders(grid: tuple[int, ...], context: int) -> dict[str, Callable[[int], T
     """Of so many clips, by name."""
     torch.manual_seed(0)
     place = {"device": "cpu", "dtype": torch.float32}
-    networks = {name: awake(MaskTransformer(CODES, grid, **SHAPE, windows=w), place) for name, w in WINDOWS.items()}
-    raster = awake(CausalTransformer(CODES, grid, **SHAPE), place)
+    networks = {
+        name: awake(network_of(grid, block={"heads": HEADS, "windows": windows}), place)
+        for name, windows in WINDOWS.items()
+    }
+    raster = awake(CausalTransformer(CODES, grid, **SHAPE, block={"heads": HEADS}), place)
     known = context * grid[1] * grid[2]
 
     def canvas(batch: int) -> tuple[Tensor, Tensor]:
@@ -127,10 +136,10 @@ def decoders(grid: tuple[int, ...], context: int) -> dict[str, Callable[[int], T
         return tokens, (torch.arange(raster.tokens) >= known).expand(batch, -1)
 
     def parallel(network: MaskTransformer, passes: int, batch: int) -> Tensor:
-        return decode(Predictor(network, None, grid), *canvas(batch), steps=passes, grid=grid)
+        return decode(Predictor(network, grid, rows=batch), *canvas(batch), steps=passes, grid=grid)
 
     def one_by_one(batch: int) -> Tensor:
-        return decode_raster(NextPredictor(raster, None, guided=False, rows=batch), *canvas(batch))
+        return decode_raster(NextPredictor(raster, rows=batch), *canvas(batch))
 
     sides: dict[str, Callable[[int], Tensor]] = {
         f"{name}, {passes} passes": lambda batch, network=network, passes=passes: parallel(network, passes, batch)

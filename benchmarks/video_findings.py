@@ -53,7 +53,7 @@ FRAMES, CONTEXT, SIDE, DIGIT, PATCH, CODES = 8, 3, 16, 8, 2, 64
 FUTURE = FRAMES - CONTEXT
 TRAIN, TEST, LONG = 8000, 128, 12  # videos; frames of those to train on, of which clips begin anywhere
 DIGITS, SHOWN, CLASSIFIER_STEPS = 10, 100, 400  # the world's digits; videos of each for the classifier, its training
-MODEL = {"width": 64, "depth": 4, "heads": 2}
+MODEL: dict[str, Any] = {"width": 64, "depth": 4, "block": {"heads": 2}}
 TRAINING = {"batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.99, "log_every": 100}
 STEPS, SAMPLES = 8, 4  # of decoding, where nothing else is said
 GREEDY = {"choice_temperature": 0.0, "temperature": 0.0}
@@ -185,7 +185,11 @@ def configuration(model: Model, seed: int, steps: int, work: Path) -> dict[str, 
     if model.ratio is not None:
         stage = {
             "type": "generator",
-            "model": {**MODEL, "positions": "learned_sum", "windows": [list(window) for window in model.windows]},
+            "model": {
+                **MODEL,
+                "positions": {"embedding": "learned_sum"},
+                "block": {**MODEL["block"], "windows": [list(window) for window in model.windows]},
+            },
             "masking": {
                 "ratio": model.ratio,
                 "sampler": {"type": "frames", "context": CONTEXT},
@@ -193,7 +197,7 @@ def configuration(model: Model, seed: int, steps: int, work: Path) -> dict[str, 
             },
             "scheduler": {"num_inference_steps": STEPS, "choice_temperature": 1.0},
         }
-    stage |= {"tokenizer": str(work / "patches"), "conditional": False}
+    stage |= {"tokenizer": str(work / "patches"), "conditioning": []}
     training = {**TRAINING, "seed": seed} | ({"steps": steps} if steps else {})
     return {"stage": stage, "data": data(work), "training": training}
 

@@ -41,7 +41,12 @@ FRAMES, CONTEXT, SIDE, PATCH, CODES = 8, 2, 32, 16, 64
 FUTURE = FRAMES - CONTEXT
 WORLD: dict[str, Any] = {"size": SIDE, "repeat": 3, "options": {"g": 0.0}}
 TRAIN, TEST = 800, 100  # episodes
-MODEL = {"width": 64, "depth": 4, "heads": 4, "positions": "learned_sum", "windows": [[1, 0, 0], [0, 1, 1]]}
+MODEL = {
+    "width": 64,
+    "depth": 4,
+    "positions": {"embedding": "learned_sum"},
+    "block": {"heads": 4, "windows": [[1, 0, 0], [0, 1, 1]]},
+}
 TRAINING = {"batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.0, "log_every": 50}
 SAMPLES = 2
 
@@ -104,8 +109,7 @@ def configuration(seed: int, steps: int, work: Path) -> dict[str, Any]:
                 "sampler": {"type": "frames", "context": CONTEXT},
                 "objective": {"type": "cross_entropy", "label_smoothing": 0.0},
             },
-            "conditional": False,
-            "actions": True,
+            "conditioning": ["actions"],
             "scheduler": {"num_inference_steps": STEPS, "choice_temperature": 1.0},
         },
         "data": data(work),

@@ -31,8 +31,8 @@ from gpu_check import MARK, PARTS
 from torch import Tensor
 
 from maskgen.decoding.scheduler import MaskScheduler
-from maskgen.mim.core import MaskedModeling
-from maskgen.pipelines.predictor import Predictor
+from maskgen.mim.core import Learner, MaskedModeling
+from maskgen.pipelines.predictor import Predictor, given_of
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.model import MaskTransformer
 
@@ -96,14 +96,12 @@ def transformer(place: Place, width: int, side: int, backend: str = "auto") -> M
     heads, depth = (2, 2) if place.dry else (width // 64, 24)
     with place.device:
         model = MaskTransformer(
-            codes(place),
             (side, side),
-            num_classes=CLASSES,
             width=width,
             depth=depth,
-            heads=heads,
-            condition="adaln_shared",
-            backend=backend,  # type: ignore[arg-type]
+            tokens={"codebook_size": codes(place)},
+            block={"heads": heads, "backend": backend},
+            conditioning={"inputs": {"label": {"type": "class", "count": CLASSES}}, "pooled": "adaln_shared"},
         )
         torch.nn.init.normal_(model.head.weight, std=0.02)
     return model.to(place.device)
@@ -178,7 +176,7 @@ def decoding(place: Place, model: MaskTransformer, batch: int, **options: Any) -
     """Codes (batch, n) by the default schedule, a class for each row, without guidance."""
     side = model.grid[0]
     scheduler = MaskScheduler(num_inference_steps=place.steps)
-    predict = Predictor(model.eval(), [i % CLASSES for i in range(batch)], (side, side))
+    predict = Predictor(model.eval(), (side, side), given_of([i % CLASSES for i in range(batch)]), batch)
     blank = torch.zeros(batch, side * side, dtype=torch.long, device=place.device)
     generator = torch.Generator(place.device).manual_seed(0)
     wrapped = options.pop("wrap", lambda predict: predict)(predict)
@@ -187,13 +185,13 @@ def decoding(place: Place, model: MaskTransformer, batch: int, **options: Any) -
 
 def training(place: Place, model: MaskTransformer, batch: int, dtype: torch.dtype) -> Callable[[], None]:
     """A step of masked modeling on codes: forward, backward and AdamW."""
-    masking, optimizer = MaskedModeling(), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    learner, optimizer = Learner(model, MaskedModeling()), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(codes(place), (batch, *model.grid), device=place.device)
     labels = torch.arange(batch, device=place.device) % CLASSES
 
     def step() -> None:
         with torch.autocast(place.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-            loss = masking.losses(model, tokens, labels)["loss"]
+            loss = learner(tokens, {"label": labels})["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -18,8 +18,14 @@ from maskgen.training.saved import load_learner
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "visualise.png"
 PATCH, COUNT = 8, 6
-ENCODER = {"width": 96, "depth": 3, "heads": 4, "mlp": "gelu", "qk_norm": False, "rope": False, "registers": 1}
-DECODER = {"decoder_depth": 1, "decoder_width": 64, "decoder_heads": 4}
+ENCODER = {
+    "width": 96,
+    "depth": 3,
+    "num_registers": 1,
+    "positions": {"rope": False},
+    "block": {"heads": 4, "mlp": "gelu", "qk_norm": "none"},
+}
+DECODER = {"decoder": {"depth": 1, "width": 64, "heads": 4}}
 BLOCKS = {"ratio": {"type": "fixed", "ratio": 0.4}, "sampler": {"type": "block", "min_block": 4}}
 DATA = {"type": "emoji", "size": 64}
 TRAINING = {"batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 50, "betas": [0.9, 0.95], "weight_decay": 0.05}

@@ -28,14 +28,15 @@ def _seed():
 @pytest.fixture(scope="session")
 def make_pipeline():
     """A function: a pipeline of the classes named and random weights, of `side` x `side` tokens of 2x2 pixels."""
-    from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer  # not every test needs them
+    from flat import transformer as network
+    from maskgen import MaskedImagePipeline, MaskScheduler, Tokenizer  # not every test needs them
 
     def make(classes=("ant", "bee", "cat"), side=4, depth=2, num_inference_steps=4, **settings):
         torch.manual_seed(0)
         small = {"width": 16, "multipliers": [1, 2], "blocks": 1}
         tokenizer = Tokenizer(encoder=small, quantizer={"codebook_size": 32, "dim": 4}, decoder=small).eval()
         count, names = (len(classes), list(classes)) if classes else (None, None)
-        transformer = MaskTransformer(32, (side, side), num_classes=count, width=32, depth=depth, heads=2).eval()
+        transformer = network(32, (side, side), num_classes=count, width=32, depth=depth, heads=2).eval()
         for parameter in transformer.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         scheduler = MaskScheduler(num_inference_steps=num_inference_steps, **settings)

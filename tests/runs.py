@@ -25,7 +25,8 @@ GENERATOR = {
     "stage": {
         "type": "generator",
         "tokenizer": "runs/tokenizer",
-        "model": {"width": 16, "depth": 2, "heads": 2, "dropout": 0.1, "class_dropout": 0.3},
+        "model": {"width": 16, "depth": 2, "block": {"heads": 2, "dropout": 0.1}},
+        "conditioning": [{"type": "class", "dropout": 0.3}],
         "scheduler": {"num_inference_steps": 2},
     },
     "data": {"type": "npz", "path": "data.npz"},

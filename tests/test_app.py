@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+import flat
 from given import an_image, array, mask
-from maskgen import MaskedImagePipeline, MaskTransformer
+from maskgen import MaskedImagePipeline
 from maskgen.app import serve
 from maskgen.app.generation import (
     TASKS,
@@ -81,7 +82,7 @@ def test_another_order_or_temperature_leaves_the_model_as_it_is(models, run):
     assert view.class_names == ["ant", "bee", "cat"]
     assert defaults(pipeline)["order"] == "confidence"
     untouched = scheduled(pipeline, **{k: defaults(pipeline)[k] for k in ("choice_temperature", "order")})
-    assert tuple(untouched.scheduler.config.temperature) == (3.0, 1.0)
+    assert tuple(untouched.scheduler.config.choice_temperature) == (3.0, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- painting
@@ -200,7 +201,7 @@ def test_order_critic_is_there_where_a_critic_is(models, run, tmp_path):
     with pytest.raises(ValueError, match=r"run has no critic: choose another order, or train"):
         drawn(models, job_from_form("sample", form(run, order="critic")), tmp_path)
     torch.manual_seed(1)
-    critic = MaskTransformer(32, (4, 4), num_classes=3, width=16, depth=1, heads=2, predictions=1)
+    critic = flat.transformer(32, (4, 4), num_classes=3, width=16, depth=1, heads=2, predictions=1)
     torch.nn.init.normal_(critic.head.weight)
     parts = {**pipeline.components, "critic": critic}
     MaskedImagePipeline(**parts, class_names=pipeline.class_names).save_pretrained(tmp_path / "judged")
@@ -242,7 +243,7 @@ def test_an_image_of_the_command_uses_its_models_own_scheduler(models, run, tmp_
         ("join", {"image": None}, "there is no image yet"),
         ("join", {"gap": 0}, "gap is 0; give a whole number from 1"),
         ("join", {"gap": 1000, "keep": 13}, "1026x8 pixels; the page takes sides of at most 1024"),
-        ("join", {"gap": 1, "keep": 1}, "6 pixels wide; the model has 8: keep more"),
+        ("join", {"gap": 1, "keep": 1}, "8: keep more"),
         ("paint", {}, "unknown task 'paint': did you mean 'inpaint'?"),
     ],
 )

@@ -50,7 +50,7 @@ def test_optimizer_moments_of_a_recorded_run_are_taken_up(shop):
     check([behaviour.compare_run("emoji", start=10, steps=5)])
 
 
-@pytest.mark.slow
+@pytest.mark.train
 def test_nothing_has_moved(shop):
     for entry in behaviour.entries():
         kind, name = entry.split("/")

@@ -35,7 +35,7 @@ GENERATOR = {
     "stage": {
         "type": "generator",
         "tokenizer": "runs/tokenizer",
-        "model": {"width": 16, "depth": 1, "heads": 2},
+        "model": {"width": 16, "depth": 1, "block": {"heads": 2}},
         "scheduler": {"num_inference_steps": 3, "guidance_scale": 2.0},
     },
     "data": {"type": "tokens", "path": "tokens"},
@@ -244,12 +244,12 @@ RECONSTRUCT = ["reconstruct", "runs/tokenizer", "--data"]
         ([*ENCODE, "{type: image_folder, path: images, size: 8, channels: 1}"], "pixels have 1 channels; this"),
         ([*ENCODE, "nan.npz"], "'images' in nan.npz has floats from nan to nan"),
         (["encode", "runs/tokenizer", "tokens", "--flips"], "token cache: flips was false, is true. Give another"),
-        (["encode", "runs/other", "tokens", "--data", "runs/tokenizer"], "another making: tokenizer was "),
+        (["encode", "runs/other", "tokens", "--data", "runs/tokenizer"], "token cache: tokenizer was "),
         (
             ["train", "generator.yaml", "name=new", "stage.tokenizer=runs/other"],
             "the token cache was made by tokenizer",
         ),
-        (["train", "generator.yaml", "name=new", "data.path=damaged"], "holds code 99; the codebook it was made with"),
+        (["train", "generator.yaml", "name=new", "data.path=damaged"], "holds code 99; its codebook has 0 to"),
         ([*RECONSTRUCT, "gone.npz"], "gone.npz does not exist; give an .npz file"),
         (["encode", "runs/tokenizer", "out", "--data", "{type: emoji"], "not valid YAML: while parsing a flow mapping"),
         (["train", "generator.yaml", "name=new", "data.path=gone"], "gone holds no token cache (meta.json); make one"),

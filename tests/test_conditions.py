@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+import flat
 from given import clip, seeded
-from maskgen import MaskTransformer
 from maskgen.mim.core import MaskedModeling
 from maskgen.pipelines.conditions import Conditions
 from maskgen.registry import build
@@ -106,7 +106,7 @@ def test_conditions_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="unknown task 'predict'"):
         condition_video("predict", clip(), mask)
     for spec in ({"type": "prediction", "frames": 7}, {"type": "interpolation", "frames": 4}):
-        with pytest.raises(ValueError, match=r"of 7; give 1 to"):
+        with pytest.raises(ValueError, match=r"has 7; give 1 to"):
             build(TASK, spec).hidden(SIZE)
 
 
@@ -178,7 +178,7 @@ def oracle(mode, codes, condition, region, scores, count):
 class Spy(torch.nn.Module):
     """A network that keeps what it was shown, and predicts noise."""
 
-    def forward(self, tokens, masked, condition=None):
+    def forward(self, tokens, masked, conditioning=None):
         self.seen = torch.where(masked, -1, tokens).flatten(1)
         self.made = torch.randn(len(tokens), tokens[0].numel(), 16, generator=seeded(5))
         return type("Output", (), {"predictions": self.made})
@@ -219,7 +219,7 @@ def test_given_tokens_have_no_loss_where_others_are_dropped():
     objective = {"type": "cross_entropy", "label_smoothing": 0.0, "support": "all"}
     corruption = {"type": "condition", "mode": "cond_cond"}
     core = MaskedModeling(dropping={"type": "share", "share": 0.3}, corruption=corruption, objective=objective)
-    network = MaskTransformer(16, grid, width=16, depth=1, heads=2).eval()
+    network = flat.transformer(16, grid, width=16, depth=1, heads=2).eval()
     torch.nn.init.normal_(network.head.weight)
     loss = core.main_losses(network, codes, generator=seeded(4), **sources)["loss"]
     plan = core.plan(rows, grid, seeded(4), **sources)

@@ -8,9 +8,11 @@ import torch
 from PIL import Image, ImageSequence
 from typer.testing import CliRunner
 
+import flat
 from given import an_image, clip, mask, seeded
 from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
 from maskgen.cli import app
+from maskgen.conditioning import LabelConditioner
 from maskgen.decoding.loop import Step
 from maskgen.pipelines.conditions import condition_region
 from maskgen.pipelines.predictor import Predictor
@@ -25,7 +27,7 @@ def make(mode="cond_input", tasks=TASKS, classes=None, condition="in_context"):
     torch.manual_seed(0)
     tokenizer = Tokenizer(CAUSAL, {"codebook_size": 16, "dim": 4}, CAUSAL).eval()
     count = Prompts(tasks, len(classes or ())).count
-    transformer = MaskTransformer(16, (3, 4, 4), count, width=16, depth=2, heads=2, condition=condition).eval()
+    transformer = flat.transformer(16, (3, 4, 4), count, width=16, depth=2, heads=2, condition=condition).eval()
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     pipeline = MaskedVideoPipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=3), classes, tasks, mode)
@@ -44,18 +46,19 @@ def frames_of(result):
 
 def watched(pipeline, monkeypatch, call):
     """What the transformer was shown at each step, -1 the mask token, and the labels it was told."""
-    seen, told, forward, conditions = [], [], MaskTransformer.forward, MaskTransformer.conditions
+    seen, told, forward, embed = [], [], MaskTransformer.forward, LabelConditioner.embed
 
-    def look(self, tokens, masked, **named):
+    def look(self, tokens, masked, *rest, **named):
         seen.append(torch.where(masked, -1, tokens))
-        return forward(self, tokens, masked, **named)
+        return forward(self, tokens, masked, *rest, **named)
 
-    def listen(self, labels, batch):
-        told.append(labels.tolist())
-        return conditions(self, labels, batch)
+    def listen(self, labels, *rest):
+        if (labels != self.count).any():  # not the null condition
+            told.append(labels.tolist())
+        return embed(self, labels, *rest)
 
     monkeypatch.setattr(MaskTransformer, "forward", look)
-    monkeypatch.setattr(MaskTransformer, "conditions", listen)
+    monkeypatch.setattr(LabelConditioner, "embed", listen)
     return call(), seen, told
 
 
@@ -168,10 +171,10 @@ def test_longer_predictions_go_on_from_decoded_frames(pipeline):
 def test_larger_videos_and_models_of_other_tasks_are_refused(pipeline):
     with pytest.raises(ValueError, match="works at its trained size"):
         pipeline.outpaint(clip(1, 1, (5, 8, 8)), left=4)
-    with pytest.raises(ValueError, match=r"5 labels of tasks .* were not trained together"):
+    with pytest.raises(ValueError, match=r"5 labels .* were not trained together"):
         MaskedVideoPipeline(
             pipeline.vqvae,
-            MaskTransformer(16, (3, 4, 4), 4, width=16, depth=1, heads=2),
+            flat.transformer(16, (3, 4, 4), 4, width=16, depth=1, heads=2),
             MaskScheduler(),
             None,
             TASKS,
@@ -191,7 +194,7 @@ def test_a_saved_pipeline_knows_its_tasks(pipeline, tmp_path):
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_shown_tokens_stand_at_hidden_places_alone(scale):
-    network = MaskTransformer(16, (2, 2, 3), 4, width=16, depth=2, heads=2).eval()
+    network = flat.transformer(16, (2, 2, 3), 4, width=16, depth=2, heads=2).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tokens, shown = torch.randint(16, (2, 2, 12))
@@ -199,9 +202,10 @@ def test_shown_tokens_stand_at_hidden_places_alone(scale):
     positions = torch.arange(12).expand(2, -1)
     seen = torch.where(hidden & where, shown, tokens).view(2, 2, 2, 3)
     masked = (hidden & ~where).view(2, 2, 2, 3)
-    c, u = (network(seen, masked, labels).predictions for labels in (torch.tensor([1, 3]), None))
+    given = {"label": torch.tensor([1, 3])}
+    c, u = (network(seen, masked, network.conditioner(x, 2, (2, 2, 3))).predictions for x in (given, None))
     step = Step(tokens, hidden, positions, 0, 4, scale, True)
-    made = Predictor(network, [1, 3], (2, 2, 3), shown=(shown, where))(step)
+    made = Predictor(network, (2, 2, 3), given, 2, (shown, where))(step)
     torch.testing.assert_close(made, u + scale * (c - u), rtol=1e-4, atol=1e-4)
 
 

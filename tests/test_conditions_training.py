@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import flat
 from given import clip, seeded
-from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen import MaskedVideoPipeline, MaskScheduler, Tokenizer
 from maskgen.data.augment import Augmentation
 from maskgen.mim.core import Learner, MaskedModeling
 from maskgen.pipelines.conditions import Conditions, condition_region
@@ -28,21 +29,22 @@ class Clips:
         return {"pixels": clip(1, 1, self.size, index)[0], "label": self.labels[index]}
 
 
-def stage_of(folder, tasks, conditional=False, **settings):
+def stage_of(folder, tasks, conditioning=(), **settings):
     coder = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
     if not folder.exists():
         save_tokenizer(Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder), folder)
-    model = {"width": 16, "depth": 1, "heads": 2, "condition": "in_context"}
+    model = {"width": 16, "depth": 1, "block": {"heads": 2}, "conditioning": {"pooled": "in_context"}}
     masking = {"corruption": "condition", "objective": {"type": "cross_entropy", "support": "all"}}
     settings = {"model": model, "masking": masking, "scheduler": {"num_inference_steps": 2}, **settings}
-    return GeneratorStage(str(folder), Clips(), Clips(), conditional=conditional, tasks=tasks, **settings)
+    return GeneratorStage(str(folder), Clips(), Clips(), conditioning=conditioning, tasks=tasks, **settings)
 
 
 def test_training_shows_each_rows_condition_and_tells_its_prompt(tmp_path):
     tasks = [{"type": "prediction", "classes": True}, {"type": "inpainting", "region": "dynamic"}]
-    stage, seen = stage_of(tmp_path / "tokenizer", tasks, conditional=True), []
+    stage, seen, told = stage_of(tmp_path / "tokenizer", tasks, ["class"]), [], []
     network = stage.modules["model"].network
     network.register_forward_pre_hook(lambda module, given: seen.append(given))
+    network.conditioner.register_forward_pre_hook(lambda module, given: told.append(given[0]["label"]))
     batch = torch.utils.data.default_collate([stage.dataset[i] for i in range(8)])
     torch.manual_seed(3)
     ((_, terms),) = stage.losses(batch, 0)
@@ -50,7 +52,8 @@ def test_training_shows_each_rows_condition_and_tells_its_prompt(tmp_path):
     torch.manual_seed(3)
     drawn = stage.conditions.sample(8)
     assert set(drawn) == {0, 1}
-    ((tokens, masked, labels),) = seen
+    ((tokens, masked, conditioning), (labels,)) = *seen, told
+    assert conditioning.pooled.shape == (8, 16)
     assert labels.tolist() == [int(batch["label"][i]) if drawn[i] == 0 else 2 for i in range(8)]
     codes = stage.tokenizer.encode(batch["pixels"])
     videos, hidden = stage.conditions.videos(batch["pixels"], drawn)
@@ -73,8 +76,8 @@ def test_a_run_of_several_tasks_trains_evaluates_and_is_loaded(tmp_path):
     learner = stage.modules["model"].eval()
     batch = torch.utils.data.default_collate([stage.dataset[i] for i in range(4)])
     given = stage.inputs(batch)
-    assert given.condition.tolist() == [0, 1, 2, 3]
-    terms = learner.masking.main_losses(learner.network, given.tokens, given.condition, **given.sources)
+    assert given.given["label"].tolist() == [0, 1, 2, 3]
+    terms = learner.masking.main_losses(learner.conditioned, given.tokens, given.given, **given.sources)
     assert torch.isfinite(terms["loss"])
 
 
@@ -83,7 +86,7 @@ def test_tasks_and_corruption_go_together(tmp_path):
         with pytest.raises(ValueError, match=r"stage\.tasks and masking\.corruption condition go together"):
             stage_of(tmp_path / "tokenizer", tasks, masking=masking)
     with pytest.raises(ValueError, match="conditional: true where"):
-        stage_of(tmp_path / "tokenizer", ["prediction"], conditional=True)
+        stage_of(tmp_path / "tokenizer", ["prediction"], ["class"])
     stage = stage_of(tmp_path / "tokenizer", ["prediction"])
     with pytest.raises(ValueError, match="a token cache has none"):
         next(iter(stage.losses({"codes": torch.zeros(1, 4, 4, 4, dtype=torch.long)}, 0)))
@@ -110,7 +113,7 @@ def test_one_small_model_learns_four_tasks():
         ]
     )
     count = conditions.prompts.count
-    network = MaskTransformer(
+    network = flat.transformer(
         2, (5, 4, 6), count, width=32, depth=2, heads=2, condition="in_context", class_dropout=0.0
     )
     objective = {"type": "cross_entropy", "label_smoothing": 0.0, "support": "all"}
@@ -123,7 +126,7 @@ def test_one_small_model_learns_four_tasks():
         region = condition_region(tokenizer, hidden)
         sources = {"condition_tokens": tokenizer.encode(videos), "condition_region": region}
         optimizer.zero_grad()
-        learner(codes, conditions.labels(drawn, None), **sources)["loss"].backward()
+        learner(codes, {"label": conditions.labels(drawn, None)}, **sources)["loss"].backward()
         optimizer.step()
     scheduler = MaskScheduler(num_inference_steps=6, choice_temperature=0.0)
     pipeline = MaskedVideoPipeline(tokenizer, network.eval(), scheduler, None, conditions.prompts.names)

@@ -154,7 +154,7 @@ stage:
   type: generator
   tokenizer: runs/tokenizer
   dataset: emoji
-  model: {codebook_size: 512, num_classes: 9, norm: layers, mlp: swiglou, condition: 1}
+  model: {tokens: {codebook_size: 512}, conditioning: {inputs: {}, pooled: 1}, block: {norm: layers, mlp: swiglou}}
   scheduler: {mask_schedule: cosin, guidance_schedule: constant}
   masking: {ratio: {type: cosine, schedule: arccos}}
 data: {type: emoji, groups: categories}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+import flat
+from maskgen import MaskedImagePipeline, MaskScheduler, Tokenizer
 from maskgen.config import load
 from maskgen.data.tokens import write_token_cache
 from maskgen.decoding.loop import decode
@@ -21,7 +22,7 @@ from maskgen.training.stages.critic import Critic, CriticStage, ranking, started
 from maskgen.transformer.autoregressive import CausalTransformer
 
 CONV = {"width": 8, "multipliers": [1, 2], "blocks": 1}
-MODEL = {"width": 32, "depth": 2, "heads": 2}
+MODEL = {"width": 32, "depth": 2, "block": {"heads": 2}}
 SETTINGS = {
     "batch_size": 32,
     "learning_rate": 5e-3,
@@ -37,7 +38,7 @@ def generator(num_classes=2, groups=1, quantizer=None):
     torch.manual_seed(0)
     tokenizer = Tokenizer(encoder=CONV, quantizer=quantizer or {"codebook_size": 16, "dim": 4}, decoder=CONV).eval()
     codes = 16 if groups == 1 else 8
-    transformer = MaskTransformer(codes, (4, 4), num_classes=num_classes, groups=groups, **MODEL).eval()
+    transformer = flat.transformer(codes, (4, 4), num_classes=num_classes, groups=groups, **MODEL).eval()
     names = ["low", "high"] if num_classes else None
     return MaskedImagePipeline(tokenizer, transformer, MaskScheduler(choice_temperature=0.5), names)
 
@@ -68,7 +69,7 @@ def test_a_critic_tells_wrong_tokens_from_right_ones(trained):
     wrong = torch.rand(4, 16) < 0.3
     tokens = torch.where(wrong, torch.randint(4, 16, (4, 16)), torch.tensor([[0], [2], [1], [3]]))
     for labels in ([0, 1, 0, 1], [2, 2, 2, 2]):
-        scores = CriticScores(pipeline.critic, labels, (4, 4))(tokens, wrong)
+        scores = CriticScores(pipeline.critic, (4, 4), {"label": torch.tensor(labels)}, 4)(tokens, wrong)
         assert scores.shape == (4, 16)
         assert ranking(scores, wrong) > 0.9
 
@@ -95,11 +96,11 @@ def test_the_drawn_are_the_generators_and_the_rest_is_real(toy):
     data = TokenCache("tokens")
     stage = CriticStage("generator", data, model=MODEL)
     batch = torch.utils.data.default_collate([data[i] for i in range(16)])
-    tokens, drawn, labels = stage.examples(batch, torch.Generator().manual_seed(3))
+    tokens, drawn, given = stage.examples(batch, torch.Generator().manual_seed(3))
     again = stage.examples(batch, torch.Generator().manual_seed(3))
     assert tokens.equal(again[0])
     assert drawn.equal(again[1])
-    assert labels.equal(batch["label"])
+    assert given["label"].equal(batch["label"])
     real = batch["codes"].flatten(1)
     assert tokens.flatten(1)[~drawn].equal(real[~drawn])
     assert (tokens.flatten(1)[drawn] != real[drawn]).float().mean() > 0.8  # 15 of 16
@@ -115,8 +116,8 @@ def test_without_a_model_it_starts_as_the_generator(toy, tmp_path, groups):
     tokens = torch.randint(8, (2, 4, 4) if groups == 1 else (2, 4, 4, 2))
     nothing = torch.zeros(tokens.shape, dtype=torch.bool)
     mine, theirs = (
-        network(tokens, nothing, torch.tensor([0, 1])),
-        pipeline.transformer.eval()(tokens, nothing, torch.tensor([0, 1])),
+        model(tokens, nothing, model.conditioner({"label": torch.tensor([0, 1])}, 2, (4, 4)))
+        for model in (network, pipeline.transformer.eval())
     )
     assert mine.features.equal(theirs.features)
     assert not mine.predictions.any()
@@ -128,7 +129,7 @@ def test_without_a_model_it_starts_as_the_generator(toy, tmp_path, groups):
 
 
 def test_the_loss_is_the_cross_entropy_of_all_tokens():
-    network = MaskTransformer(16, (4, 4), predictions=1, **MODEL).eval()
+    network = flat.transformer(16, (4, 4), predictions=1, **MODEL).eval()
     torch.nn.init.normal_(network.head.weight, std=0.1)
     tokens, drawn = torch.randint(16, (3, 4, 4)), torch.rand(3, 16) < 0.4
     p = network(tokens, torch.zeros(3, 4, 4, dtype=torch.bool)).predictions[..., 0].sigmoid()
@@ -152,11 +153,11 @@ def test_a_pipeline_with_and_without_a_critic_is_saved_and_loaded(tmp_path):
     (tmp_path / "plain" / "model_index.json").write_text(json.dumps(old))
     loaded = MaskedImagePipeline.from_pretrained(tmp_path / "plain")
     assert loaded.critic is None
-    critic = MaskTransformer(16, (4, 4), num_classes=2, predictions=1, **MODEL)
+    critic = flat.transformer(16, (4, 4), num_classes=2, predictions=1, **MODEL)
     with_critic = MaskedImagePipeline(loaded.vqvae, loaded.transformer, loaded.scheduler, ["low", "high"], critic)
     with_critic.save_pretrained(tmp_path / "with")
     again = MaskedImagePipeline.from_pretrained(tmp_path / "with").critic
-    assert again.config.predictions == 1
+    assert again.config.out_dim == 1
     assert all(a.equal(b) for a, b in zip(critic.state_dict().values(), again.state_dict().values()))
 
 
@@ -187,7 +188,7 @@ def test_groups_of_bits_and_models_without_classes_are_judged(classes, toy):
     settings = Training(2, **{**SETTINGS, "batch_size": 4})
     folder = run(f"of-{classes}-classes", stage, {"type": "tokens", "path": "groups-tokens"}, settings, holdout=4)
     made = MaskedImagePipeline.from_pretrained(folder)
-    assert made.critic.config.predictions == 2
+    assert made.critic.config.out_dim == 2
     assert made([0, 1] if classes else None, num_images_per_prompt=2, output_type="pt").images.shape[1:] == (3, 8, 8)
 
 
@@ -205,7 +206,7 @@ def test_a_critic_of_other_data_is_refused(toy):
 def test_a_critic_of_continuous_tokens_is_refused(toy, tmp_path):
     quantizer = {"type": "gaussian", "dim": 3}
     tokenizer = Tokenizer(encoder=CONV, quantizer=quantizer, decoder=CONV)
-    transformer = MaskTransformer(0, (4, 4), token_dim=3, predictions=14, **MODEL)
+    transformer = flat.transformer(0, (4, 4), token_dim=3, predictions=14, **MODEL)
     MaskedImagePipeline(tokenizer, transformer, MaskScheduler()).save_pretrained("givt")
     with pytest.raises(ValueError, match="draws continuous tokens; a critic judges codes"):
         run("wrong", {"type": "critic", "generator": "givt"}, toy, Training(1))
@@ -230,7 +231,7 @@ def test_the_baseline_learns_and_draws(toy):
 
 
 def test_the_baselines_loss_is_the_cross_entropy_of_every_code():
-    network = CausalTransformer(16, (4, 4), **MODEL).eval()
+    network = flat.causal(16, (4, 4), **MODEL).eval()
     torch.nn.init.normal_(network.head.weight)
     codes = torch.randint(16, (2, 4, 4))
     p = network(codes).softmax(-1).gather(-1, codes.flatten(1)[..., None])
@@ -240,7 +241,7 @@ def test_the_baselines_loss_is_the_cross_entropy_of_every_code():
 
 
 def test_the_baseline_draws_without_classes(toy):
-    stage = {"type": "autoregressive", "tokenizer": "generator", "model": MODEL, "conditional": False}
+    stage = {"type": "autoregressive", "tokenizer": "generator", "model": MODEL, "conditioning": []}
     folder = run("free", stage, toy, Training(1, **SETTINGS))
     network = CausalTransformer.from_pretrained(folder / "pipeline" / "transformer")
     assert sample_raster(load_tokenizer(folder), network, None, count=3).shape == (3, 3, 8, 8)
@@ -266,7 +267,7 @@ def test_the_configurations_train(name, toy):
 
 def test_few_rows_at_a_time_are_all_rows_at_once(monkeypatch):
     """And one step of decode is one draw of every hidden token, which is what a critic is trained on."""
-    network = MaskTransformer(16, (4, 4), **MODEL).eval()
+    network = flat.transformer(16, (4, 4), **MODEL).eval()
     torch.nn.init.normal_(network.head.weight)
     tokens, hidden = torch.randint(16, (5, 16)), torch.rand(5, 16) < 0.5
     whole = by_rows(network, tokens, hidden, None, None, (4, 4))

@@ -78,7 +78,8 @@ def test_the_most_confident_tokens_are_kept():
         return torch.stack([sure[step.positions], torch.zeros(step.positions.shape)], -1)
 
     hidden = []
-    decode(predict, torch.zeros(1, n, dtype=torch.long), torch.ones(1, n, dtype=torch.bool), steps=2, choice_temperature=0.0,
+    decode(predict, torch.zeros(1, n, dtype=torch.long), torch.ones(1, n, dtype=torch.bool), steps=2,
+           choice_temperature=0.0,
            generator=torch.Generator().manual_seed(0), callback=lambda i, t, h: hidden.append((t, h)))  # fmt: skip
     tokens, mask = hidden[0]
     p = torch.where(tokens[0] == 0, sure.sigmoid(), 1 - sure.sigmoid())

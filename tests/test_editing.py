@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+import flat
 from given import an_image, array, mask, seeded
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen import MaskedImagePipeline, MaskScheduler, Tokenizer
 from maskgen.pipelines.editing import view_of
 from maskgen.pipelines.inputs import images_of, masks_of
 from maskgen.tasks.images import filled
@@ -230,7 +231,7 @@ def test_joined_images_keep_their_parts(pipeline):
     assert parts.size == (8, 8)
     np.testing.assert_array_equal(array(parts)[:, :2], array(left)[:, :2])
     np.testing.assert_array_equal(array(parts)[:, -2:], array(right)[:, -2:])
-    with pytest.raises(ValueError, match="6 pixels wide .* 8: keep more"):
+    with pytest.raises(ValueError, match=r"6 pixels wide .* 8: keep more"):
         pipeline.join(left, right, gap=2, keep=2)
 
 
@@ -243,10 +244,10 @@ def test_an_unconditional_model_inpaints_without_a_class(make_pipeline):
 
 def test_tokens_without_a_place_can_be_varied_not_inpainted():
     tokenizer = Tokenizer(encoder=FLAT, quantizer={"codebook_size": 32, "dim": 4}, decoder=FLAT).eval()
-    flat = MaskedImagePipeline(
-        tokenizer, MaskTransformer(32, (4,), width=32, depth=1, heads=2).eval(), MaskScheduler(num_inference_steps=2)
+    places = MaskedImagePipeline(
+        tokenizer, flat.transformer(32, (4,), width=32, depth=1, heads=2).eval(), MaskScheduler(num_inference_steps=2)
     )
-    flat.set_progress_bar_config(disable=True)
-    assert flat.vary(an_image(), 0.5).images[0].size == (8, 8)
+    places.set_progress_bar_config(disable=True)
+    assert places.vary(an_image(), 0.5).images[0].size == (8, 8)
     with pytest.raises(ValueError, match="use generate or vary"):
-        flat.inpaint(an_image(), mask())
+        places.inpaint(an_image(), mask())

@@ -55,7 +55,7 @@ def test_masks_of_every_kind_are_one_mask(tmp_path):
     ("call", "message"),
     [
         (lambda p: p.inpaint(an_image(), mask(size=(9, 8))), r"the mask is 9x8 pixels \(w x h\) and its image 8x8"),
-        (lambda p: p.inpaint(an_image(), Image.new("L", (8, 8))), "the mask hides nothing: white is what to draw anew"),
+        (lambda p: p.inpaint(an_image(), Image.new("L", (8, 8))), "the mask hides nothing: white is hidden"),
         (lambda p: p.inpaint([an_image()] * 3, [mask()] * 2), "2 masks for 3 images"),
         (lambda p: p.inpaint("gone.png", mask()), "gone.png: .*No such file"),
         (lambda p: p.inpaint(__file__, mask()), "cannot identify image file"),

@@ -164,7 +164,11 @@ def test_centroids_are_fitted_and_load(data):
 @pytest.mark.parametrize("name", ["titok", "lfq", "fsq"])
 def test_generators_train_on_other_tokens_than_a_grid_of_a_codebook(name, data):
     trained(name, data)
-    stage = {"type": "generator", "tokenizer": f"runs/{name}", "model": {"width": 16, "depth": 2, "heads": 2}}
+    stage = {
+        "type": "generator",
+        "tokenizer": f"runs/{name}",
+        "model": {"width": 16, "depth": 2, "block": {"heads": 2}},
+    }
     folder = run("generator", {**stage, "scheduler": {"num_inference_steps": 2}}, data, Training(**TWO_STEPS))
     assert (folder / "pipeline" / "model_index.json").is_file()
 

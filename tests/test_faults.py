@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from maskgen import MaskScheduler, MaskTransformer
+import flat
+from maskgen import MaskScheduler
 from maskgen.decoding.loop import decode
 from maskgen.decoding.noise import Noise
 from maskgen.decoding.schedules import hidden_after
@@ -28,13 +29,14 @@ def blank(b, n):
 
 def test_fault_1_class_dropout_drops_with_its_probability():
     """The condition was KEPT with probability p: what the network is given is counted."""
-    model = MaskTransformer(CODES, (2, 2), num_classes=3, width=16, depth=1, heads=2, class_dropout=0.1).train()
-    torch.nn.init.normal_(model.class_embedding.weight)
+    model = flat.transformer(CODES, (2, 2), num_classes=3, width=16, depth=1, heads=2, class_dropout=0.1).train()
+    embedding = model.conditioner["label"].embedding
+    torch.nn.init.normal_(embedding.weight)
     labels = torch.randint(3, (20_000,))
-    given, none = model.class_embedding(labels), model.class_embedding.weight[model.null_class]
+    given, none = embedding(labels), embedding.weight[3]
     taken = []
-    model.class_embedding.register_forward_hook(lambda module, inputs, output: taken.append(output))
-    model.conditions(labels, len(labels))
+    embedding.register_forward_hook(lambda module, inputs, output: taken.append(output))
+    model.conditioner({"label": labels}, len(labels), (2, 2))
     dropped, kept = (taken[0] == none).all(1), (taken[0] == given).all(1)
     assert (dropped | kept).all()
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
@@ -57,8 +59,9 @@ def test_fault_2_annealed_temperature_does_not_compound():
 
     states, (canvas, mask) = [], blank(1, n)
     decode(
-        table, canvas, mask, steps=steps, schedule="linear", choice_temperature=tau, sample_tokens=draw, temperature=2.0,
-        temperature_anneal="linear", noise=Fixed(None, 1, n, mask.device), callback=lambda i, t, hidden: states.append(hidden),
+        table, canvas, mask, steps=steps, schedule="linear", choice_temperature=tau, sample_tokens=draw,
+        temperature=2.0, temperature_anneal="linear", noise=Fixed(None, 1, n, mask.device),
+        callback=lambda i, t, hidden: states.append(hidden),
     )  # fmt: skip
 
     def expected(temperatures):

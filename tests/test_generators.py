@@ -117,7 +117,7 @@ def test_continuous_tokens_are_completed_and_known_ones_stay(data):
     done = pipeline.complete(tokens, mask, [0, 1, 2], generator=torch.Generator().manual_seed(1))
     assert torch.equal(done[~mask], tokens[~mask])
     assert (done[mask] != tokens[mask]).all()
-    with pytest.raises(ValueError, match="guidance cannot mix the predictions of continuous tokens; set it to 1"):
+    with pytest.raises(ValueError, match=r"continuous tokens; set it to 1"):
         drawn(folder, guidance_scale=2.0)
 
 
@@ -147,7 +147,7 @@ def test_every_task_works_on_it(name, data):
 
 
 def test_tokenizers_of_several_codes_need_as_many_groups(data):
-    with pytest.raises(ValueError, match=r"has 2 codes per position: set stage\.model\.tokens\.codes_per_position=2"):
+    with pytest.raises(ValueError, match=r"has 2 codes a place: set stage\.model\.tokens\.codes_per_position=2"):
         trained("multichannel", data)
     with pytest.raises(ValueError, match="64 codes do not split into 4 groups"):
         trained("maskbit", data, model=merged(MODEL, spec(groups=4)))

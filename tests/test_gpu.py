@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
+import flat
 from every_task import contents, every_task
-from maskgen import MaskTransformer
 from maskgen.mim.core import MaskedModeling
 from maskgen.training.checkpoint import checkpoints
 from maskgen.training.loop import Training, train
@@ -77,7 +77,7 @@ def test_a_bias_is_added_to_the_scores(backend, lengths, request):
 def masked_transformer(backend, dropping):
     torch.manual_seed(0)
     decoder = {"decoder_depth": 1} if dropping != "none" else {}
-    model = MaskTransformer(32, (4, 6), width=64, depth=2, heads=2, registers=1, backend=backend, **decoder)
+    model = flat.transformer(32, (4, 6), width=64, depth=2, heads=2, registers=1, backend=backend, **decoder)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return model.to(DEVICE)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import flat
 from given import seeded
 from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer
 from maskgen.decoding.loop import Step
@@ -54,11 +55,12 @@ def test_shared_first_step_and_guidance_equal_the_plain_formulation(pipeline):
     labels = [1, 1, 0, 2, 1]
     tokens, hidden = torch.randint(32, (5, 16)), torch.ones(5, 16, dtype=torch.bool)
     positions = torch.arange(16).expand(5, -1)
-    c = model(tokens.view(5, 4, 4), hidden.view(5, 4, 4), torch.tensor(labels)).predictions
+    given = {"label": torch.tensor(labels)}
+    c = model(tokens.view(5, 4, 4), hidden.view(5, 4, 4), model.conditioner(given, 5, (4, 4))).predictions
     u = model(tokens.view(5, 4, 4), hidden.view(5, 4, 4)).predictions
     for blank in (True, False):
         for scale in (1.0, 2.5):
-            logits = Predictor(model, labels, (4, 4))(Step(tokens, hidden, positions, 0, 4, scale, blank))
+            logits = Predictor(model, (4, 4), given, 5)(Step(tokens, hidden, positions, 0, 4, scale, blank))
             torch.testing.assert_close(logits, u + scale * (c - u), rtol=1e-4, atol=1e-4)
 
 
@@ -69,11 +71,12 @@ def test_orders_by_place_through_the_pipeline(pipeline, steps):
     canvas = torch.zeros(5, 4, 4, dtype=torch.long)
 
     def plain(step):
-        def logits(classes):
-            made = pipeline.transformer(step.tokens.view(5, 4, 4), step.hidden.view(5, 4, 4), classes).predictions
+        def logits(given):
+            conditioning = pipeline.transformer.conditioner(given, 5, (4, 4))
+            made = pipeline.transformer(step.tokens.view(5, 4, 4), step.hidden.view(5, 4, 4), conditioning).predictions
             return made[torch.arange(5)[:, None], step.positions]
 
-        c, u = logits(torch.tensor(labels)), logits(None)
+        c, u = logits({"label": torch.tensor(labels)}), logits(None)
         return u + step.guidance_scale * (c - u)
 
     for order in ("halton", "random", "raster"):
@@ -223,7 +226,7 @@ def test_a_missing_run_is_not_taken_for_a_hub_name(name):
 
 
 def test_parts_that_do_not_fit_are_refused(pipeline):
-    other = MaskTransformer(64, (4, 4), width=32, depth=1, heads=2)
+    other = flat.transformer(64, (4, 4), width=32, depth=1, heads=2)
     with pytest.raises(ValueError, match="32 codes and the transformer predicts 64"):
         MaskedImagePipeline(pipeline.vqvae, other, pipeline.scheduler)
 

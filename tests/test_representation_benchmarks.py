@@ -60,9 +60,10 @@ def test_training_steps_are_timed_side_by_side(monkeypatch):
     """Every side that is installed trains; a table has a line a pair that is there."""
     small = {"width": 16, "depth": 2, "heads": 2}
     monkeypatch.setattr(train_step, "SIZE", small)
-    monkeypatch.setattr(train_step, "ENCODER", {**train_step.ENCODER, **small})
-    monkeypatch.setattr(train_step, "DECODER", {"decoder_depth": 1, "decoder_heads": 2})
-    model = {**train_step.ENCODER, **train_step.DECODER, "decoder_width": 16}
+    block = {**train_step.ENCODER["block"], "heads": 2}
+    monkeypatch.setattr(train_step, "ENCODER", {**train_step.ENCODER, "width": 16, "depth": 2, "block": block})
+    monkeypatch.setattr(train_step, "DECODER", {"depth": 1, "heads": 2})
+    model = {**train_step.ENCODER, "decoder": {**train_step.DECODER, "width": 16}}
     monkeypatch.setattr(train_step, "MAE_MODEL", model)
     monkeypatch.setattr(train_step, "GRID", (4, 4))
     sides, missing = train_step.build(2)

@@ -6,13 +6,13 @@ import pytest
 import sampling_table as sampling
 import torch
 
-from maskgen import MaskedImagePipeline, MaskScheduler, MaskTransformer, Tokenizer
-from maskgen.transformer.autoregressive import CausalTransformer
+import flat
+from maskgen import MaskedImagePipeline, MaskScheduler, Tokenizer
 
 pytestmark = pytest.mark.bench
 
 CONV = {"width": 8, "multipliers": [1, 2, 2], "blocks": 1}
-MODEL = {"width": 16, "depth": 1, "heads": 2}
+MODEL = {"width": 16, "depth": 1, "block": {"heads": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,13 @@ def work(tmp_path_factory):
     """A masked pipeline with a critic, and a causal transformer, untrained."""
     folder = tmp_path_factory.mktemp("work")
     tokenizer = Tokenizer(encoder=CONV, quantizer={"codebook_size": 16, "dim": 4}, decoder=CONV)
-    masked = MaskTransformer(16, (8, 8), num_classes=99, **MODEL)
-    critic = MaskTransformer(16, (8, 8), num_classes=99, predictions=1, **MODEL)
+    masked = flat.transformer(16, (8, 8), num_classes=99, **MODEL)
+    critic = flat.transformer(16, (8, 8), num_classes=99, predictions=1, **MODEL)
     for name in ("masked", "critic"):
         MaskedImagePipeline(tokenizer, masked, MaskScheduler(), None, critic).save_pretrained(
             folder / name / "pipeline"
         )
-    CausalTransformer(16, (8, 8), 99, **MODEL).save_pretrained(folder / "causal" / "pipeline" / "transformer")
+    flat.causal(16, (8, 8), 99, **MODEL).save_pretrained(folder / "causal" / "pipeline" / "transformer")
     tokenizer.save_pretrained(folder / "causal" / "pipeline" / "tokenizer")
     return folder
 

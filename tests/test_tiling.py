@@ -71,9 +71,9 @@ def test_blending_is_smooth_over_the_overlap():
 def test_what_tiles_cannot_do_is_said():
     one = {"type": "vit", "size": 16, "patch": 4, "tokens": 4, "transformer": {"width": 16, "depth": 1, "heads": 2}}
     tokenizer = Tokenizer(one, QUANTIZERS[0], one)
-    with pytest.raises(ValueError, match="1-D tokens have no place"):
+    with pytest.raises(ValueError, match="1-D tokens have no position"):
         tiled_encode(tokenizer, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(ValueError, match="1-D tokens have no place"):
+    with pytest.raises(ValueError, match="1-D tokens have no position"):
         tiled_decode(tokenizer, torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="below half the tile of 8"):
         tiled_decode(a_tokenizer(), torch.zeros(1, 16, 16, dtype=torch.int64), 8, 4)

@@ -21,7 +21,9 @@ def small(monkeypatch):
     changes = {"TRAIN": 6, "TEST": 6, "CODES": 16, "EPISODES": 2, "CANDIDATES": 16, "ROUNDS": 1}
     for name, value in changes.items():
         monkeypatch.setattr(world, name, value)
-    monkeypatch.setattr(world, "MODEL", {**world.MODEL, "width": 16, "depth": 2, "heads": 2})
+    monkeypatch.setattr(
+        world, "MODEL", {**world.MODEL, "width": 16, "depth": 2, "block": {**world.MODEL["block"], "heads": 2}}
+    )
     monkeypatch.setattr(world, "TRAINING", {**world.TRAINING, "batch_size": 2})
 
 
@@ -88,7 +90,10 @@ def tiny(monkeypatch, tmp_path):
     """The findings' world with two digits, an L and a square, and models that learn nothing; the file of the digits."""
     changes = {"TRAIN": 4, "TEST": 6, "CODES": 8, "DIGITS": 2, "SHOWN": 5, "CLASSIFIER_STEPS": 2, "PASSES": (1, 2)}
     changes |= {"STEPS": 2, "SAMPLES": 2, "SCHEDULES": {"cosine": "concave"}}
-    changes |= {"MODEL": {"width": 16, "depth": 2, "heads": 2}, "TRAINING": {**findings.TRAINING, "batch_size": 2}}
+    changes |= {
+        "MODEL": {"width": 16, "depth": 2, "block": {"heads": 2}},
+        "TRAINING": {**findings.TRAINING, "batch_size": 2},
+    }
     changes |= {"QUESTIONS": {**findings.QUESTIONS, "ratio": {findings.MASKVIT: "", "always 1": ""}}}
     for name, value in changes.items():
         monkeypatch.setattr(findings, name, value)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import flat
 from maskgen import MaskedImagePipeline, MaskedVideoPipeline, MaskScheduler, Tokenizer
 from maskgen.config import configs_folder, load
 from maskgen.data.augment import Augmentation
@@ -14,17 +15,20 @@ from maskgen.training.loop import Training, train
 from maskgen.training.metrics import read_metrics
 from maskgen.training.run import STAGE
 from maskgen.training.stages.generator import GeneratorStage
-from maskgen.transformer.model import MaskTransformer
 
 GRID = (3, 2, 4)
 
 
 def model(**options):
     settings = {"codebook_size": 16, "grid": GRID, "width": 16, "depth": 2, "heads": 2, "action_dim": 2}
-    made = MaskTransformer(**{**settings, **options}).eval()
+    made = flat.transformer(**{**settings, **options}).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return made
+
+
+def told(network, actions):
+    return network.conditioner({"actions": actions}, len(actions), GRID)
 
 
 def inputs(batch=2):
@@ -37,7 +41,7 @@ def test_an_action_is_added_to_the_tokens_of_its_frame():
     actions = torch.randn(2, 3, 2)
     other = actions.clone()
     other[:, 1] += 1
-    a, b = (network(codes, masked, actions=x).predictions.unflatten(1, GRID) for x in (actions, other))
+    a, b = (network(codes, masked, told(network, x)).predictions.unflatten(1, GRID) for x in (actions, other))
     assert torch.equal(a[:, [0, 2]], b[:, [0, 2]])
     assert ((a[:, 1] - b[:, 1]).abs().amax(-1) > 1e-4).all()
 
@@ -45,28 +49,35 @@ def test_an_action_is_added_to_the_tokens_of_its_frame():
 def test_actions_and_pruning_go_together():
     network, (codes, masked) = model(windows=[[1, 0, 0], [0, 1, 1]]), inputs()
     actions, at = torch.randn(2, 3, 2), torch.tensor([[1, 9, 20], [0, 3, 23]])
-    whole = network(codes, masked, actions=actions).predictions[torch.arange(2)[:, None], at]
-    torch.testing.assert_close(network(codes, masked, predict_at=at, actions=actions).predictions, whole)
+    given = told(network, actions)
+    whole = network(codes, masked, given).predictions[torch.arange(2)[:, None], at]
+    torch.testing.assert_close(network(codes, masked, given, predict_at=at).predictions, whole)
 
 
 def test_layers_know_the_actions_too():
     network, (codes, _) = model(), inputs()
-    actions = torch.randn(2, 3, 2)
-    shown = network(codes, torch.zeros_like(codes, dtype=torch.bool), actions=actions)
-    torch.testing.assert_close(network.layers(codes, actions=actions)[-1], shown.features)
+    given = told(network, torch.randn(2, 3, 2))
+    shown = network(codes, torch.zeros_like(codes, dtype=torch.bool), given)
+    torch.testing.assert_close(network.layers(codes, given)[-1], shown.features)
 
 
-@pytest.mark.parametrize("actions", [None, torch.zeros(2, 2, 2), torch.zeros(2, 3, 1)])
+@pytest.mark.parametrize("actions", [torch.zeros(2, 2, 2), torch.zeros(2, 3, 1)])
 def test_actions_that_do_not_fit_are_refused(actions):
-    with pytest.raises(ValueError, match=r"reads actions \(2, 3, 2\); got"):
-        model()(*inputs(), actions=actions)
-    with pytest.raises(ValueError, match=r"reads actions \(2, 3, 2\); got"):
-        model().layers(inputs()[0], actions=actions)
+    with pytest.raises(ValueError, match=r"reads 2 numbers for each of 3 frames: give \(batch, 3, 2\)"):
+        told(model(), actions)
+
+
+def test_actions_that_a_network_reads_are_needed():
+    message = "this network reads actions, one per frame of the tokens: give actions"
+    with pytest.raises(ValueError, match=message):
+        model()(*inputs())
+    with pytest.raises(ValueError, match=message):
+        model().layers(inputs()[0])
 
 
 def test_actions_that_nobody_reads_are_refused():
-    with pytest.raises(ValueError, match="action_dim is 0"):
-        model(action_dim=0)(*inputs(), actions=torch.zeros(2, 3, 2))
+    with pytest.raises(ValueError, match="takes no actions: it is unconditional; leave actions out"):
+        told(model(action_dim=0), torch.zeros(2, 3, 2))
 
 
 def test_positions_are_the_sum_of_time_and_space():
@@ -184,24 +195,25 @@ def binary_tokenizer():
 def test_actions_reach_the_model_in_training_and_the_future_alone_is_hidden(tmp_path):
     save_tokenizer(binary_tokenizer(), tmp_path / "tokenizer")
     masking = {"ratio": {"type": "uniform", "low": 0.5}, "sampler": {"type": "frames", "context": 2}}
-    model = {"width": 16, "depth": 1, "heads": 2}
-    settings = {"model": model, "masking": masking, "conditional": False}
+    model = {"width": 16, "depth": 1, "block": {"heads": 2}}
+    settings = {"model": model, "masking": masking, "conditioning": ["actions"]}
     data = Squares(frames=4, size=4)
-    stage = GeneratorStage(str(tmp_path / "tokenizer"), data, actions=True, **settings)
-    seen = []
+    stage = GeneratorStage(str(tmp_path / "tokenizer"), data, **settings)
+    seen, told = [], []
     network = stage.modules["model"].network
-    network.register_forward_pre_hook(
-        lambda module, args, options: seen.append((args[1], options["actions"])), with_kwargs=True
-    )
+    network.register_forward_pre_hook(lambda module, args: seen.append(args[1:]))
+    network.conditioner.register_forward_pre_hook(lambda module, args: told.append(args[0]["actions"]))
     batch = torch.utils.data.default_collate([data[i] for i in range(8)])
     ((_, terms),) = stage.losses(batch, 0)
-    ((masked, actions),) = seen
+    (((masked, conditioning),), (actions,)) = seen, told
     assert torch.equal(actions, batch["actions"])
+    vectors = network.conditioner["actions"].embedding(actions).repeat_interleave(16, 1)
+    assert torch.equal(conditioning.features, vectors)
     assert not masked[:, :2].any()
     share = masked[:, 2:].float().flatten(1).mean(1)
     assert ((share >= 0.5) & (share <= 1)).all()
     assert terms["mask_ratio"] == pytest.approx(float(share.mean()) / 2)
-    with pytest.raises(ValueError, match="the data has no actions"):
+    with pytest.raises(ValueError, match="reads 'actions', which this batch lacks"):
         next(iter(stage.losses({"pixels": batch["pixels"]}, 0)))
 
 
@@ -212,7 +224,7 @@ def test_a_small_model_predicts_better_than_copying_and_reads_its_actions():
     everything = torch.utils.data.default_collate([data[i] for i in range(256)])
     codes = tokenizer.encode(everything["pixels"])
     torch.manual_seed(0)
-    network = MaskTransformer(2, (3, 5, 5), width=32, depth=2, heads=2, action_dim=1)
+    network = flat.transformer(2, (3, 5, 5), width=32, depth=2, heads=2, action_dim=1)
     sampler = {"type": "frames", "context": 1}
     core = MaskedModeling(
         {"type": "uniform", "low": 0.5}, sampler, objective={"type": "cross_entropy", "label_smoothing": 0.0}
@@ -221,7 +233,7 @@ def test_a_small_model_predicts_better_than_copying_and_reads_its_actions():
     optimizer, noise = torch.optim.Adam(learner.parameters(), 5e-3), torch.Generator().manual_seed(0)
     for _ in range(120):
         rows = torch.randint(224, (32,), generator=noise)
-        loss = learner(codes[rows], actions=everything["actions"][rows], generator=noise)["loss"]
+        loss = learner(codes[rows], {"actions": everything["actions"][rows]}, generator=noise)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -247,9 +259,14 @@ def test_videos_with_several_codes_a_place_are_predicted(tmp_path):
     stage = {
         "type": "generator",
         "tokenizer": str(tmp_path / "tokenizer"),
-        "model": {"width": 16, "depth": 2, "heads": 2, "groups": 2, "windows": [[1, 0, 0], [0, 1, 1]]},
+        "model": {
+            "width": 16,
+            "depth": 2,
+            "tokens": {"codes_per_position": 2},
+            "block": {"heads": 2, "windows": [[1, 0, 0], [0, 1, 1]]},
+        },
         "masking": {"ratio": {"type": "uniform", "low": 0.5}, "sampler": {"type": "frames", "context": 2}},
-        "conditional": False,
+        "conditioning": [],
     }
     pipeline = MaskedVideoPipeline.from_pretrained(trained(stage, Squares(4, 4, channels=3), tmp_path / "run"))
     clip = Squares(1, 4, channels=3)[0]["pixels"][None]
@@ -262,8 +279,8 @@ def test_code_vectors_are_the_tokenizers_and_are_saved(tmp_path):
     coder = {**COARSE, "channels": 3}
     tokenizer = Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder)
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
-    stage = {"type": "generator", "tokenizer": str(tmp_path / "tokenizer"), "conditional": False, "code_vectors": True}
-    stage["model"] = {"width": 16, "depth": 2, "heads": 2}
+    stage = {"type": "generator", "tokenizer": str(tmp_path / "tokenizer"), "conditioning": [], "code_vectors": True}
+    stage["model"] = {"width": 16, "depth": 2, "block": {"heads": 2}}
     folder = trained(stage, Squares(4, 4, channels=3), tmp_path / "run")
     network = MaskedVideoPipeline.from_pretrained(folder).transformer
     found, codebook = network.code_vectors.vectors, tokenizer.quantizer.codebook.detach()
@@ -274,15 +291,17 @@ def test_code_vectors_are_the_tokenizers_and_are_saved(tmp_path):
 
 def test_codes_of_one_vector_are_one_to_the_network():
     """But for its own table, which tells them apart as it learns to."""
-    network = MaskTransformer(8, (2, 2), width=16, depth=1, heads=2, code_dim=3).eval()
+    network = flat.transformer(8, (2, 2), width=16, depth=1, heads=2, code_dim=3).eval()
     vectors = torch.randn(8, 3)
     vectors[5] = vectors[2]
     network.code_vectors.take(vectors)
-    torch.nn.init.zeros_(network.code_embedding.weight)
+    torch.nn.init.zeros_(network.embedding.codes.weight)
     masked = torch.tensor([[[False, False], [False, True]]])
     a, b, c = (network(torch.tensor([[[k, 1], [0, 0]]]), masked).predictions for k in (2, 5, 3))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert torch.equal(a[..., 2], a[..., 5])
-    with pytest.raises(ValueError, match="code_dim is of one code a place"):
-        MaskTransformer(8, (2, 2), width=16, depth=1, heads=2, code_dim=3, groups=2)
+    with pytest.raises(
+        ValueError, match=r"tokens\.code_dim needs one code per position .* set tokens\.codes_per_position: 1"
+    ):
+        flat.transformer(8, (2, 2), width=16, depth=1, heads=2, code_dim=3, groups=2)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+import flat
+from maskgen import MaskedVideoPipeline, MaskScheduler, Tokenizer
 from maskgen.pipelines.tokens import actions_of_tokens
 from maskgen.pipelines.video_inputs import open_video
 from maskgen.pipelines.video_jobs import edit_video, predict_video
@@ -28,7 +29,7 @@ def make(coder=CONV, grid=(4, 3, 4), factor=1, **options):
     torch.manual_seed(0)
     tokenizer = Tokenizer(coder, {**VQ}, coder).eval()
     settings = {"width": 16, "depth": 2, "heads": 2, "windows": [[1, 0, 0], [0, 1, 2]], **options}
-    transformer = MaskTransformer(16, grid, **settings).eval()
+    transformer = flat.transformer(16, grid, **settings).eval()
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     pipeline = MaskedVideoPipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=3))
@@ -192,13 +193,14 @@ def test_actions_reach_their_frames_in_every_window(monkeypatch):
     pipeline = make(action_dim=2)
     actions = torch.arange(12.0).view(6, 2)
     seen = []
-    original = pipeline.transformer.forward
+    conditioner = pipeline.transformer.conditioner["actions"]
+    original = conditioner.forward
 
-    def forward(*args, **options):
-        seen.append(options["actions"].clone())
-        return original(*args, **options)
+    def forward(given, grid):
+        seen.append(given.clone())
+        return original(given, grid)
 
-    monkeypatch.setattr(pipeline.transformer, "forward", forward)
+    monkeypatch.setattr(conditioner, "forward", forward)
     pipeline.predict(video(2), 4, actions=actions, output_type="codes", generator=seeded())
     assert torch.equal(seen[0], actions[None, :4])
     assert torch.equal(seen[-1], actions[None, 2:])
@@ -227,7 +229,7 @@ def test_a_causal_tokenizer_goes_on_from_decoded_frames(given, more):
     made = frames_of(pipeline.predict(known, more, actions=actions, output_type="pt", generator=seeded()))
     assert made.shape == (1, 1, given + more, 6, 8)
     torch.testing.assert_close(made[:, :, :given], known)
-    with pytest.raises(ValueError, match="no window can slide .* or use predict"):
+    with pytest.raises(ValueError, match=r"no window can slide .* or use predict"):
         pipeline.outpaint(video(4), before=8, actions=torch.zeros(12, 2))
 
 
@@ -374,7 +376,7 @@ BAD = [
     (lambda p: p(class_labels=1), "takes no class_labels"),
     (lambda p: p(output_type="mp4"), "unknown output_type"),
     (
-        lambda p: MaskedVideoPipeline(p.vqvae, MaskTransformer(16, (3, 4), width=16, depth=1, heads=2), p.scheduler),
+        lambda p: MaskedVideoPipeline(p.vqvae, flat.transformer(16, (3, 4), width=16, depth=1, heads=2), p.scheduler),
         r"grid \(t, h, w\)",
     ),
 ]

@@ -8,7 +8,8 @@ import torch
 import video_tasks as tasks
 import yaml
 
-from maskgen import MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+import flat
+from maskgen import MaskedVideoPipeline, MaskScheduler, Tokenizer
 from maskgen.tasks.conditions import Prompts
 
 SPECS = [{"type": "prediction", "frames": 2}, "inpainting"]
@@ -21,7 +22,7 @@ def run(tmp_path):
     torch.manual_seed(0)
     prompts = Prompts(["prediction", "inpainting"])
     tokenizer = Tokenizer(CODER, {"codebook_size": 16, "dim": 4}, CODER)
-    transformer = MaskTransformer(16, (4, 4, 4), prompts.count, width=16, depth=1, heads=2)
+    transformer = flat.transformer(16, (4, 4, 4), prompts.count, width=16, depth=1, heads=2)
     MaskedVideoPipeline(tokenizer, transformer, MaskScheduler(), None, prompts.names).save_pretrained(tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"stage": {"tasks": SPECS}, "training": {"batch_size": 2}}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "seconds": 90.0}\n{"step": 7, "seconds": 30.0}\n')

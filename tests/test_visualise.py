@@ -22,7 +22,7 @@ from maskgen.training.run import run
 from maskgen.training.saved import load_learner
 from maskgen.transformer.groups import split_codes
 
-MODEL = {"width": 16, "depth": 1, "heads": 2, "registers": 1}
+MODEL = {"width": 16, "depth": 1, "block": {"heads": 2}, "num_registers": 1}
 PATCH = {"type": "patch", "patch": 8}
 PEEKED = "PEEKED: with the hidden patches' own mean and contrast."
 TARGETS = {"pixels": {"type": "pixels", "patch": 8}, "hog": {"type": "hog", "patch": 8}, "codes": "codes"}
@@ -121,7 +121,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, tokens, masked, condition=None, keep=None, kept=None):
+    def forward(self, tokens, masked, conditioning=None, keep=None, kept=None):
         rows = torch.arange(len(self.answer))[:, None]
         return SimpleNamespace(predictions=self.answer if keep is None else self.answer[rows, keep])
 

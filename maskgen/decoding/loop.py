@@ -15,6 +15,7 @@ from maskgen.decoding.noise import Generators, Noise
 from maskgen.decoding.orders import ORDERS
 from maskgen.decoding.remasking import REMASKS, remasked
 from maskgen.decoding.schedules import Temperature, annealed, hidden_after
+from maskgen.decoding.slices import SlicedPredictions
 from maskgen.decoding.token_samplers import TokenSampler, categorical
 from maskgen.registry import choose
 
@@ -59,7 +60,7 @@ class Trace:
     confidence: Tensor
 
 
-Predict = Callable[[Step], Tensor]
+Predict = Callable[[Step], Tensor | SlicedPredictions]
 Callback = Callable[[int, Tensor, Tensor], None]
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -105,7 +106,8 @@ def decode(
     arXiv:2209.04439). ``random`` keeps random tokens; ``halton`` and ``raster`` go by position.
 
     Args:
-        predict: any callable that gives predictions (b, k, e) at ``Step.positions``; logits of codes by default.
+        predict: any callable that gives predictions (b, k, e) at ``Step.positions``, logits of codes by default, as one
+            tensor or in slices of positions (:class:`maskgen.decoding.slices.SlicedPredictions`).
         canvas: int64 codes (b, n), or float vectors (b, n, d). With several codes per position, n is the number of
             positions times the codes per position, and the codes of a position are adjacent.
         mask: True = hidden, to be decided.
@@ -171,7 +173,10 @@ def decode(
             valid = decide.first(i, positions)
         before, blank = hidden, i == 0 and left.least(0) == n
         predictions = predict(Step(tokens, hidden, positions, i, steps, scales[i], blank))
-        sampled, confidence = sample_tokens(predictions, temperatures[i], noise, positions)
+        if isinstance(predictions, SlicedPredictions):
+            sampled, confidence = predictions.sample(sample_tokens, temperatures[i], noise, positions)
+        else:
+            sampled, confidence = sample_tokens(predictions, temperatures[i], noise, positions)
         if sampled.shape[2:] != canvas.shape[2:]:
             raise ValueError(
                 f"sample_tokens gives tokens {tuple(sampled.shape)}, which do not fit the canvas {tuple(canvas.shape)}"
@@ -226,7 +231,7 @@ def _check_order(
 def _ranks(
     order: str, grid: tuple[int, ...] | None, roll: bool, noise: Noise, everywhere: Int[Tensor, "b n"]
 ) -> Float[Tensor, "b n"] | None:
-    """The rank of each token in the order, or None if it is not known before the loop; codes of a position are adjacent."""
+    """The rank of each token in an order that is known before the loop, else None; codes of a position are adjacent."""
     rule, (b, n) = ORDERS[order], everywhere.shape
     if rule is None:
         return None
@@ -287,7 +292,7 @@ def _put(
     valid: Bool[Tensor, "b k"],
     values: Shaped[Tensor, "b k *d"],
 ) -> Shaped[Tensor, "b n *d"]:
-    """`x` with `values` at the valid `positions`; the other values go to an extra position at the end, which is cut off."""
+    """`x` with `values` at the valid `positions`; other values go to an extra position at the end, which is cut off."""
     n = x.shape[1]
     at = positions.masked_fill(~valid, n)
     if x.dim() == 3:

@@ -11,7 +11,7 @@ BASES = (2, 3, 5)
 
 @cache
 def halton_order(grid: tuple[int, ...]) -> tuple[int, ...]:
-    """Flat positions of `grid` in the order of the Halton sequence (Besnier et al. 2025, arXiv:2503.17076, section 3.2).
+    """Flat positions of `grid` in Halton order (Besnier et al. 2025, arXiv:2503.17076, section 3.2).
 
     The coordinates of point k = 1, 2, ... in [0, 1) are the digits of k in base 2, 3 and 5, mirrored at the point, for
     the first, second and third axis. They are floored to the grid, and repeated positions are dropped. The arithmetic

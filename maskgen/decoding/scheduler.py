@@ -111,7 +111,7 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
         noise: Noise | None = None,
         trace: Callable[[Trace], None] | None = None,
     ) -> Shaped[Tensor, "b n *d"]:
-        """Call :func:`maskgen.decoding.loop.decode` with the saved settings; an argument that is not None overrides one.
+        """Call :func:`maskgen.decoding.loop.decode` with the saved settings; arguments that are not None override.
 
         Args:
             sample_tokens: a sampler for tokens other than codes; the settings `confidence`, `top_k` and `top_p` then

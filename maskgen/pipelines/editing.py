@@ -114,7 +114,7 @@ def border_scene(
 
 
 def gap_scene(
-    pipeline: MaskedPipeline, left: Float[Tensor, "c H W"], right: Float[Tensor, "c H W"], gap: int, keep: int | None
+    pipeline: MaskedPipeline, left: Float[Tensor, "c H W"], right: Float[Tensor, "c H2 W2"], gap: int, keep: int | None
 ) -> Scene:
     """The scene of ``join``: the tokens of two images side by side, with hidden tokens between them."""
     (rows, columns), (factor, _) = grid_of(pipeline), factor_of(pipeline)
@@ -169,7 +169,7 @@ def view_of(hidden: Bool[Tensor, "H W"], size: tuple[int, int], margin: int | No
     return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
 
 
-def fitted(pipeline: MaskedPipeline, images: Sequence[Float[Tensor, "c H W"]]) -> Float[Tensor, "b c h w"]:
+def fitted(pipeline: MaskedPipeline, images: Sequence[Float[Tensor, "c _ _"]]) -> Float[Tensor, "b c h w"]:
     """The middle of each image at the model's size."""
     made = []
     for pixels in images:

@@ -83,7 +83,9 @@ def sample(
         steps, guidance: decode steps and guidance scale; None uses the pipeline's defaults.
     """
     settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels"}
-    made = [pipeline(**batch, **settings).images.cpu() for batch in batches(labels, seed, batch_size)]
+    made = []
+    for batch in batches(labels, seed, batch_size):
+        made.append(pipeline(**batch, **settings).images.cpu())
     return torch.cat(made)
 
 
@@ -122,7 +124,9 @@ def generate(
     labels = [row for row in rows for _ in range(count)]
     film = film_for(trace)
     settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pixels", "trace": film}
-    made = [pipeline(**batch, **settings).images.cpu() for batch in batches(labels, seed, batch_size)]
+    made = []
+    for batch in batches(labels, seed, batch_size):
+        made.append(pipeline(**batch, **settings).images.cpu())
     pixels = torch.cat(made)
     if film is not None and trace is not None:
         film.save(trace, pipeline.vqvae)

@@ -118,7 +118,8 @@ class MaskedImagePipeline(MaskedPipeline):
     @property
     def size(self) -> tuple[int, int]:
         """The height and width of the images that the transformer was trained on, in pixels."""
-        return self.vqvae.size(self.layout.grid)
+        height, width = self.vqvae.size(self.layout.grid)
+        return height, width
 
     @torch.no_grad()
     def __call__(
@@ -368,8 +369,8 @@ class MaskedImagePipeline(MaskedPipeline):
 
     def _inpaint(
         self,
-        images: Sequence[Float[Tensor, "c H W"]],
-        masks: Sequence[Bool[Tensor, "H W"]],
+        images: Sequence[Float[Tensor, "c _ _"]],
+        masks: Sequence[Bool[Tensor, "_ _"]],
         class_labels: Any,
         padding_mask_crop: int | None = None,
         dilation: Dilation = 0,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskgen.conditioning import stack
 from maskgen.decoding.loop import Step
+from maskgen.decoding.slices import MOST, SlicedPredictions
 from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.transformer.model import MaskTransformer, Prepared
 
@@ -62,16 +63,25 @@ class Predictor:
         self.keys: Any = [0] * rows if conditions is None else conditions.keys
         self.device = device
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Tensor | SlicedPredictions:
         guided = self.guided and step.guidance_scale != 1
         alike = step.blank and self.shown is None and self.keys is not None
-        logits = self._blank(step, guided) if alike else self._logits(step, guided)
-        if not guided:
-            return logits
-        c, u = logits.chunk(2)
-        return torch.lerp(u, c, step.guidance_scale)
+        each = self.transformer.codebook_size * len(step.tokens) * (2 if guided else 1)
+        sliced = self.transformer.codes_per_position == 1 and each * step.positions.shape[1] > MOST
+        made = self._blank(step, guided, sliced) if alike else self._logits(step, guided, sliced)
 
-    def _blank(self, step: Step, guided: bool) -> Tensor:
+        def logits(made: Tensor) -> Tensor:
+            if not guided:
+                return made
+            c, u = made.chunk(2)
+            return torch.lerp(u, c, step.guidance_scale)
+
+        if not sliced:
+            return logits(made)
+        head = self.transformer.predicted
+        return SlicedPredictions(lambda some: logits(head(made[:, some])), made.shape[1], max(1, MOST // each))
+
+    def _blank(self, step: Step, guided: bool, headless: bool) -> Tensor:
         """Each distinct condition once, at all positions; every row then takes its own, where it is asked."""
         assert self.keys is not None
         keys = self.keys[: len(step.tokens) * (2 if guided else 1)]
@@ -81,15 +91,15 @@ class Predictor:
         conditions = None if self.conditions is None else self.conditions.rows(first)
         hidden = step.hidden[:1].expand(len(once), -1)
         tokens = step.tokens.new_zeros(len(hidden), *step.tokens.shape[1:])
-        logits = by_rows(self.transformer, tokens, hidden, conditions, None, self.grid)
+        logits = by_rows(self.transformer, tokens, hidden, conditions, None, self.grid, headless)
         return logits[rows[:, None], step.positions.repeat(len(rows) // len(step.positions), 1)]
 
-    def _logits(self, step: Step, guided: bool) -> Tensor:
+    def _logits(self, step: Step, guided: bool, headless: bool) -> Tensor:
         """Every row at its hidden positions, and again without its optional conditions where guided."""
         copies = 2 if guided else 1
         tokens, hidden, positions = (torch.cat([x] * copies) for x in (*self._seen(step), step.positions))
         conditions = None if self.conditions is None else self.conditions.rows(slice(0, len(tokens)))
-        return by_rows(self.transformer, tokens, hidden, conditions, positions, self.grid)
+        return by_rows(self.transformer, tokens, hidden, conditions, positions, self.grid, headless)
 
     def _seen(self, step: Step) -> tuple[Tensor, Tensor]:
         """The token at each position, and where the mask token replaces it."""
@@ -107,8 +117,9 @@ def by_rows(
     conditions: Prepared | None,
     positions: Tensor | None,
     grid: tuple[int, ...],
+    headless: bool = False,
 ) -> Tensor:
-    """Predictions; on a CPU for a few rows at a time, so that the activations stay in its caches."""
+    """Predictions, or the head's input; on a CPU for a few rows at a time, so that activations stay in its caches."""
 
     def some(rows: slice) -> Tensor:
         return transformer(
@@ -116,6 +127,7 @@ def by_rows(
             hidden[rows].unflatten(1, grid),
             None if conditions is None else conditions.rows(rows),
             predict_at=None if positions is None else positions[rows],
+            headless=headless,
         ).predictions
 
     size = tokens.shape[1] * transformer.config.width

@@ -73,8 +73,8 @@ class DecodeTrace:
             self.steps.append((tokens[: self.limit], hidden[: self.limit], confidence[: self.limit]))
 
     def frames(self, tokenizer: Tokenizer, side: int = 192) -> list[Image.Image]:
-        """One image per step: the decoded tokens with hidden ones in grey, and to the right the confidence of each token
-        from blue (0) to yellow (1), in light grey if the canvas gave the token.
+        """One image per step: the decoded tokens with hidden ones in grey, and to the right the confidence of each
+        token from blue (0) to yellow (1), in light grey if the canvas gave the token.
 
         Args:
             side: the approximate height of each image in pixels.

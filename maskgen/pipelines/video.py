@@ -170,8 +170,8 @@ class MaskedVideoPipeline(MaskedPipeline):
         after: int = 0,
         **options: Any,
     ) -> Any:
-        """Extend videos by pixels on each side and by frames before and after. The video may be smaller than the trained
-        size; the result may not.
+        """Extend videos by pixels on each side and by frames before and after. The video may be smaller than the
+        trained size; the result may not.
 
         Raises:
             ValueError: a number is negative, or all are 0; see also :meth:`inpaint`.
@@ -260,7 +260,7 @@ class MaskedVideoPipeline(MaskedPipeline):
         return self._output(torch.where(known[1], made, known[0]), output_type, return_dict)
 
     def _alike(self, hide: Bool[Tensor, "n t h w"], generator: Any) -> list[list[int]]:
-        """The rows to complete together: all, or if windows slide those of one mask, which determines the order of windows."""
+        """The rows to complete together: all; or, if windows slide, those with one mask."""
         if isinstance(generator, list) and len(generator) != len(hide):
             raise ValueError(f"{len(generator)} generators for {len(hide)} rows; give one, or one per row")
         if tuple(hide.shape[1:]) == self.layout.grid:
@@ -271,8 +271,8 @@ class MaskedVideoPipeline(MaskedPipeline):
     def _canvas(
         self, pixels: Tensor, hidden: Tensor, grid: Any, task: str, copies: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The canvas, the mask, and the hidden positions at which the transformer sees the canvas, or None. The tokenizer
-        sees nothing of the hidden pixels."""
+        """The canvas, the mask, and the hidden positions at which the transformer sees the canvas, or None. The
+        tokenizer sees nothing of the hidden pixels."""
         shown = None
         if self.config.tasks is None:
             canvas = self.encode(held(pixels, hidden))
@@ -281,8 +281,8 @@ class MaskedVideoPipeline(MaskedPipeline):
             canvas, hide, shown = opened(self, self.config.condition_mode, task, pixels, hidden)
         else:
             raise ValueError(
-                f"the video is {tuple(pixels.shape[2:])} (t, h, w) and a model of several tasks works at its trained size "
-                f"{self.size}; use predict to go beyond the trained length"
+                f"the video is {tuple(pixels.shape[2:])} (t, h, w) and a model of several tasks works at its trained "
+                f"size {self.size}; use predict to go beyond the trained length"
             )
         shown = None if shown is None else shown.repeat_interleave(copies, 0)
         return canvas.repeat_interleave(copies, 0), hide.repeat_interleave(copies, 0), shown
@@ -381,14 +381,14 @@ class MaskedVideoPipeline(MaskedPipeline):
         return actions_of_tokens(padded, self.factor).repeat_interleave(copies, 0).to(self.device)
 
     def _check_actions(self, given: Any, videos: int, frames: int) -> None:
-        """Raise ValueError unless the actions are None, or finite with one row per frame, for all videos or for each."""
+        """Raise ValueError unless the actions are None, or finite and one per frame."""
         if given is None:
             return
         if not isinstance(given, Tensor) or given.ndim not in (2, 3) or not given.isfinite().all():
             raise ValueError("give actions as a tensor (T, a) or (n, T, a) of finite numbers")
         if given.shape[-2] != frames or (given.ndim == 3 and len(given) != videos):
             raise ValueError(
-                f"actions {tuple(given.shape)} for {videos} videos of {frames} frames, generated ones included: give one "
+                f"actions {tuple(given.shape)} for {videos} videos of {frames} frames, generated ones too: give one "
                 "per frame"
             )
 

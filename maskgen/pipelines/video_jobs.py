@@ -155,7 +155,7 @@ def edit_video(
         return _saved(pipeline.interpolate(clip, last, between, **settings), out, rate)
     if task == "outpaint":
         return _saved(pipeline.outpaint(clip, left, top, right, bottom, before, after, **settings), out, rate)
-    hole = box_mask(size, box) if box is not None else footage.hole(mask, size)
+    hole = box_mask(size, box) if box is not None else footage.hole(mask, size)  # type: ignore[arg-type]
     return _saved(pipeline.inpaint(clip, hole.expand(clip.shape[2], -1, -1), **settings), out, rate)
 
 

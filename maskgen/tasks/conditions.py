@@ -170,7 +170,7 @@ class Outpainting(Task):
 
 
 class Inpainting(Task):
-    """A rectangle of half the sides is hidden: in the middle (``central``), or moving from left to right (``dynamic``)."""
+    """A rectangle of half the sides is hidden, in the middle (``central``) or moving to the right (``dynamic``)."""
 
     name = "inpainting"
 

@@ -57,7 +57,7 @@ def filled(
 def spread(
     values: Float[Tensor, "b c H W"], known: Bool[Tensor, "b H W"], reach: int
 ) -> tuple[Float[Tensor, "b c H W"], Int[Tensor, "b H W"]]:
-    """Spread `values` from the known pixels outwards, ring by ring: a pixel gets the mean of its neighbours with a value.
+    """Spread `values` from the known pixels outwards, ring by ring: a pixel gets the mean of its known neighbours.
 
     Returns:
         The values, and the distance of each pixel to the known ones in rings; 0 is known, and -1 was not reached.

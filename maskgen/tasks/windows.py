@@ -1,4 +1,4 @@
-"""Canvases that are larger than the trained grid: they are completed window by window, from the known tokens outwards."""
+"""Canvases larger than the trained grid are completed window by window, from the known tokens outwards."""
 
 from __future__ import annotations
 

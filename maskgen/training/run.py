@@ -130,7 +130,8 @@ def _same_run(path: Path, config: dict[str, Any]) -> None:
     file = path / "config.yaml"
     if file.is_file() and any((path / "checkpoints").glob("step_*")):
         begun = check(run, upgraded(yaml.safe_load(file.read_text())), str(file))
-        differing = _differences(_fixed(_read_again({**_defaults(), **begun})), _fixed(settings))
+        now = check(run, settings, str(path))  # both with the types that a configuration may leave out
+        differing = _differences(*(_fixed(_read_again({**_defaults(), **each})) for each in (begun, now)))
         if differing:
             advice = f"give the new run another name (name=...), or remove {path} to start again"
             raise ConfigError(str(path), [f"{d} since this run was started; {advice}" for d in differing])

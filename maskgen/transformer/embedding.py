@@ -67,8 +67,8 @@ class ContinuousEmbedding(nn.Module):
 
 
 def token_embedding(spec: TokenSpec, width: int) -> nn.Module:
-    """The embedding that a spec asks for. It takes tokens (b, n, codes or numbers); of several codes per position and of
-    bits, which are hidden one by one, also the mask (b, n, codes)."""
+    """The embedding that a spec asks for. It takes tokens (b, n, codes or numbers). Several codes per position and bits
+    are hidden one by one, so their embeddings also take the mask (b, n, codes)."""
     if spec.dim:
         return ContinuousEmbedding(spec.dim, width)
     if spec.embedding == "bits":

@@ -287,6 +287,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         keep: Int[Tensor, "b m"] | None = None,
         kept: Sequence[int] | None = None,
         attention: bool = False,
+        headless: bool = False,
     ) -> TransformerOutput:
         """Predict tokens.
 
@@ -302,6 +303,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             kept: where rows keep different numbers of tokens, how many each; each row's stand at the front of `keep`,
                 which is padded with any positions.
             attention: also return the attention of the class token in the (encoder's) last block.
+            headless: return the head's input in place of the predictions; :meth:`predicted` makes them, for a few
+                positions at a time where there are many codes. Not with several codes per position.
 
         Raises:
             ValueError: a condition that cannot be left out is missing.
@@ -347,12 +350,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             h = self.final_norm(h)
             if self.modulated:
                 h = modulate(h, *around.modulations[-1][:, :, None].unbind(1))
-            predictions = by_code(self._predicted(h), groups, group)
+            predictions = h if headless else by_code(self.predicted(h), groups, group)
         output = TransformerOutput(predictions, features, prefix, attention=looked)
         if self.config.cls_token_head:
             classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
             output.class_predictions = (
-                self._predicted(self.final_norm(prefix[:, :1])) if classes is None else self.head(classes)
+                self.predicted(self.final_norm(prefix[:, :1])) if classes is None else self.head(classes)
             )[:, 0]
         branch = self.specs.branch
         if branch.kind == "decoder":
@@ -362,7 +365,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             early = torch.cat([x[:, :n], made[branch.layer][:, n:]], 1)
             h = asked(self._bottleneck(early, around))
             output.branch = (
-                self.branch_head(self.branch_norm(h)) if branch.out_dim else self._predicted(self.final_norm(h))
+                self.branch_head(self.branch_norm(h)) if branch.out_dim else self.predicted(self.final_norm(h))
             )
         return output
 
@@ -372,8 +375,8 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         whole = isinstance(self.head, LayerMix) or self.specs.branch.kind != "none"
         return not whole and not self.config.cls_token_head
 
-    def _predicted(self, h: Float[Tensor, "b k w"]) -> Float[Tensor, "b k p"]:
-        """The head's predictions from normed features."""
+    def predicted(self, h: Float[Tensor, "b k w"]) -> Float[Tensor, "b k p"]:
+        """The head's predictions from its input."""
         if isinstance(self.head, MLMHead):
             table: Any = self.embedding.codes
             return self.head(h, table.weight)

@@ -1,4 +1,4 @@
-"""Sweeps over guidance, temperatures and steps: one evaluation per point, and a plot of FID over the Inception score."""
+"""Sweeps over guidance, temperatures and steps: one evaluation per point and a plot of FID over Inception score."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class NextCode(nn.Module):
 class AutoregressiveStage:
     """What parallel decoding is compared with: the same codes, blocks and training, in raster order.
 
-    The run's pipeline folder holds the tokenizer and the transformer, for :func:`maskgen.pipelines.raster.sample_raster`.
+    The run's pipeline folder has the tokenizer and the transformer for :func:`maskgen.pipelines.raster.sample_raster`.
 
     Args:
         tokenizer: a run, pipeline or tokenizer folder, of one code a place.

@@ -252,8 +252,9 @@ def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
         )
     if tokenizer.codes_per_position > 1 and groups != tokenizer.codes_per_position:
         raise ValueError(
-            f"stage.tokenizer has {tokenizer.codes_per_position} codes per position: set "
-            f"stage.model.tokens.codes_per_position={tokenizer.codes_per_position}, so that each is hidden and predicted by itself"
+            f"stage.tokenizer has {tokenizer.codes_per_position} codes a place: set "
+            f"stage.model.tokens.codes_per_position={tokenizer.codes_per_position}, so that "
+            "each is hidden and predicted by itself"
         )
 
 
