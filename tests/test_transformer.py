@@ -599,7 +599,7 @@ def test_the_mlm_head_is_tied_to_the_table_of_codes():
         randomised(num_classes=None, head_type="mlm", predictions=7)
 
 
-# -------------------------------------------------------------------------------------------------- conditions as tokens
+# ------------------------------------------------------------------------------------------------- conditions as tokens
 
 
 def with_tokens(how, **options):
