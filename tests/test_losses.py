@@ -152,7 +152,7 @@ def test_a_torchscript_teacher_gives_a_grid_of_features(tmp_path):
     assert teacher(torch.randn(2, 3, 16, 16), (4, 4)).shape == (2, 6, 4, 4)
     assert teacher(torch.randn(2, 3, 16, 16), (2, 2)).shape == (2, 6, 2, 2)
     torch.jit.script(nn.Flatten()).save(path)
-    with pytest.raises(ValueError, match=r"gave \(2, 768\); features \(b, d, h, w\) are needed"):
+    with pytest.raises(ValueError, match=r"returned \(2, 768\); it must return features \(b, d, h, w\)"):
         build(TEACHERS, {"type": "torchscript", "path": path})(torch.randn(2, 3, 16, 16), (4, 4))
     with pytest.raises(ValueError, match="is no TorchScript file"):
         build(TEACHERS, {"type": "torchscript", "path": str(tmp_path / "none.pt")})
