@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -148,32 +149,35 @@ class Server:
         self.process.wait()
 
 
-def measured(commit: str, rounds: int, warm_up: int = 2) -> dict[str, Any]:
-    """The times of both sides and their ratios, by case."""
-    cases: dict[str, Any] = {}
+def measured(commit: str, rounds: int, warm_up: int = 1) -> Iterator[dict[str, Any]]:
+    """After every round, the times of both sides and their ratios, by case."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {case: {"earlier": [], "present": []} for case in CASES}
     with checkout(commit) as place, tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
         sides = {"earlier": Server(place, weights), "present": Server(ROOT, weights)}
-        for case in CASES:
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-            for turn in range(warm_up + rounds):
+        for turn in range(warm_up + rounds):
+            for case in CASES:
                 for name in list(sides) if turn % 2 else list(sides)[::-1]:
-                    found[name].append(sides[name].ask(case))
-            times = {
-                unit: {name: [round(x[unit], 4) for x in found[name][warm_up:]] for name in sides}
-                for unit in ("cpu_seconds", "seconds")
-            }
-            results = [[x["result"] for x in found[name]] for name in sides]
-            cases[case] = {
-                "earlier_over_present": ratio(times["cpu_seconds"]["present"], times["cpu_seconds"]["earlier"]),
-                "of_wall_clock": ratio(times["seconds"]["present"], times["seconds"]["earlier"]),
-                "same_results": results[0] == results[1],
-                **times,
-            }
-            print(case, {k: v for k, v in cases[case].items() if k not in times}, file=sys.stderr, flush=True)
+                    found[case][name].append(sides[name].ask(case))
+            if turn >= warm_up:
+                yield {case: compared(of_case, warm_up) for case, of_case in found.items()}
         for side in sides.values():
             side.close()
-    return cases
+
+
+def compared(found: dict[str, list[dict[str, Any]]], warm_up: int) -> dict[str, Any]:
+    """The ratios and times of one case."""
+    times = {
+        unit: {name: [round(x[unit], 4) for x in answers[warm_up:]] for name, answers in found.items()}
+        for unit in ("cpu_seconds", "seconds")
+    }
+    results = [[x["result"] for x in answers] for answers in found.values()]
+    return {
+        "earlier_over_present": ratio(times["cpu_seconds"]["present"], times["cpu_seconds"]["earlier"]),
+        "of_wall_clock": ratio(times["seconds"]["present"], times["seconds"]["earlier"]),
+        "same_results": results[0] == results[1],
+        **times,
+    }
 
 
 def main() -> None:
@@ -197,10 +201,11 @@ def main() -> None:
         "network": {"width": 256, "depth": 8, "heads": 8, "tokens": SIDE**2, "codes": CODES, "classes": CLASSES},
         "batch": {"decode": BATCH, "training step": TRAINED},
         "steps": STEPS,
-        "rounds": options.rounds,
     }
-    result["cases"] = measured(options.commit, options.rounds)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the checkout is removed
+    for done, cases in enumerate(measured(options.commit, options.rounds), 1):
+        options.out.write_text(json.dumps({**result, "rounds": done, "cases": cases}, indent=1) + "\n")
+        print(done, {name: case["earlier_over_present"] for name, case in cases.items()}, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
