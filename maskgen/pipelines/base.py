@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -136,7 +137,7 @@ class MaskedPipeline(DiffusionPipeline):
         layout = self.layout
         steps = num_inference_steps or self.scheduler.config.num_inference_steps
         scale = self.scheduler.config.guidance_scale if guidance_scale is None else guidance_scale
-        if layout.token_sampler is not None and labels is not None and scale > 1:
+        if layout.token_sampler is not None and (labels is not None or conditions) and scale > 1:
             raise ValueError(
                 f"guidance_scale {scale}: guidance cannot mix the predictions of continuous tokens; set it to 1"
             )
@@ -212,6 +213,40 @@ class MaskedPipeline(DiffusionPipeline):
         single = isinstance(given, (int, str))
         numbers = [self._number(label) for label in ([given] if single else given)]
         return [number for number in numbers for _ in range(copies)], len(numbers) * copies
+
+    def rows_of(
+        self, labels: Any, conditions: Mapping[str, Tensor] | None, copies: int, images: int | None = None
+    ) -> tuple[list[int] | None, dict[str, Tensor], int]:
+        """The labels and the further conditions of each result, and the number of results.
+
+        Args:
+            labels: number or name of a class for all images, or one per image, or None.
+            conditions: one entry per image.
+            copies: results per image.
+            images: their number; None is as many as there are labels or conditions.
+
+        Raises:
+            ValueError: the numbers differ; see also :meth:`labels_of`.
+        """
+        if copies < 1:
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
+        given = {name: torch.as_tensor(value) for name, value in (conditions or {}).items()}
+        for name, value in given.items():
+            if images is not None and len(value) != images:
+                raise ValueError(
+                    f"{len(value)} entries of the condition {name!r} for {images} images; give one per image"
+                )
+            images = len(value)
+        if isinstance(labels, Tensor):
+            labels = labels.tolist()
+        if images is None:
+            own, count = self.labels_of(labels, copies)
+            return own, {}, count
+        each = [labels] * images if isinstance(labels, (int, str)) else labels
+        if each is not None and len(each) != images:
+            raise ValueError(f"{len(each)} class_labels for {images} images; give one, or one per image")
+        own, _ = self.labels_of(None, images * copies) if each is None else self.labels_of(each, copies)
+        return own, {name: value.repeat_interleave(copies, 0) for name, value in given.items()}, images * copies
 
     def _number(self, label: int | str) -> int:
         names = self.class_names

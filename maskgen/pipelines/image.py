@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +74,7 @@ class MaskedImagePipeline(MaskedPipeline):
         output_type: ``pil``, ``np``, ``pt``, ``pixels`` or ``codes``, see :class:`MaskedImageOutput`.
         return_dict: return a :class:`MaskedImageOutput`, or a tuple.
         trace: called after every step, see :class:`maskgen.pipelines.trace.DecodeTrace`.
+        conditions: inputs of the transformer's other conditioners by name, one entry per image.
 
     Args:
         vqvae: the tokenizer.
@@ -134,6 +135,7 @@ class MaskedImagePipeline(MaskedPipeline):
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
         trace: Tracer | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> MaskedImageOutput | tuple[Any]:
         """Generate images.
 
@@ -143,19 +145,18 @@ class MaskedImagePipeline(MaskedPipeline):
             callback_on_step_end: ``(pipeline, step, timestep, tensors) -> None``, called after each step; `timestep` is
                 the progress in (0, 1].
             callback_on_step_end_tensor_inputs: which of ``codes`` (n, h, w) and ``hidden`` (n, h, w) it gets.
-            num_inference_steps, guidance_scale, generator, output_type, return_dict, trace: see the class.
+            num_inference_steps, guidance_scale, generator, output_type, return_dict, trace, conditions: see the
+                class.
 
         Raises:
             ValueError: a class, an output type or a tensor input is unknown, or the model is unconditional and a class
                 is given.
         """
         self.check_output_type(output_type)
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
         unknown = set(callback_on_step_end_tensor_inputs) - {"codes", "hidden"}
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs takes codes and hidden, not {sorted(unknown)}")
-        labels, count = self.labels_of(class_labels, num_images_per_prompt)
+        labels, given, count = self.rows_of(class_labels, conditions, num_images_per_prompt)
         codes = self.complete(
             self.layout.blank(count, self.device),
             torch.ones(count, *self.layout.grid, dtype=torch.bool, device=self.device),
@@ -165,6 +166,7 @@ class MaskedImagePipeline(MaskedPipeline):
             generator,
             self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs, num_inference_steps),
             trace,
+            conditions=given,
         )
         return self._output(codes, output_type, return_dict)
 
@@ -428,27 +430,17 @@ class MaskedImagePipeline(MaskedPipeline):
         generator: Generators = None,
         trace: Tracer | None = None,
         overlap: int | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Tokens (n * copies, h, w, ...) of n images; the mask has one row per image or one per result."""
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
         n, copies = len(canvas), num_images_per_prompt
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.tolist()
-        if class_labels is None:
-            labels, _ = self.labels_of(None, n * copies)
-        else:
-            each = [class_labels] * n if isinstance(class_labels, (int, str)) else list(class_labels)
-            if len(each) != n:
-                raise ValueError(f"{len(each)} class_labels for {n} images; give one, or one per image")
-            labels, _ = self.labels_of(each, copies)
+        labels, given, _ = self.rows_of(class_labels, conditions, copies, n)
         if isinstance(generator, list) and len(generator) != n * copies:
             raise ValueError(f"{len(generator)} generators for {n * copies} images; give one, or one per image")
         canvas = canvas.repeat_interleave(copies, 0)
         mask = mask if len(mask) == len(canvas) else mask.repeat_interleave(copies, 0)
-        return self.complete(
-            canvas, mask, labels, num_inference_steps, guidance_scale, generator, trace=trace, overlap=overlap
-        )
+        settings = (num_inference_steps, guidance_scale, generator)
+        return self.complete(canvas, mask, labels, *settings, trace=trace, overlap=overlap, conditions=given)
 
     def _output(self, made: Tensor | list[Tensor], output_type: str, return_dict: bool) -> Any:
         """Tokens, or one tensor of pixels (1, c, h, w) in [-1, 1] per image -> the output type."""
