@@ -144,8 +144,8 @@ class RepresentationStage:
 
     @torch.no_grad()
     def image(self, model: Learner) -> Image.Image:
-        """A sheet of images and predictions, see :func:`maskgen.evaluation.visualise.visualise`. For videos it shows the
-        frames, their visible parts and, if the target is pixels, these filled with predictions."""
+        """A sheet of images and predictions, see :func:`maskgen.evaluation.visualise.visualise`. For videos it shows
+        the frames, their visible parts and, if the target is pixels, these filled with predictions."""
         videos = self.dataset[0]["pixels"].ndim == 4
         pixels = next(spread(self.holdout or self.dataset, 2 if videos else 16)).to(next(model.parameters()).device)
         inputs = self.inputs({"pixels": pixels})
