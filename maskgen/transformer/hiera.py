@@ -276,8 +276,8 @@ class Hiera(ModelMixin, ConfigMixin):
         whole = inside.all(-1)
         if kept is not None or bool((inside.any(-1) != whole).any() | (seen == masked).any()):
             raise ValueError(
-                f"Hiera drops whole mask units of {self.unit} tokens, equally many in every row, and its encoder has no "
-                f"mask token: set masking.ratio: {{type: fixed}}, masking.sampler: {{type: units, unit: "
+                f"Hiera drops whole mask units of {self.unit} tokens, equally many in every row, and its encoder "
+                f"has no mask token: set masking.ratio: {{type: fixed}}, masking.sampler: {{type: units, unit: "
                 f"{list(self.unit)}}} and masking.dropping: all"
             )
         if keep is None:
