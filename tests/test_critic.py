@@ -208,7 +208,7 @@ def test_a_critic_of_continuous_tokens_is_refused(toy, tmp_path):
     tokenizer = Tokenizer(encoder=CONV, quantizer=quantizer, decoder=CONV)
     transformer = flat.transformer(0, (4, 4), token_dim=3, predictions=14, **MODEL)
     MaskedImagePipeline(tokenizer, transformer, MaskScheduler()).save_pretrained("givt")
-    with pytest.raises(ValueError, match="draws continuous tokens; a critic judges codes"):
+    with pytest.raises(ValueError, match="continuous tokens; use a generator of codes"):
         run("wrong", {"type": "critic", "generator": "givt"}, toy, Training(1))
 
 
@@ -250,7 +250,7 @@ def test_the_baseline_draws_without_classes(toy):
 def test_the_baseline_needs_one_code_a_place(toy):
     quantizer = {"type": "multichannel", "chunks": 2, "quantizer": {"codebook_size": 16, "dim": 2}}
     Tokenizer(encoder=CONV, quantizer=quantizer, decoder=CONV).save_pretrained("two/tokenizer")
-    with pytest.raises(ValueError, match="must have one code a place"):
+    with pytest.raises(ValueError, match="must have one code per position"):
         run("wrong", {"type": "autoregressive", "tokenizer": "two"}, toy, Training(1))
 
 

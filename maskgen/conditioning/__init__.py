@@ -1,4 +1,4 @@
-"""What the user gives -> `Conditioning`: classes, actions, tasks."""
+"""Conditioners, which turn classes, actions and tasks into a `Conditioning`."""
 
 from maskgen.conditioning.conditioners import (
     CONDITIONERS,

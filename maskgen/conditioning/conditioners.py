@@ -1,4 +1,4 @@
-"""Conditioners: what the user gives -> `Conditioning`. Condition dropout and the null condition live here."""
+"""Conditioners turn the user's inputs into a `Conditioning`. They also own condition dropout and the null condition."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Conditioner(nn.Module):
     :meth:`known` returns the constructor arguments that follow from the training data.
 
     Args:
-        width: of the network, the `w` of `Conditioning`.
+        width: width of the network, the `w` of `Conditioning`.
         dropout: probability that a row gets the null condition in training, for classifier-free guidance
             (arXiv:2207.12598).
     """
 
     reads = ""
-    pools = False  # whether it gives a pooled vector
+    pools = False  # whether it produces a pooled vector
     optional = True  # whether it can be left out
 
     def __init__(self, width: int, dropout: float = 0.0):
@@ -89,8 +89,7 @@ class ClassConditioner(LabelConditioner):
 
 
 class TaskConditioner(LabelConditioner):
-    """The prompt of a task and its class, if it has one (MAGVIT, arXiv:2212.05199, section 3.2), from the batch's
-    `label`."""
+    """A task and, if it has one, its class, from the batch's `label` (MAGVIT, arXiv:2212.05199, section 3.2)."""
 
     reads = "label"
 
@@ -142,11 +141,11 @@ class Conditioners(nn.ModuleDict):
 
         Args:
             given: inputs by name. An input that is missing or None becomes the null condition.
-            rows: of the batch.
+            rows: number of rows of the batch.
             grid: of the tokens.
 
         Raises:
-            ValueError: an input that no conditioner reads, or a missing one that cannot be left out.
+            ValueError: no conditioner reads an input, or an input is missing that cannot be left out.
         """
         there = {name: value for name, value in (given or {}).items() if value is not None}
         unknown = set(there) - set(self.keys())

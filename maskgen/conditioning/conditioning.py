@@ -1,4 +1,4 @@
-"""`Conditioning`: what a network is conditioned on, as plain tensors."""
+"""`Conditioning`: the conditions of a network as plain tensors."""
 
 from __future__ import annotations
 

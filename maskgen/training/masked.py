@@ -1,4 +1,4 @@
-"""What the generator and the representation stage share: a network and the masked modeling that trains it."""
+"""Functions that the generator and the representation stage share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskgen.transformer.model import TRANSFORMERS
 
 GIVEN = ("grid", "out_dim")
 MODEL = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
-NETWORK = Part(NETWORKS, given=GIVEN, default="mask_transformer")  # those that make no images too
+NETWORK = Part(NETWORKS, given=GIVEN, default="mask_transformer")  # also networks that do not generate
 MASKING = Part({"masked_modeling": MaskedModeling}, given=("width",), default="masked_modeling")
 
 CONDITIONER = Part(CONDITIONERS, given=("width", "count", "dim"))
@@ -30,7 +30,7 @@ Masking = Annotated[Any, MASKING]
 
 
 def setting(model: Any, name: str) -> Any:
-    """An argument of the network that `model`, a spec or a network, asks for."""
+    """The argument `name` of a network, given as a spec or as a network."""
     if not isinstance(model, (str, Mapping)):
         return model.config[name]
     kind, given = split(model, NETWORK.default)
@@ -39,12 +39,12 @@ def setting(model: Any, name: str) -> Any:
 
 
 def codes_per_position(model: Any) -> int:
-    """How many codes per position the network that `model` asks for predicts."""
+    """The number of codes per position of a network, given as a spec or as a network."""
     return int(setting(model, "tokens").get("codes_per_position", 1))
 
 
 def first_batch(dataset: MapDataset) -> dict[str, Tensor]:
-    """The first item of a data set as a batch of one: its tensors and numbers."""
+    """The tensors and numbers of the first item of a data set, as a batch of one."""
     there = {name: value for name, value in dataset[0].items() if isinstance(value, (Tensor, int, float))}
     return {name: torch.as_tensor(value)[None] for name, value in there.items()}
 
@@ -52,12 +52,13 @@ def first_batch(dataset: MapDataset) -> dict[str, Tensor]:
 def conditioner_inputs(
     conditioning: Sequence[Any], dataset: MapDataset, example: Mapping[str, Any], **known: Any
 ) -> dict[str, Any]:
-    """The specs of a run's conditioners by the name of what they read, completed by what the data determines.
+    """The specs of a run's conditioners by the name of their input, with the arguments that follow from the data.
 
     Args:
         conditioning: specs, see :data:`maskgen.conditioning.CONDITIONERS`.
-        dataset: the training set. example: one batch of it.
-        known: arguments that the stage determines, for conditioners that take them.
+        dataset: the training set.
+        example: one of its batches.
+        known: arguments that the stage sets, for conditioners that have them.
 
     Raises:
         ValueError: two conditioners read the same input, or the data lacks an input.
@@ -70,8 +71,8 @@ def conditioner_inputs(
             raise ValueError(f"stage.conditioning: two conditioners read {kind.reads!r}; keep one")
         if kind.reads not in example and not known:
             raise ValueError(
-                f"stage.conditioning: {name} reads {kind.reads!r}, and the data has {', '.join(example)}: leave {name} "
-                "out, or give such data"
+                f"stage.conditioning: {name} reads {kind.reads!r}, but the data has {', '.join(example)}: leave {name} "
+                f"out, or use data with {kind.reads}"
             )
         found = {**kind.known(dataset, example), **{k: v for k, v in known.items() if k in arguments_of(kind)}}
         inputs[kind.reads] = {"type": name, **arguments, **found}
@@ -84,20 +85,21 @@ def arguments_of(kind: Any) -> set[str]:
 
 
 def build_masking(masking: Any, model: Any) -> MaskedModeling:
-    """The masked modeling for a transformer's spec."""
+    """Builds the masked modeling for a network's spec."""
     return build(MASKING, masking, width=setting(model, "width"))
 
 
 def learner(
     model: Any, masking: MaskedModeling, wanted: Tensor | None, codes: int, part: Part = MODEL, **given: Any
 ) -> Learner:
-    """Build the network and join it with its masked modeling.
+    """Builds the network and joins it with its masked modeling.
 
     Args:
         model: the network's spec.
-        wanted: an example of the target, (b, n) codes or (b, n, d) values; None where it is the teacher's softmax.
-        codes: how many there are, of a target of codes.
-        part: the networks among which `model` chooses.
+        masking: the masked modeling.
+        wanted: an example of the target, codes (b, n) or values (b, n, d); None if an EMA teacher makes the target.
+        codes: number of codes, if the target is codes.
+        part: the networks that `model` chooses from.
         given: further arguments of the network. A mapping is merged into the nested spec of the same name.
     """
     if isinstance(masking.target, CentredSoftmax):
@@ -118,8 +120,8 @@ def learner(
 
 
 def by_view(batch: dict[str, Any]) -> tuple[Tensor, int, Tensor | None]:
-    """Images (views * b, c, h, w), view by view, or videos (b, c, t, h, w); how many views; and small views' pixels,
-    or None."""
+    """The images (views * b, c, h, w), view by view, or videos (b, c, t, h, w); the number of views; and the pixels of
+    small views, or None."""
     if "views" not in batch:
         return batch["pixels"], 1, None
     views, small = batch["views"], batch.get("small_pixels")

@@ -1,1 +1,1 @@
-"""Stage 2: tokens + plan -> predictions and features."""
+"""Stage 2: transformers that map tokens and a mask to predictions and features."""

@@ -1,4 +1,4 @@
-"""AdaLN: a pooled condition as scales, shifts and gates of the blocks."""
+"""AdaLN: scales, shifts and gates of the blocks, computed from the pooled condition."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 
 class AdaLN(nn.Module):
-    """Six modulations per block, (scale, shift, gate) of attention and of the MLP, and two before the head.
+    """Six modulations per block (scale, shift and gate of the attention and of the MLP), and two before the head.
 
     Args:
-        width: of the network and of the pooled condition.
-        blocks: how many, the decoder's too.
-        shared: one modulation for all blocks with a learned offset per block (PixArt-alpha, arXiv:2310.00426, section
-            2.3), instead of one per block (adaLN-zero, arXiv:2212.09748, section 3.2).
+        width: width of the network and of the pooled condition.
+        blocks: number of blocks, including those of the decoder.
+        shared: one modulation for all blocks plus a learned offset per block (PixArt-alpha, arXiv:2310.00426, section
+            2.3) instead of one modulation per block (adaLN-zero, arXiv:2212.09748, section 3.2).
     """
 
     def __init__(self, width: int, blocks: int, shared: bool):
@@ -27,7 +27,7 @@ class AdaLN(nn.Module):
         self.final = nn.Linear(width, 2 * width)
 
     def forward(self, pooled: Float[Tensor, "b w"]) -> Float[Tensor, "b c w"]:
-        """All modulations, one block after the other, the final two last: c is 6 x blocks + 2."""
+        """The modulations of all blocks in order, then the two of the head: c = 6 * blocks + 2."""
         h = nn.functional.silu(pooled)
         each = [linear(h).unflatten(-1, (6, -1)) for linear in self.blocks]
         if self.offsets is not None:
@@ -36,5 +36,5 @@ class AdaLN(nn.Module):
 
     @property
     def linears(self) -> Sequence[Any]:
-        """Its layers, which start at zero."""
+        """The linear layers, which are initialised to zero."""
         return [*self.blocks, self.final]

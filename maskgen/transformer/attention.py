@@ -1,4 +1,4 @@
-"""The one door to attention: xformers on CUDA where installed, PyTorch elsewhere, or explicit with probabilities."""
+"""Attention: xformers on CUDA if it is installed, PyTorch elsewhere, or an explicit path with probabilities."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-PLAIN = 640  # 24 x 24 tokens, registers beside them
+PLAIN = 640  # 24 x 24 tokens and a few registers
 Backend = Literal["auto", "xformers", "sdpa", "explicit", "packed"]
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows with different numbers of tokens, each row's at its front, padded to the longest.
+    """Rows with different numbers of tokens, padded at the end to the longest row.
 
-    lengths: tokens of each row, known to Python, so that packing needs no synchronisation.
-    valid: bool (b, m), which of the padded tokens are there; index: int64 (total,), their places among b * m.
+    Args:
+        lengths: number of tokens of each row, as Python integers, so that packing needs no synchronisation.
+        valid: bool (b, m), True at tokens, False at padding.
+        index: int64 (total,), the indices of the tokens in the flat (b * m).
     """
 
     lengths: tuple[int, ...]
@@ -31,13 +33,13 @@ class Ragged:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | None = None) -> Ragged:
-        """From the number of tokens of each row."""
+        """The padding for rows with these numbers of tokens."""
         counts = torch.tensor(lengths)
         valid = torch.arange(int(counts.max())) < counts[:, None]
         return cls(tuple(lengths), valid.to(device), valid.flatten().nonzero()[:, 0].to(device))
 
     def after(self, prefix: int) -> Ragged:
-        """With `prefix` more tokens at the front of every row."""
+        """The padding if every row has `prefix` more tokens at its front."""
         return Ragged.of([n + prefix for n in self.lengths], self.valid.device) if prefix else self
 
 
@@ -55,21 +57,23 @@ def attend(
     causal: bool = False,
     bias: Float[Tensor, "#b h n m"] | None = None,
 ) -> Float[Tensor, "b n h d"]:
-    """softmax(q k^T / sqrt(d) + bias) v, every query to every key of its row; all backends agree up to rounding.
+    """softmax(q k^T / sqrt(d) + bias) v. All backends agree up to rounding.
 
     Args:
-        keys: where rows differ in the number of keys; what a padded query gives has no meaning.
-        bias: of the scores. With one, ``xformers`` pads rows that differ in length, as its packing takes no bias.
-        backend: ``packed`` does on any device what ``xformers`` does with such rows on CUDA: all tokens in one row,
-            attending within blocks. It is quadratic in all of them, and here to be compared with.
-        causal: query i sees keys 0 to i; as many queries as keys, rows of one length.
+        q, k, v: queries, keys and values, float (b, tokens, heads, d).
+        backend: ``auto``, ``xformers``, ``sdpa`` (PyTorch), ``explicit`` (two matrix products), or ``packed``, a
+            reference for tests: it packs all rows into one row with block-diagonal attention, as ``xformers`` does on
+            CUDA, and is quadratic in the number of all tokens.
+        keys: needed if rows differ in their number of keys. The outputs of padded queries have no meaning.
+        bias: added to the scores. With a bias ``xformers`` pads rows of different lengths, as its packing takes none.
+        causal: query i attends to the keys 0 to i. It needs as many queries as keys and rows of one length.
 
     Raises:
-        ValueError: an unknown backend, or `causal` where rows differ in length or with a bias.
+        ValueError: the backend is unknown; or `causal` with `keys`, `bias` or the backend ``packed``.
     """
     if causal:
         if keys is not None or bias is not None or backend == "packed":
-            raise ValueError("causal attention takes rows of one length, no bias, and no backend 'packed'")
+            raise ValueError("causal attention needs rows of one length; leave out keys, bias and backend 'packed'")
         return _causal(q, k, v, _best(q) if backend == "auto" else backend)
     if backend == "auto":
         backend = _best(q)
@@ -108,7 +112,7 @@ def attention_probabilities(
     keys: Ragged | None = None,
     bias: Float[Tensor, "#b h n m"] | None = None,
 ) -> Float[Tensor, "b h n m"]:
-    """Each query's weights over the keys, rows summing to 1."""
+    """The attention weights of each query over the keys; they sum to 1."""
     scores = q.transpose(1, 2) * q.shape[-1] ** -0.5 @ k.permute(0, 2, 3, 1)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
@@ -116,12 +120,12 @@ def attention_probabilities(
 
 
 def _barred(scores: Float[Tensor, "b h n m"], keys: Ragged | None) -> Float[Tensor, "b2 h n m"]:
-    """-inf where no key is."""
+    """The scores with -inf at padded keys."""
     return scores if keys is None else scores.masked_fill(~keys.valid[:, None, None], -torch.inf)
 
 
 def _aligned(bias: Float[Tensor, "b h n m"], batch: int) -> Float[Tensor, "b2 h n m"]:
-    """For every row, and cut from a tensor whose last axis is a multiple of 8 long, as xformers' kernels want it."""
+    """The bias of every row, as a slice of a tensor whose last axis is a multiple of 8, which xformers requires."""
     m = bias.shape[-1]
     return F.pad(bias, (0, -m % 8))[..., :m].expand(batch, -1, -1, -1)
 
@@ -129,7 +133,7 @@ def _aligned(bias: Float[Tensor, "b h n m"], batch: int) -> Float[Tensor, "b2 h 
 def _packed(
     q: Tensor, k: Tensor, v: Tensor, keys: Ragged, xformers: bool, bias: Tensor | None = None
 ) -> Float[Tensor, "b n h d"]:
-    """All rows' keys in one row, queries attending to their own block; all queries of a row are there."""
+    """Attention with the keys of all rows packed into one row; queries attend within their block and are not padded."""
     k, v = (x.flatten(0, 1)[keys.index][None] for x in (k, v))
     packed, counts = q.flatten(0, 1)[None], [q.shape[1]] * len(q)
     if xformers:
@@ -140,7 +144,7 @@ def _packed(
     else:
         rows = [torch.arange(len(q)).repeat_interleave(torch.tensor(n)) for n in (counts, keys.lengths)]
         mask = (rows[0][:, None] == rows[1]).to(q.device)
-        if bias is not None:  # (b n, b m) of which the blocks count: a query's bias at all rows' keys alike
+        if bias is not None:  # (b n, b m): the bias of a query is repeated for the keys of all rows
             of_query = bias.expand(len(q), -1, -1, -1).transpose(0, 1).flatten(1, 2)
             everywhere = of_query.repeat(1, 1, len(q))[..., keys.index]
             mask = everywhere.masked_fill(~mask, -torch.inf).to(q.dtype)
@@ -150,8 +154,9 @@ def _packed(
 
 
 def _best(q: Tensor) -> Backend:
-    """PyTorch's fused CPU kernel takes 6 times as long as plain products for a bfloat16 training step of 64 tokens, 1.8
-    to 3 times of 257; beyond `PLAIN` tokens the probabilities would take too much memory."""
+    """The fastest backend. In a bfloat16 training step on a CPU, PyTorch's fused kernel takes 6 times as long as plain
+    products with 64 tokens and 1.8 to 3 times as long with 257; beyond `PLAIN` tokens the probabilities would take too
+    much memory."""
     if q.is_cuda:
         return "xformers" if xformers_installed() else "sdpa"
     return "explicit" if q.dtype == torch.bfloat16 and q.shape[1] <= PLAIN else "sdpa"

@@ -1,4 +1,4 @@
-"""CausalTransformer: the same blocks as MaskTransformer's, each token seeing those before it; the baseline."""
+"""CausalTransformer: the autoregressive baseline, with the blocks of MaskTransformer and causal attention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskgen.upgrade import load_saved, rename_on_load
 
 
 def from_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a CausalTransformer from those of version 0.1, which were flat."""
+    """Translates the flat arguments of version 0.1 into those of CausalTransformer."""
     given = dict(flat)
     size = given.pop("codebook_size")
     made = upgraded(given)
@@ -32,22 +32,27 @@ def from_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_old(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of version 0.1."""
+    """Whether a ``config.json`` was saved by version 0.1."""
     return is_flat({key: value for key, value in config.items() if key != "codebook_size"})
 
 
 class CausalTransformer(ModelMixin, ConfigMixin):
-    """Codes in raster order to logits of the next one (VQGAN's GPT, arXiv:2012.09841, and LlamaGen, arXiv:2406.06525).
+    """Predicts each code from the codes before it in raster order (VQGAN, arXiv:2012.09841; LlamaGen,
+    arXiv:2406.06525).
 
-    Position i reads the code of position i - 1, a learned start at position 0, with the embedding of position i. Pooled
-    conditions work by adaLN-zero. It has as many weights as a MaskTransformer of the same options, except for the mask
-    token.
+    The input at position i is the code of position i - 1 (at position 0 a learned start vector) plus the embedding of
+    position i. Pooled conditions use adaLN-zero. Apart from the mask token, the network has the same weights as a
+    MaskTransformer with the same options.
 
     Args:
         codebook_size: number of codes.
         grid: of the tokens.
-        width, depth: of the blocks.
+        width: width of the tokens.
+        depth: number of blocks.
         block, conditioning: see :mod:`maskgen.transformer.specs`; of `conditioning` only ``inputs`` is used.
+
+    Raises:
+        ValueError: the heads do not divide the width, or an option is unknown.
     """
 
     config_name = "config.json"
@@ -85,27 +90,31 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         rename_on_load(self, _renamed)
 
     def __getattr__(self, name: str) -> Any:
-        """Parts of the network; diffusers would give the option of the same name."""
+        """Returns parts of the network; diffusers would return the options of the same names."""
         return nn.Module.__getattr__(self, name)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""
+        """See diffusers' ``ModelMixin.from_pretrained``. Folders of version 0.1 are translated."""
         path: str | Path = pretrained_model_name_or_path
         return load_saved(cls, super().from_pretrained, path, is_old, from_flat, **options)
 
     @property
     def tokens(self) -> int:
-        """n, the places of the grid."""
+        """The number of positions of the grid."""
         return int(torch.Size(self.grid).numel())
 
     def forward(
         self, codes: Int[Tensor, "b *grid"], conditioning: Conditioning | None = None
     ) -> Float[Tensor, "b n v"]:
-        """Logits of every code from those before it (teacher forcing), for the cross-entropy.
+        """The logits of every code given the codes before it (teacher forcing).
+
+        Args:
+            codes: int64 in [0, codebook_size).
+            conditioning: of the rows; None is the null condition for every row.
 
         Raises:
-            ValueError: codes of another grid than the trained one.
+            ValueError: the grid of `codes` is not the trained one.
         """
         if tuple(codes.shape[1:]) != self.grid:
             raise ValueError(f"codes have the grid {tuple(codes.shape[1:])}, this model was made for {self.grid}")
@@ -116,11 +125,12 @@ class CausalTransformer(ModelMixin, ConfigMixin):
     def step(
         self, codes: Int[Tensor, "b"] | None, conditions: Float[Tensor, "b c w"] | None, past: list[Past]
     ) -> Float[Tensor, "b v"]:
-        """Logits of the next place, its past's keys and values being kept in `past`; equal to :meth:`forward`'s.
+        """The logits at the next position, equal to those of :meth:`forward`.
 
         Args:
-            codes: of the place before; None at the first.
-            conditions: of :meth:`prepare`. past: of :meth:`room`; it receives one more token.
+            codes: codes at the previous position; None at the first position.
+            conditions: from :meth:`prepare`.
+            past: keys and values from :meth:`room`; those of this position are added to it.
         """
         i = past[0].length
         x = self.start.expand(past[0].room.shape[1], -1) if codes is None else self.code_embedding(codes)
@@ -128,13 +138,14 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         return self._blocks(x, conditions, self._table()[:, i : i + 1], past)[:, 0]
 
     def room(self, rows: int) -> list[Past]:
-        """Empty room for the keys and values of `rows` rows, a layer each."""
+        """Empty memory for the keys and values of `rows` rows, one per block."""
         width = self.start.shape[0]
         shape = (2, rows, self.heads, self.tokens, width // self.heads)
         return [Past(self.start.new_zeros(shape).detach()) for _ in self.blocks]
 
     def prepare(self, conditioning: Conditioning | None, rows: int) -> Float[Tensor, "b c w"] | None:
-        """The modulations of the conditions, or None for an unconditional model; None is the null condition."""
+        """The modulations of the blocks, or None if the network is unconditional. A `conditioning` of None is the null
+        condition."""
         if conditioning is None:
             conditioning = self.conditioner(None, rows, self.grid)
         return None if conditioning is None or conditioning.pooled is None else self.adaln(conditioning.pooled)
@@ -159,6 +170,6 @@ class CausalTransformer(ModelMixin, ConfigMixin):
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of version 0.1 under their present names."""
+    """Renames the weights of version 0.1."""
     kept = {key: value for key, value in state.items() if key.startswith("code_embedding.")}
     return kept | renamed({key: value for key, value in state.items() if key not in kept})

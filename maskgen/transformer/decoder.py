@@ -1,4 +1,4 @@
-"""The decoder of an asymmetric transformer: from the tokens the encoder saw to all places (MAE, MAGE)."""
+"""The decoder of an asymmetric transformer (MAE, arXiv:2111.06377; MAGE, arXiv:2211.09117)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from maskgen.transformer.positions import Positions, add_positions, rotary, with
 
 
 class Decoder(nn.Module):
-    """From the encoder's tokens to features at all places, or at those asked for."""
+    """Maps the tokens that the encoder saw to features at all positions, or at some of them.
+
+    Args:
+        encoder_width: width of the encoder.
+        width, heads: of the decoder.
+        blocks: its blocks.
+        grid: of the tokens in training.
+        positions, rope: see :class:`maskgen.transformer.specs.PositionSpec`.
+        pad: see :class:`maskgen.transformer.specs.DecoderSpec`.
+    """
 
     def __init__(
         self,
@@ -47,13 +56,22 @@ class Decoder(nn.Module):
         queries: Int[Tensor, "b k"] | None,
         bar: Float[Tensor, "b n n"] | None = None,
     ) -> Float[Tensor, "b k d"]:
-        """`features` go back to their places, except where a mask token stood; `pad` stands elsewhere.
-        `bar` is added to the scores of all heads."""
+        """The features at `queries`, or at all positions.
+
+        Args:
+            prefix: the encoder's tokens without a position.
+            features: the encoder's tokens. They go to their positions; padding stands at masked and dropped positions.
+            masked: True where a mask token replaced the token.
+            keep, kept: the positions of `features`, see :meth:`MaskTransformer.forward`; None is all in order.
+            modulations: of each block.
+            queries: positions at which the last block runs, counted with the prefix; None is all of the grid.
+            bar: added to the attention scores of all heads.
+        """
         grid, n = tuple(masked.shape[1:]), masked[0].numel()
         prefix, x = self.embed(prefix), self.embed(features)
         pad = (prefix[:, :1] if self.pad == "class_token" else self.mask_token.to(x.dtype)).expand(len(x), n, -1)
         if keep is not None:
-            if kept is not None:  # padded tokens go to a place behind the last, which is cut off
+            if kept is not None:  # padded tokens go to one more position, which is cut off
                 keep = keep.masked_fill(~kept.valid, n)
             room = torch.cat([pad, pad[:, :1]], 1)
             x = room.scatter(1, keep[..., None].expand_as(x), x)[:, :n]

@@ -1,4 +1,4 @@
-"""Tokens, some of them masked, to vectors: codes from a table, several codes per position, bits, continuous tokens."""
+"""Embeddings of tokens: codes, several codes per position, bits, and continuous tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CodeEmbedding(nn.Module):
 
 
 class SeveralCodesEmbedding(nn.Module):
-    """The sum of one vector per code of a position, with a table for each; a mask token stands for a hidden code.
+    """The sum of one vector per code of a position, from one table per code. Hidden codes have their own mask token.
 
     Args:
         codebook_size, codes_per_position, width: see :class:`maskgen.transformer.specs.TokenSpec`.
@@ -40,8 +40,8 @@ class SeveralCodesEmbedding(nn.Module):
 
 
 class BitEmbedding(nn.Module):
-    """The bits of a position's codes as -1 and 1, those of hidden codes as 0, through one linear layer (MaskBit,
-    Weber et al. 2024, arXiv:2409.16211, section 3.3)."""
+    """A linear layer on the bits of a position's codes, which are -1 and 1, or 0 if the code is hidden (MaskBit, Weber
+    et al. 2024, arXiv:2409.16211, section 3.3)."""
 
     def __init__(self, codebook_size: int, codes_per_position: int, width: int):
         super().__init__()
@@ -56,7 +56,7 @@ class BitEmbedding(nn.Module):
 
 
 class ContinuousEmbedding(nn.Module):
-    """Continuous tokens through a linear layer."""
+    """A linear layer on continuous tokens."""
 
     def __init__(self, dim: int, width: int):
         super().__init__()
@@ -67,8 +67,8 @@ class ContinuousEmbedding(nn.Module):
 
 
 def token_embedding(spec: TokenSpec, width: int) -> nn.Module:
-    """The embedding that a spec asks for. It takes tokens (b, n, codes or numbers). Several codes per position and bits
-    are hidden one by one, so their embeddings also take the mask (b, n, codes)."""
+    """The embedding for a spec. It takes tokens (b, n, codes or values). Several codes per position and bits are hidden
+    one by one, so their embeddings also take the mask, bool (b, n, codes)."""
     if spec.dim:
         return ContinuousEmbedding(spec.dim, width)
     if spec.embedding == "bits":

@@ -1,4 +1,4 @@
-"""Heads: linear, the masked-language-model head of BERT, iBOT's projector, MaskAlign's mixture of all layers."""
+"""Heads: linear, the MLM head of BERT, the projector of iBOT, and the layer mixture of MaskAlign."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from maskgen.registry import Part
 
 
 class Projector(nn.Module):
-    """An MLP of three layers to a unit vector, then its products with `out` prototypes of norm 1 (DINO,
+    """A three-layer MLP, normalised to unit length, followed by products with `out` prototypes of norm 1 (DINO,
     arXiv:2104.14294, section 3.1; iBOT, arXiv:2111.07832, appendix B).
 
     Args:
-        width: of the features.
-        hidden, bottleneck: of the MLP (2048 and 256 in iBOT).
-        out: prototypes (8192 in iBOT).
+        width: width of the features.
+        hidden, bottleneck: widths of the MLP (2048 and 256 in iBOT).
+        out: number of prototypes (8192 in iBOT).
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, out: int):
@@ -35,19 +35,24 @@ class Projector(nn.Module):
 
 
 class LayerMix(nn.Module):
-    """Several predictions, each by a linear layer on a learned mixture of all blocks' outputs (MaskAlign,
-    arXiv:2211.15492, section 3.2, "dynamic alignment").
+    """Several predictions, each from a learned mixture of the outputs of all blocks through its own linear layer
+    (MaskAlign, arXiv:2211.15492, section 3.2, "dynamic alignment").
 
     Args:
         width, depth: of the transformer.
-        mixtures: how many predictions; mixture i starts at block depth - mixtures + i.
-        out: values of all of them, a multiple of `mixtures`.
+        mixtures: number of predictions; mixture i is initialised to block depth - mixtures + i.
+        out: values of all predictions together, a multiple of `mixtures`.
+
+    Raises:
+        ValueError: `mixtures` is out of range or does not divide `out`.
     """
 
     def __init__(self, width: int, depth: int, mixtures: int, out: int):
         super().__init__()
         if not 1 <= mixtures <= depth or out % mixtures:
-            raise ValueError(f"{mixtures} mixtures of {depth} layers cannot predict {out} values; make it a divisor")
+            raise ValueError(
+                f"{mixtures} mixtures of {depth} layers cannot predict {out} values; set head.mixtures to a divisor"
+            )
         self.weights = nn.Parameter(torch.eye(depth)[-mixtures:] + 0.01)
         self.heads = nn.ModuleList(nn.Linear(width, out // mixtures) for _ in range(mixtures))
 
@@ -57,12 +62,13 @@ class LayerMix(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """BERT's head (arXiv:1810.04805): dense, GELU, LayerNorm, then products with the table of codes and a bias.
+    """The MLM head of BERT (arXiv:1810.04805): a linear layer, GELU, LayerNorm, products with the code embeddings, and
+    a bias.
 
     Args:
-        width: of the features and of the table.
+        width: width of the features and of the code embeddings.
         out: number of codes.
-        eps: of the norm.
+        eps: of the LayerNorm.
     """
 
     def __init__(self, width: int, out: int, eps: float = 1e-12):
@@ -90,7 +96,7 @@ def layer_mix(width: int, depth: int, out: int, mixtures: int = 5, **_: Any) -> 
 
 
 def mlm(last_width: int, out: int, **_: Any) -> nn.Module:
-    """An :class:`MLMHead`, tied to the table of codes."""
+    """An :class:`MLMHead`, tied to the code embeddings."""
     return MLMHead(last_width, out)
 
 

@@ -1,4 +1,4 @@
-"""Hiera: stages of attention that widen and pool, on mask units that may be left out (arXiv:2306.00989)."""
+"""Hiera: a hierarchical transformer whose mask units can be left out (arXiv:2306.00989)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 @dataclass(frozen=True)
 class StemSpec:
-    """The first convolution: `stride` and (odd) `kernel`, one number per axis (video: [2, 4, 4] and [3, 7, 7])."""
+    """The first convolution: its `stride` and (odd) `kernel`, one number per axis (video: [2, 4, 4] and [3, 7, 7])."""
 
     stride: list[int] = field(default_factory=lambda: [4, 4])
     kernel: list[int] = field(default_factory=lambda: [7, 7])
@@ -43,11 +43,11 @@ class PoolingSpec:
     """Pooling and mask units.
 
     Args:
-        pool: neighbours along each axis that become one (video: [1, 2, 2]).
-        pools: how often; fewer than there are stages (MAE: 2, so that a token is 16 x 16 pixels).
-        unit: tokens of a mask unit along each axis (2 x 2: 32 x 32 pixels; video: [1, 2, 2]).
-        unit_stages: this many of the first stages attend within mask units, the others to all tokens. The first block
-            of a stage, which pools, still attends as the stage before.
+        pool: number of neighbours along each axis that are pooled into one (video: [1, 2, 2]).
+        pools: number of poolings, less than the number of stages (MAE: 2, so that a token is 16 x 16 pixels).
+        unit: tokens of a mask unit along each axis (2 x 2 is 32 x 32 pixels; video: [1, 2, 2]).
+        unit_stages: number of first stages that attend within mask units; the other stages attend to all tokens. The
+            first block of a stage, which pools, attends as the previous stage does.
     """
 
     pool: list[int] = field(default_factory=lambda: [2, 2])
@@ -57,7 +57,7 @@ class PoolingSpec:
 
 
 def from_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a Hiera from those of version 0.1, which were flat."""
+    """Translates the flat arguments of version 0.1 into those of Hiera."""
     given = dict(flat)
     given.pop("codebook_size", None), given.pop("num_classes", None)
     nested = {
@@ -74,35 +74,35 @@ def from_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_flat(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of version 0.1."""
+    """Whether a ``config.json`` was saved by version 0.1."""
     return "decoder_depth" in config or "token_dim" in config
 
 
 class Hiera(ModelMixin, ConfigMixin):
-    """Patches of pixels, whole mask units of them left out, to values (Ryali et al. 2023, section 3).
+    """Predicts values from patches of pixels, of which whole mask units are left out (Ryali et al. 2023, section 3).
 
-    The tokens are put together to an image or video again, zero where they are left out. A convolution whose kernels
-    overlap makes small patches of it, and those of the units left out are dropped. From stage to stage width and heads
-    double. The first block of each of the next `pools` stages pools: queries are maxima of `pool` neighbours, and after
-    the last pooling there are as many places as tokens. Pooling never crosses a mask unit, nor does the attention of
-    the first stages, so any units may be missing. What the stages before the last pooling made is brought to its
-    resolution and added at the end (multi-scale fusion); a decoder as MAE's predicts.
+    The tokens are joined to an image or video, with zeros at the tokens that are left out. A convolution with
+    overlapping kernels cuts it into small patches, and the patches of missing units are dropped. Width and heads double
+    from stage to stage. The first block of each of the stages 2 to `pools` + 1 max-pools its queries, so that finally
+    there is one position per token. Neither pooling nor the attention of the first stages crosses a mask unit, so any
+    units may be missing. The outputs of the stages before the last pooling are brought to its resolution and added
+    (multi-scale fusion), and a decoder as in MAE predicts.
 
     Args:
-        grid: of the tokens, (h, w) or (t, h, w); positions are resized to others.
+        grid: of the tokens, (h, w) or (t, h, w); positions are resized for other grids.
         tokens: ``dim`` values per token, (channels, \\*pixels) flattened, of ``stride * pool**pools`` pixels along each
-            axis, as the tokenizer ``patches`` gives them.
-        out_dim: values predicted per token; 0 is as many as a token has.
-        width, heads: of the last stage (Hiera-B: 768 and 8); each stage before has half of both.
+            axis, as from the tokenizer ``patches``.
+        out_dim: values predicted per token; 0 is the `dim` of a token.
+        width, heads: of the last stage (Hiera-B: 768 and 8); each previous stage has half of both.
         stages: number of blocks of each stage.
-        mlp_ratio: hidden width of the MLPs over the width.
+        mlp_ratio: ratio of the hidden width of the MLPs to the width.
         stem, pooling: nested specs.
-        positions: added to the small patches: ``learned``, or ``learned_sum`` of time's and space's (video).
+        positions: added to the small patches: ``learned``, or ``learned_sum`` of time and space (video).
         decoder: its ``depth``, ``width`` and ``heads``.
-        backend: of attention, see :mod:`maskgen.transformer.attention`.
+        backend: of the attention, see :mod:`maskgen.transformer.attention`.
 
     Raises:
-        ValueError: sizes that do not go together.
+        ValueError: options exclude each other; the message names the option to change.
     """
 
     config_name = "config.json"
@@ -173,15 +173,17 @@ class Hiera(ModelMixin, ConfigMixin):
         self.final_norm = make_norm("layer", decoder_width)
         self.head = nn.Linear(decoder_width, out_dim or token_dim)
         initialise(self, [])
-        nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))  # a view: as a linear layer's (MAE)
+        nn.init.xavier_uniform_(
+            self.patch_embedding.weight.data.flatten(1)
+        )  # through a view, as for a linear layer (MAE)
 
     def __getattr__(self, name: str) -> Any:
-        """Parts of the network; diffusers would give the option of the same name."""
+        """Returns parts of the network; diffusers would return the options of the same names."""
         return nn.Module.__getattr__(self, name)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""
+        """See diffusers' ``ModelMixin.from_pretrained``. Folders of version 0.1 are translated."""
         path: str | Path = pretrained_model_name_or_path
         return load_saved(cls, super().from_pretrained, path, is_flat, from_flat, **options)
 
@@ -191,9 +193,9 @@ class Hiera(ModelMixin, ConfigMixin):
         axes = {name: len(side) for name, side in {**sides, "pooling.unit": pooling.unit}.items()}
         half = 2 ** (len(c.stages) - 1)
         problem = (
-            f"Hiera's {', '.join(axes)} are one number an axis of the grid, (h, w) or (t, h, w); got {axes} for {grid}"
+            f"Hiera's {', '.join(axes)} need one number per axis of the grid, 2 or 3; got {axes} for {grid}"
             if set(axes.values()) != {len(grid)} or len(grid) not in CONVOLUTIONS
-            else f"Hiera's kernel has an odd size along each axis, got {stem.kernel}"
+            else f"stem.kernel is {stem.kernel}; give an odd size along each axis"
             if any(side % 2 == 0 for side in stem.kernel)
             else f"Hiera reads pixels: give it tokens {{type: patches}} of {pixels}, not of {self.token_dim} values"
             if self.codebook_size or not self.token_dim or self.token_dim % math.prod(self.token)
@@ -218,26 +220,26 @@ class Hiera(ModelMixin, ConfigMixin):
         keep: Int[Tensor, "b m"] | None = None,
         kept: Sequence[int] | None = None,
     ) -> TransformerOutput:
-        """Predict all tokens; features (b, m, width) are the encoder's at `keep`, normed.
+        """Predicts all tokens. The features (b, m, width) are the normalised features of the encoder at `keep`.
 
         Args:
-            tokens: (b, \\*grid, d); what stands at dropped places is ignored.
-            masked: bool (b, \\*grid), True at the dropped places and nowhere else.
+            tokens: float (b, \\*grid, d); the values at dropped positions are ignored.
+            masked: bool (b, \\*grid), True at the dropped positions only.
             conditioning: None.
-            keep: flat positions of the tokens of the mask units that are seen; all when None.
-            kept: None, as every row keeps as many.
+            keep: flat positions of the tokens that are not dropped, int64 (b, m); None is all.
+            kept: None, as all rows keep equally many tokens.
 
         Raises:
-            ValueError: other tokens than those of whole mask units are dropped, or rows drop different numbers.
+            ValueError: the dropped tokens are not whole mask units, or rows drop different numbers.
         """
         grid, n = tuple(masked.shape[1:]), masked[0].numel()
         units = self._kept_units(masked, keep, kept)
         seen = self._embedded(tokens.masked_fill(masked[..., None], 0))
-        places = cut(torch.arange(n, device=tokens.device).view(1, *grid), self.unit).flatten(2)
+        positions = cut(torch.arange(n, device=tokens.device).view(1, *grid), self.unit).flatten(2)
         if units is not None:
-            seen, places = take(seen, units), places[0, units]
+            seen, positions = take(seen, units), positions[0, units]
         x = self.encoder_norm(self._fused(self._walk(seen))).flatten(1, -2)
-        index = places.flatten(1)[..., None].expand_as(x)  # tokens stand unit by unit
+        index = positions.flatten(1)[..., None].expand_as(x)  # tokens are in the order of the units
         everywhere = x.new_zeros(len(x), n, x.shape[-1]).scatter(1, index, x)
         features = everywhere if keep is None else take(everywhere, keep)
         prefix = features[:, :0]
@@ -245,16 +247,18 @@ class Hiera(ModelMixin, ConfigMixin):
         return TransformerOutput(self.head(self.final_norm(h)), features, prefix)
 
     def layers(self, tokens: Float[Tensor, "b *grid d"]) -> list[Float[Tensor, "b n w"]]:
-        """What each block makes of everything, row by row, at its own resolution and width; without the fusion and its
-        norm, which serve the decoder and are left out of fine-tuning. For probes, which choose a layer."""
+        """The output of each block in row-major order, at its own resolution and width, for probes.
+
+        It excludes the fusion and its norm, which are inputs of the decoder and are not fine-tuned.
+        """
         counts = self._units(tuple(tokens.shape[1:-1]))
         return [joined(x, counts).flatten(1, -2) for x in self._walk(self._embedded(tokens))]
 
     def _units(self, grid: tuple[int, ...]) -> tuple[int, ...]:
-        """How many mask units stand along each axis.
+        """The number of mask units along each axis.
 
         Raises:
-            ValueError: they do not tile the grid.
+            ValueError: mask units do not tile the grid.
         """
         if any(n % side for n, side in zip(grid, self.unit)):
             raise ValueError(
@@ -263,7 +267,7 @@ class Hiera(ModelMixin, ConfigMixin):
         return tuple(n // side for n, side in zip(grid, self.unit))
 
     def _kept_units(self, masked: Tensor, keep: Tensor | None, kept: Sequence[int] | None) -> Int[Tensor, "b k"] | None:
-        """Numbers of the mask units that are seen; None is all. The check waits for the device, once a step."""
+        """The indices of the kept mask units; None is all. The check waits for the device once per step."""
         self._units(tuple(masked.shape[1:]))
         seen = torch.ones_like(masked)
         if keep is not None:
@@ -272,8 +276,8 @@ class Hiera(ModelMixin, ConfigMixin):
         whole = inside.all(-1)
         if kept is not None or bool((inside.any(-1) != whole).any() | (seen == masked).any()):
             raise ValueError(
-                f"Hiera leaves out whole mask units of {self.unit} tokens, as many in every row, and has no mask token "
-                f"before its decoder: set masking.ratio: {{type: fixed}}, masking.sampler: {{type: units, unit: "
+                f"Hiera drops whole mask units of {self.unit} tokens, equally many in every row, and its encoder "
+                f"has no mask token: set masking.ratio: {{type: fixed}}, masking.sampler: {{type: units, unit: "
                 f"{list(self.unit)}}} and masking.dropping: all"
             )
         if keep is None:
@@ -281,7 +285,7 @@ class Hiera(ModelMixin, ConfigMixin):
         return (~whole).long().argsort(dim=1, stable=True)[:, : keep.shape[1] // math.prod(self.unit)]
 
     def _embedded(self, tokens: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b u ..."]:
-        """Small patches with their positions, by mask unit."""
+        """The small patches with their positions, by mask unit."""
         grid = tuple(tokens.shape[1:-1])
         cells = tokens.flatten(1, -2).unflatten(-1, (-1, *self.token)).movedim(2, -1)
         pixels = joined(cells, grid).movedim(-1, 1).to(self.patch_embedding.weight.dtype)
@@ -291,7 +295,7 @@ class Hiera(ModelMixin, ConfigMixin):
         return cut(x, [n // count for n, count in zip(small, self._units(grid))])
 
     def _walk(self, x: Float[Tensor, "b u ..."]) -> list[Float[Tensor, "b u ..."]]:
-        """What each block makes."""
+        """The output of each block."""
         made = []
         for block, within in zip(self.blocks, self.within):
             if isinstance(block, PoolingBlock):
@@ -302,7 +306,7 @@ class Hiera(ModelMixin, ConfigMixin):
         return made
 
     def _fused(self, made: list[Float[Tensor, "b u ..."]]) -> Float[Tensor, "b u ..."]:
-        """The last block's, and those of the stages before the last pooling at its resolution."""
+        """The output of the last block plus those of the stages before the last pooling, at its resolution."""
         x = made[-1]
         for convolution, end in zip(self.fusions, self.ends):
             earlier = convolution(made[end].flatten(0, 1).movedim(-1, 1)).movedim(1, -1)

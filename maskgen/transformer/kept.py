@@ -1,4 +1,4 @@
-"""Networks that see some of the tokens: theirs out of what belongs to all."""
+"""Indexing for networks that see a subset of the tokens."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ def take(x: Shaped[Tensor, "b n *d"], index: Int[Tensor, "b k"]) -> Shaped[Tenso
 
 
 def with_prefix(keep: Int[Tensor, "b m"], prefix: int) -> Int[Tensor, "b k"]:
-    """The positions of the `prefix` tokens without a place and of the places at `keep`, the prefix standing first."""
+    """Indices of the `prefix` tokens without a position, followed by those of the positions at `keep`."""
     return torch.cat([torch.arange(prefix, device=keep.device).expand(len(keep), -1), keep + prefix], 1)
 
 
 def kept_pairs(pairs: Shaped[Tensor, "n n"], keep: Int[Tensor, "b m"], prefix: int) -> Shaped[Tensor, "b k k"]:
-    """Of values of all pairs of tokens those among the prefix and the places that each row keeps."""
+    """The values of those pairs of tokens that are in the prefix or among the kept positions of each row."""
     there = with_prefix(keep, prefix)
     return pairs[there[:, :, None], there[:, None]]
 
 
 def kept_table(table: Float[Tensor, "1 n d"], keep: Int[Tensor, "b m"], prefix: int) -> Float[Tensor, "b k d"]:
-    """Of a table of all tokens the rows of the prefix and of the places that each row keeps."""
+    """The rows of a table of all tokens that belong to the prefix or to the kept positions of each row."""
     return take(table.expand(len(keep), -1, -1), with_prefix(keep, prefix))
 
 
 def among_kept(
     positions: Int[Tensor, "b k"], keep: Int[Tensor, "b m"], kept: Ragged | None, count: int
 ) -> Int[Tensor, "b k"]:
-    """Where positions of a grid of `count` places stand in `keep`; they must be among these."""
-    places = keep if kept is None else keep.masked_fill(~kept.valid, count)  # padding: behind the last
+    """The indices in `keep` of `positions` of a grid of `count`. All of them must be kept."""
+    own = keep if kept is None else keep.masked_fill(~kept.valid, count)  # padding goes behind the last position
     order = keep.new_full((len(keep), count + 1), -1)
-    order = order.scatter(1, places, torch.arange(keep.shape[1], device=keep.device).expand_as(keep))
+    order = order.scatter(1, own, torch.arange(keep.shape[1], device=keep.device).expand_as(keep))
     return order.gather(1, positions)

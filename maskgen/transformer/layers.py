@@ -1,4 +1,4 @@
-"""The transformer block: self-attention and a gated MLP, modulated by a condition where there is one."""
+"""The transformer block: self-attention and an MLP, optionally modulated by a condition (adaLN)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ def make_norm(kind: Norm, width: int, affine: bool = True, eps: float = 1e-6) ->
 
 
 def initialise(network: nn.Module, zeros: Iterable[Any]) -> None:
-    """Xavier's uniform weights (MAE, DiT), whose scale goes with the width: a narrow network learns slowly at a fixed
-    0.02. Zero biases; embeddings, positions and own tokens truncated normal 0.02; `zeros` start at zero (modulations of
-    adaLN-zero, heads)."""
+    """Initialises a network.
+
+    Linear layers get Xavier's uniform weights (MAE, DiT), whose scale follows the width; with a fixed 0.02 narrow
+    networks learn slowly. Biases are zero. Embeddings, positions and learned tokens are truncated normal with standard
+    deviation 0.02.
+
+    Args:
+        network: the network.
+        zeros: linear layers whose weights become zero (modulations of adaLN-zero, heads).
+    """
     own = ("mask_token", "register_tokens", "position_embedding", "first_embedding", "start")
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -48,7 +55,12 @@ def initialise(network: nn.Module, zeros: Iterable[Any]) -> None:
 
 @dataclass
 class Past:
-    """One layer's keys and values of the tokens before: room (2, b, heads, n, d), the first `length` tokens filled."""
+    """The keys and values of the previous tokens in one block.
+
+    Args:
+        room: float (2, b, heads, n, d), keys and values.
+        length: number of tokens that are filled in.
+    """
 
     room: Float[Tensor, "2 b h n d"]
     length: int = 0
@@ -56,14 +68,19 @@ class Past:
     def extend(
         self, k: Float[Tensor, "b h k d"], v: Float[Tensor, "b h k d"]
     ) -> tuple[Float[Tensor, "b h m d"], Float[Tensor, "b h m d"]]:
-        """All keys and values with the new ones behind, which are kept."""
+        """Appends keys and values, and returns all of them."""
         start, self.length = self.length, self.length + k.shape[2]
         self.room[0, :, :, start : self.length], self.room[1, :, :, start : self.length] = k, v
         return self.room[0, :, :, : self.length], self.room[1, :, :, : self.length]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with optional query-key normalisation and rotary positions."""
+    """Multi-head self-attention with optional query-key normalisation and rotary positions.
+
+    Args:
+        width: width of the tokens.
+        spec: of the block.
+    """
 
     def __init__(self, width: int, spec: BlockSpec):
         super().__init__()
@@ -87,12 +104,22 @@ class SelfAttention(nn.Module):
         bias: Float[Tensor, "#b h n n"] | None = None,
         windows: Windows | None = None,
     ) -> Float[Tensor, "b k w"]:
-        """All tokens attend, or only those at `queries`, to all tokens of their row and of its `past`, or (`causal`) to
-        themselves and those before them, or to those of their window (of rows of one length, without a bias)."""
+        """The attention output of all tokens, or of those at `queries`.
+
+        Args:
+            x: tokens.
+            table: rotary table, or None.
+            queries: indices of the tokens that attend; None is all.
+            keys: needed if rows have different lengths.
+            past: keys and values of previous tokens, to which tokens also attend.
+            causal: tokens attend to themselves and to earlier tokens only.
+            bias: added to the scores.
+            windows: tokens attend within their window. It needs rows of one length and no bias.
+        """
         dropped = self.dropout if self.training else 0.0
-        if windows is not None and dropped:  # probabilities are needed, which windows do not give
+        if windows is not None and dropped:  # dropout needs probabilities, which windows do not give
             bias, windows = _barred(bias, windows.barred(x.device), self.heads, x), None
-        if windows is not None:  # of the queries asked for each window has another number
+        if windows is not None:  # all queries, as windows hold different numbers of them
             made = windows.attend(*self.projected(x, table), self.backend).flatten(2)
             return self.proj(self.norm(made if queries is None else take(made, queries)))
         q, k, v = self.projected(x, table, queries, past)
@@ -115,7 +142,7 @@ class SelfAttention(nn.Module):
         queries: Int[Tensor, "b k"] | None = None,
         past: Past | None = None,
     ) -> tuple[Float[Tensor, "b k h d"], Float[Tensor, "b m h d"], Float[Tensor, "b m h d"]]:
-        """Queries, keys and values, normed and rotated; keys and values of the `past` too."""
+        """Normalised and rotated queries, keys and values; keys and values include those of the `past`."""
         if queries is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
@@ -135,7 +162,7 @@ class SelfAttention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _heads(self, x: Float[Tensor, "b n c"], parts: int) -> Float[Tensor, "p b h n d"]:
-        """Heads before tokens, so that norms and rotations run over long contiguous pieces."""
+        """Splits heads, with heads before tokens, so that norms and rotations read contiguous memory."""
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
@@ -146,7 +173,7 @@ def _barred(bias: Tensor | None, barred: Bool[Tensor, "n n"], heads: int, like: 
 
 
 class CrossAttention(nn.Module):
-    """Tokens attend to a sequence of condition tokens (arXiv:1706.03762, section 3.2.3)."""
+    """Attention of tokens to a sequence of condition tokens (arXiv:1706.03762, section 3.2.3)."""
 
     def __init__(self, width: int, spec: BlockSpec):
         super().__init__()
@@ -159,7 +186,7 @@ class CrossAttention(nn.Module):
         context: Float[Tensor, "b m w"],
         mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """`mask` is True at the condition tokens that exist."""
+        """The attention output. The `mask` is True at condition tokens that exist, None means that all exist."""
         q = self.q(x).unflatten(-1, (self.heads, -1))
         k, v = self.kv(context.to(x.dtype)).unflatten(-1, (2, self.heads, -1)).unbind(2)
         bias = None
@@ -172,7 +199,8 @@ class CrossAttention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202), or GELU without a gate.
 
-    `mlp_ratio` is the hidden width over `width` of a plain MLP; the gated one has two thirds of it: as many weights.
+    `mlp_ratio` is the ratio of hidden width to width of a plain MLP. The gated MLP has two thirds of this hidden width,
+    and so as many weights.
     """
 
     def __init__(self, width: int, spec: BlockSpec):
@@ -184,7 +212,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "... w"]) -> Float[Tensor, "... w"]:
-        if self.gated:  # two products instead of one that is cut in halves: contiguous, which a processor likes
+        if self.gated:  # two products are faster than halves of one, as the results are contiguous
             gate, h = (F.linear(x, w, b) for w, b in zip(self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)))
             return self.fc2(self.norm(F.silu(gate) * h))
         return self.fc2(self.norm(F.gelu(self.fc1(x))))
@@ -195,7 +223,7 @@ def modulate(x: Float[Tensor, "b n w"], scale: Tensor, shift: Tensor) -> Float[T
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a block of version 0.1 under their present names."""
+    """Renames the weights of a block of version 0.1."""
     names = {"attention.out.": "attn.proj.", "attention.": "attn.", "mlp.up.": "mlp.fc1.", "mlp.down.": "mlp.fc2."}
     made = {}
     for key, value in state.items():
@@ -216,14 +244,14 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block; with `modulated`, adaLN-zero (DiT, Peebles and Xie 2023, arXiv:2212.09748, section 3.2).
+    """A transformer block, optionally with adaLN-zero (DiT, Peebles and Xie 2023, arXiv:2212.09748, section 3.2).
 
     Args:
-        width: of the tokens.
-        spec: of the block.
-        modulated: the norms have no weights of their own; scale, shift and gate are given.
-        cross: with cross-attention to condition tokens.
-        left_out: probability of leaving out a branch in training (stochastic depth).
+        width: width of the tokens.
+        spec: options of the block.
+        modulated: use adaLN: the norms have no weights, and :meth:`forward` needs a modulation.
+        cross: add cross-attention to condition tokens.
+        left_out: probability of leaving out a residual branch in training (stochastic depth).
         eps: of the norms.
     """
 
@@ -264,7 +292,14 @@ class Block(nn.Module):
         windows: Windows | None = None,
         context: tuple[Float[Tensor, "b m w"], Bool[Tensor, "b m"] | None] | None = None,
     ) -> Float[Tensor, "b k w"]:
-        """The block at all tokens, or only at `queries` (every token still is a key)."""
+        """The output at all tokens, or only at `queries` (all tokens remain keys).
+
+        Args:
+            modulation: (scale, shift, gate) of the attention and of the MLP.
+            context: condition tokens and their mask, for cross-attention.
+
+        The other arguments are those of :class:`SelfAttention`.
+        """
         parts = None if modulation is None else modulation[:, :, None].unbind(1)
         h = x if self.post else self.norm1(x) if parts is None else modulate(self.norm1(x), parts[0], parts[1])
         h = self._branch(self.attn(h, table, queries, keys, past, causal, bias, windows), self.scale1)

@@ -1,4 +1,4 @@
-"""Grids by mask unit (b, units, *cell, width), where cells shrink as Hiera pools, and the block that pools them."""
+"""Token grids arranged by mask unit, (b, units, *cell, width), and the block with which Hiera pools the cells."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from maskgen.upgrade import rename_on_load
 
 
 class PoolingBlock(nn.Module):
-    """The first block of a stage: another width, and queries and the skip connection pooled by their maximum.
+    """The first block of a stage, which widens the tokens and max-pools the queries and the skip connection.
 
     Args:
-        width, wider: before and after.
-        heads: after.
-        mlp_ratio: hidden width of the MLP over `wider`.
-        stride: neighbours along each axis that become one.
-        backend: of attention.
+        width, wider: width before and after the block.
+        heads: number of heads after the block.
+        mlp_ratio: ratio of the hidden width of the MLP to `wider`.
+        stride: number of neighbours along each axis that are pooled into one.
+        backend: of the attention.
     """
 
     def __init__(self, width: int, wider: int, heads: int, mlp_ratio: float, stride: Sequence[int], backend: Backend):
@@ -37,7 +37,7 @@ class PoolingBlock(nn.Module):
         rename_on_load(self, renamed)
 
     def forward(self, x: Float[Tensor, "b u ..."], within: bool) -> Float[Tensor, "b u ..."]:
-        """Every mask unit alone where attention stays `within` it."""
+        """The pooled tokens. With `within` tokens attend only within their mask unit."""
         h = self.norm1(x)
         x = pooled(self.skip(h), self.stride)
         q, k, v = self.qkv(h).chunk(3, dim=-1)
@@ -47,34 +47,34 @@ class PoolingBlock(nn.Module):
 
 
 def plain_block(width: int, heads: int, mlp_ratio: float, backend: Backend) -> Block:
-    """The block of every vision transformer."""
+    """The block of a plain vision transformer."""
     return Block(width, plain_spec(heads, mlp_ratio, backend))
 
 
 def plain_spec(heads: int, mlp_ratio: float, backend: Backend) -> BlockSpec:
-    """The options of every vision transformer's block."""
+    """The options of the block of a plain vision transformer."""
     return BlockSpec(heads=heads, mlp_ratio=mlp_ratio, mlp="gelu", qk_norm="none", backend=backend)
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a pooling block of version 0.1 under their present names."""
+    """Renames the weights of a pooling block of version 0.1."""
     return {("proj." + key[4:] if key.startswith("out.") else key): value for key, value in block_names(state).items()}
 
 
 def rows(x: Float[Tensor, "b u ..."], within: bool) -> Float[Tensor, "r n w"]:
-    """Tokens that attend to each other: of a mask unit, or of all."""
+    """Rows of tokens that attend to each other: one row per mask unit, or one per image."""
     return (x.flatten(0, 1) if within else x).flatten(1, -2)
 
 
 def pooled(x: Float[Tensor, "b u ..."], stride: Sequence[int]) -> Float[Tensor, "b u ..."]:
-    """The largest of neighbours, a number an axis."""
+    """Max-pooling of neighbours, with one stride per axis."""
     for axis, step in enumerate(stride, start=2):
         x = x.unflatten(axis, (-1, step)).amax(axis + 1) if step > 1 else x
     return x
 
 
 def cut(x: Shaped[Tensor, "b ..."], sides: Sequence[int]) -> Shaped[Tensor, "b u ..."]:
-    """A grid (b, \\*grid, ...) in blocks (b, blocks, \\*sides, ...), both row by row."""
+    """Cuts a grid (b, \\*grid, ...) into blocks (b, blocks, \\*sides, ...), both in row-major order."""
     axes = len(sides)
     for i, side in enumerate(sides):
         x = x.unflatten(1 + 2 * i, (-1, side))
@@ -83,7 +83,7 @@ def cut(x: Shaped[Tensor, "b ..."], sides: Sequence[int]) -> Shaped[Tensor, "b u
 
 
 def joined(x: Shaped[Tensor, "b u ..."], counts: Sequence[int]) -> Shaped[Tensor, "b ..."]:
-    """The inverse of :func:`cut`; `counts` blocks stand along each axis."""
+    """The inverse of :func:`cut`; `counts` is the number of blocks along each axis."""
     axes = len(counts)
     x = x.unflatten(1, tuple(counts))
     pairs = [axis for i in range(1, axes + 1) for axis in (i, i + axes)]

@@ -1,4 +1,4 @@
-"""MaskTransformer: the bidirectional transformer of all our own training."""
+"""MaskTransformer: the bidirectional transformer that predicts masked tokens."""
 
 from __future__ import annotations
 
@@ -46,14 +46,16 @@ from maskgen.upgrade import load_saved, rename_on_load
 
 @dataclass
 class TransformerOutput:
-    """What the transformer makes.
+    """The output of a transformer.
 
-    predictions: (b, k, predictions) logits or values at the k tokens asked for.
-    features: (b, k, width) there, before the head; with a decoder (b, m, width), the encoder's at the m tokens it saw.
-    prefix: (b, prefix, width) of the tokens without a place (registers, a class in context), the encoder's.
-    class_predictions: (b, predictions), the head at the class token, where the model has it.
-    branch: (b, k, ...) what the second branch predicts, where there is one.
-    attention: (b, n), of the class token to each token it sees in the last block, mean over heads, where asked for.
+    Args:
+        predictions: (b, k, out_dim), logits or values at the k predicted tokens.
+        features: (b, k, width), the features of the predicted tokens before the head; with a decoder (b, m, width), the
+            encoder's features of the m tokens that it saw.
+        prefix: (b, prefix, width), the encoder's features of the tokens without a position (registers, conditions).
+        class_predictions: (b, out_dim), the predictions at the class token, with `cls_token_head`.
+        branch: (b, k, ...), the predictions of the second branch.
+        attention: (b, n), the attention of the class token to each token in the last block, averaged over heads.
     """
 
     predictions: Tensor
@@ -66,13 +68,16 @@ class TransformerOutput:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A `Conditioning` as this network uses it. A decode prepares its conditions once for all steps.
+    """A `Conditioning` in the form that the network uses. Decoding prepares its conditions once for all steps.
 
-    modulation: (b, c, w) of :class:`maskgen.transformer.adaln.AdaLN`.
-    prefix: (b, p, w), tokens in context. prefix_mask: bool (b, p), True at those that exist, or None.
-    context: (b, m, w), seen by cross-attention. context_mask: bool (b, m) or None.
-    features: (b, n, w), added to the tokens.
-    shown, shown_at, keys: as in the `Conditioning`.
+    Args:
+        modulation: (b, c, w) from :class:`maskgen.transformer.adaln.AdaLN`.
+        prefix: (b, p, w), condition tokens in context.
+        prefix_mask: bool (b, p), True at tokens of `prefix` that exist, or None.
+        context: (b, m, w), condition tokens for cross-attention.
+        context_mask: bool (b, m), True at tokens of `context` that exist, or None.
+        features: (b, n, w), added to the tokens.
+        shown, shown_at, keys: as in the `Conditioning`.
     """
 
     modulation: Tensor | None = None
@@ -92,12 +97,14 @@ class Prepared:
 
 @dataclass
 class Surroundings:
-    """What the blocks get in addition to the tokens.
+    """The inputs of the blocks in addition to the tokens.
 
-    table: (b or 1, prefix + m, head width), the rotary table of the tokens seen.
-    kept: where rows see different numbers of positions, which; `prefix` tokens stand before these.
-    modulations, scores, windows: of each block; see :func:`maskgen.transformer.windows.block_scores`.
-    context: condition tokens for cross-attention, and their mask.
+    Args:
+        table: (b or 1, prefix + m, head width), the rotary table of the tokens.
+        kept: needed if rows see different numbers of positions.
+        prefix: number of tokens without a position, which come first.
+        modulations, scores, windows: of each block; see :func:`maskgen.transformer.windows.block_scores`.
+        context: condition tokens for cross-attention, and their mask.
     """
 
     table: Tensor | None
@@ -110,12 +117,12 @@ class Surroundings:
 
     @cached_property
     def rows(self) -> Ragged | None:
-        """Of the tokens, the prefix too."""
+        """`kept` for all tokens, including the prefix."""
         return None if self.kept is None else self.kept.after(self.prefix)
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of version 0.1 under their present names."""
+    """Renames the weights of version 0.1."""
     names = {
         "code_embedding.": "embedding.codes.",
         "token_embedding.code_embedding.": "embedding.codes.",
@@ -136,7 +143,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
-EARLIER_ORDER = (  # of the parameters of version 0.1, by which its optimizers numbered them
+EARLIER_ORDER = (  # the order of the parameters in version 0.1, by which its optimizers number them
     ("mask_token", "register_tokens", "first_embedding", "position_embedding", "adaln.offsets"),
     ("embedding.", "conditioner.actions.", "embedding_norm.", "relative.", "conditioner.label.", "blocks.", "decoder."),
     ("encoder_norm.", "final_norm.", "adaln.blocks.", "adaln.final.", "head.", "second_decoder.", "bottleneck."),
@@ -145,26 +152,28 @@ EARLIER_ORDER = (  # of the parameters of version 0.1, by which its optimizers n
 
 
 class MaskTransformer(ModelMixin, ConfigMixin):
-    """Tokens, some of them masked, to logits of every code, or to values.
+    """Predicts the logits of codes, or continuous values, from tokens of which some are masked.
 
-    Tokens are codes, several codes per position (codes (b, *grid, codes_per_position), each hidden by itself and
-    predicted in the order positions, codes), or continuous: float vectors (patches as they are, latents).
+    Tokens are codes, int64 (b, *grid), or several codes per position, int64 (b, *grid, codes_per_position), each of
+    which is hidden and predicted separately in the order (position, code), or continuous, float (b, *grid, d), such as
+    patches of pixels and latents.
 
-    With a decoder it is asymmetric, as MAE (arXiv:2111.06377) and MAGE (arXiv:2211.09117): the encoder sees the kept
-    tokens; the decoder sees all positions and predicts.
+    A network with a decoder is asymmetric, as in MAE (arXiv:2111.06377) and MAGE (arXiv:2211.09117): the encoder sees
+    the kept tokens, and the decoder sees all positions and predicts.
 
     Args:
-        grid: of the trained tokens, (h, w) for images; rotary and sine-cosine positions take other sizes too.
-        width, depth: of the (encoder's) blocks.
-        num_registers: extra tokens without a position (arXiv:2309.16588); the first is the class token.
-        out_dim: values predicted per token; 0 is as many as codes, or as a token has numbers.
+        grid: of the tokens in training, (h, w) for images. Position embeddings are resized for other grids.
+        width: width of the tokens (in the encoder).
+        depth: number of blocks (of the encoder).
+        num_registers: number of extra tokens without a position (arXiv:2309.16588); the first is the class token.
+        out_dim: values predicted per token; 0 is the number of codes, or the `dim` of continuous tokens.
         tokens, positions, block, conditioning, decoder, branch: nested specs, see :mod:`maskgen.transformer.specs`.
-        head: ``linear``, ``mlm`` (BERT, tied to the table of codes), a ``projector`` to prototypes (iBOT), or
+        head: ``linear``, ``mlm`` (BERT, tied to the code embeddings), ``projector`` to prototypes (iBOT), or
             ``layer_mix`` over all blocks (MaskAlign).
-        cls_token_head: the head also predicts at the class token.
+        cls_token_head: also predict at the class token.
 
     Raises:
-        ValueError: options that do not go together, with what to set instead.
+        ValueError: options exclude each other; the message names the option to change.
     """
 
     config_name = "config.json"
@@ -216,7 +225,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.register_tokens = nn.Parameter(torch.zeros(num_registers, width))
         add_positions(self, width, self.grid)
         for window in specs.block.windows:
-            Windows.of(self.grid, window)  # refuses what does not tile
+            Windows.of(self.grid, window)  # raises if the window does not tile the grid
         self.embedding_norm = nn.LayerNorm(width, eps=1e-6) if specs.tokens.norm else nn.Identity()
         all_tables = depth + (specs.branch.depth if specs.branch.kind == "class_bottleneck" else 0)
         tables = {"none": 0, "shared": 1, "block": all_tables}[specs.positions.relative_bias]
@@ -243,7 +252,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         out = out_dim or self.codebook_size * self.codes_per_position or self.token_dim
         self.head: nn.Module = build(HEAD, head, width=width, last_width=last_width, depth=depth, out=out)
         if isinstance(self.head, LayerMix):
-            self.final_norm = nn.Identity()  # the blocks' outputs are mixed as they are
+            self.final_norm = nn.Identity()  # layer_mix has no norm
         elif isinstance(self.head, MLMHead) and (last_width != width or out != self.codebook_size):
             raise ValueError("head.type: mlm is tied to the table of codes: set decoder.width: 0 and out_dim: 0")
         if specs.branch.kind == "decoder":
@@ -269,12 +278,12 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         return {name: [name] for name in sorted((name for name, _ in self.named_parameters()), key=rank)}
 
     def __getattr__(self, name: str) -> Any:
-        """Parts of the network; diffusers would give the option of the same name."""
+        """Returns parts of the network; diffusers would return the options of the same names."""
         return nn.Module.__getattr__(self, name)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        """See diffusers' ``ModelMixin.from_pretrained``; folders of version 0.1 are translated."""
+        """See diffusers' ``ModelMixin.from_pretrained``. Folders of version 0.1 are translated."""
         path: str | Path = pretrained_model_name_or_path
         return load_saved(cls, super().from_pretrained, path, is_flat, upgraded, **options)
 
@@ -289,22 +298,22 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         attention: bool = False,
         headless: bool = False,
     ) -> TransformerOutput:
-        """Predict tokens.
+        """Predicts tokens.
 
         Args:
-            tokens: codes, int64 in [0, codebook_size), or continuous (b, *grid, d); what stands at masked positions is
-                ignored.
-            masked: bool (b, *grid), True where the mask token replaces the token.
-            conditioning: of the rows; None is the null condition of every row.
-            predict_at: flat token positions to predict, the whole grid when None. The last block and the head run
-                at these only; the result is the same.
-            keep: flat positions that the network (with a decoder: the encoder) sees, all when None; the others are
-                dropped. Without a decoder `predict_at` must be among them.
-            kept: where rows keep different numbers of tokens, how many each; each row's stand at the front of `keep`,
-                which is padded with any positions.
-            attention: also return the attention of the class token in the (encoder's) last block.
-            headless: return the head's input in place of the predictions; :meth:`predicted` makes them, for a few
-                positions at a time where there are many codes. Not with several codes per position.
+            tokens: codes, int64 in [0, codebook_size), or continuous tokens, float (b, *grid, d). The values at masked
+                positions are ignored.
+            masked: bool, True where the mask token replaces the token; (b, *grid), or (b, *grid, codes_per_position).
+            conditioning: of the rows; None is the null condition for every row.
+            predict_at: flat indices of the tokens to predict, int64 (b, k); None is the whole grid. The last block and
+                the head run only there, with the same result.
+            keep: flat positions that the network (or the encoder, if there is a decoder) sees, int64 (b, m); None is
+                all. The other tokens are dropped. Without a decoder `predict_at` must be among them.
+            kept: number of kept tokens of each row, if rows differ. The kept positions of a row are at the front of its
+                row of `keep`; the padding may be any position.
+            attention: also return the attention of the class token in the last block (of the encoder).
+            headless: return the input of the head instead of the predictions, from which :meth:`predicted` computes
+                them for a few positions at a time. It does not work with several codes per position.
 
         Raises:
             ValueError: a condition that cannot be left out is missing.
@@ -312,16 +321,18 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         codes_per_position = self.codes_per_position
         grid = tuple(masked.shape[1:-1] if codes_per_position > 1 else masked.shape[1:])
         count = math.prod(grid)
-        places, group = (None, None) if predict_at is None else asked_positions(predict_at, codes_per_position, count)
+        positions, index = None, None
+        if predict_at is not None:
+            positions, index = asked_positions(predict_at, codes_per_position, count)
         x, prepared = self._embed(tokens, masked, conditioning, grid)
         front = self._front(x, prepared)
         n = front.shape[1]
         around = self._surroundings(grid, prepared, keep, kept)
         if keep is not None:
             x = take(x, keep)
-            if places is not None and self.decoder is None:
-                places = among_kept(places, keep, around.kept, count)
-        queries = None if places is None else places + n
+            if positions is not None and self.decoder is None:
+                positions = among_kept(positions, keep, around.kept, count)
+        queries = None if positions is None else positions + n
 
         made = [torch.cat([front, x], 1) if n else x]
         for i in range(len(self.blocks) - 1):
@@ -350,7 +361,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             h = self.final_norm(h)
             if self.modulated:
                 h = modulate(h, *around.modulations[-1][:, :, None].unbind(1))
-            predictions = h if headless else by_code(self.predicted(h), codes_per_position, group)
+            predictions = h if headless else by_code(self.predicted(h), codes_per_position, index)
         output = TransformerOutput(predictions, features, prefix, attention=looked)
         if self.config.cls_token_head:
             classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
@@ -371,23 +382,24 @@ class MaskTransformer(ModelMixin, ConfigMixin):
 
     @property
     def _last_alone(self) -> bool:
-        """Whether nothing but the predictions needs the last block: then it runs at the tokens asked for alone."""
+        """Whether only the predictions need the last block, so that it can run at the predicted tokens only."""
         whole = isinstance(self.head, LayerMix) or self.specs.branch.kind != "none"
         return not whole and not self.config.cls_token_head
 
     def predicted(self, h: Float[Tensor, "b k w"]) -> Float[Tensor, "b k p"]:
-        """The head's predictions from its input."""
+        """The predictions of the head from its input (see `headless`)."""
         if isinstance(self.head, MLMHead):
             table: Any = self.embedding.codes
             return self.head(h, table.weight)
         return self.head(h) if self.code_vectors is None else self.head(h) + self.code_vectors.logits(h)
 
     def prepare(self, conditioning: Conditioning | None, rows: int, grid: tuple[int, ...]) -> Prepared:
-        """What the conditions do to the network: modulations, prefix tokens, context, features.
+        """Computes the modulations, prefix tokens, context and features of the conditions.
 
         Args:
-            conditioning: of the rows; None is the null condition.
-            rows: of the batch. grid: of the tokens.
+            conditioning: of the rows; None is the null condition for every row.
+            rows: number of rows of the batch.
+            grid: of the tokens.
         """
         if conditioning is None:
             conditioning = self.conditioner(None, rows, grid)
@@ -413,7 +425,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         keep: Int[Tensor, "b m"] | None = None,
         kept: Sequence[int] | None = None,
     ) -> Surroundings:
-        """Of all blocks, the bottleneck's last."""
+        """The inputs of all blocks; those of the bottleneck come last."""
         n = len(self.register_tokens) + (0 if prepared.prefix is None else prepared.prefix.shape[1])
         each = [Windows.of(grid, window, n) for window in self.specs.block.windows] or [None]
         windows = [each[i % len(each)] for i in range(len(self.blocks))]
@@ -438,7 +450,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         )
 
     def _bar(self, mask: Bool[Tensor, "b p"], tokens: int) -> Float[Tensor, "b n n"]:
-        """-inf at the condition tokens that do not exist; the registers stand before them, `tokens` behind."""
+        """Scores of -inf at condition tokens in context that do not exist; `tokens` other tokens follow them."""
         there = torch.nn.functional.pad(mask, (len(self.register_tokens), tokens), value=True)
         bar = torch.zeros_like(there, dtype=self.register_tokens.dtype).masked_fill(~there, -torch.inf)
         return bar[:, None].expand(-1, there.shape[1], -1)
@@ -450,21 +462,24 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         )
 
     def _bottleneck(self, x: Tensor, around: Surroundings) -> Tensor:
-        """Early tokens and the last class token through a few more blocks."""
+        """Runs the blocks of the bottleneck on the class token of the last block and on tokens of an earlier block."""
         for block, bias in zip(self.bottleneck, around.scores[len(self.blocks) :]):
             x = block(x, None, around.table, None, around.rows, bias=bias)
         return x
 
     def _attention_of_class(self, x: Tensor, around: Surroundings) -> Float[Tensor, "b n"]:
-        """Of the first prefix token to each of the others in the last block, mean over heads; `x` is its input.
+        """The attention of the first prefix token to each token of the grid in the last block, averaged over heads.
+
+        Args:
+            x: the input of the last block.
 
         Raises:
-            ValueError: no prefix token, or a block modulated by a class.
+            ValueError: there is no prefix token, or the blocks are modulated by a condition.
         """
         if not self.prefix or self.modulated:
             raise ValueError(
-                "the attention of the class token needs one: set num_registers: 1 (and conditioning.pooled: in_context "
-                "where the network is conditioned)"
+                "the attention of the class token needs a class token: set num_registers: 1 (and conditioning.pooled: "
+                "in_context if the network has conditions)"
             )
         block: Any = self.blocks[-1]
         first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
@@ -476,8 +491,9 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     def layers(
         self, tokens: Shaped[Tensor, "b *grid"], conditioning: Conditioning | None = None
     ) -> list[Float[Tensor, "b n w"]]:
-        """The output of each of the (encoder's) blocks for unmasked tokens, prefix first; the last is normed where the
-        encoder ends in a norm. For probes, which choose a layer.
+        """The output of each block (of the encoder) for unmasked tokens, for probes.
+
+        The prefix comes first. The last output is normalised if the encoder ends with a norm.
 
         Raises:
             ValueError: a condition that cannot be left out is missing.
@@ -487,13 +503,13 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     def layers_and_attention(
         self, tokens: Shaped[Tensor, "b *grid"], conditioning: Conditioning | None = None
     ) -> tuple[list[Float[Tensor, "b n w"]], Float[Tensor, "b m"]]:
-        """:meth:`layers`, and the first prefix token's attention to each token in the last block, mean over heads. For
-        teachers."""
+        """:meth:`layers`, and the attention of the first prefix token to each token in the last block, averaged over
+        heads, for teachers."""
         made, around = self._walk(tokens, conditioning)
         return made[1:], self._attention_of_class(made[-2], around)
 
     def _walk(self, tokens: Tensor, conditioning: Conditioning | None) -> tuple[list[Tensor], Surroundings]:
-        """The input of the first block and the output of each, and what they got in addition."""
+        """The input of the first block, the output of each block, and the further inputs of the blocks."""
         grid = tuple(tokens.shape[1:-1] if self.codes_per_position > 1 or not self.codebook_size else tokens.shape[1:])
         x, prepared = self._embed(tokens, None, conditioning, grid)
         around, front = self._surroundings(grid, prepared), self._front(x, prepared)
@@ -507,7 +523,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
     def _embed(
         self, tokens: Tensor, masked: Tensor | None, given: Conditioning | Prepared | None, grid: tuple[int, ...]
     ) -> tuple[Float[Tensor, "b n w"], Prepared]:
-        """Tokens, the mask token where `masked`, with the features of their conditions and their positions."""
+        """Embeds the tokens, with the mask token where `masked`, and adds condition features and positions."""
         single = self.codebook_size > 0 and self.codes_per_position == 1
         flat = (tokens[..., None] if single else tokens).flatten(1, -2)
         hidden = masked
@@ -528,14 +544,14 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         return self.embedding_norm(with_positions(self, x, grid)), prepared
 
     def _front(self, x: Float[Tensor, "b n w"], prepared: Prepared) -> Float[Tensor, "b p w"]:
-        """The tokens before those of the grid: registers and conditions in context."""
+        """The tokens that precede those of the grid: registers and conditions in context."""
         front = [self.register_tokens.expand(len(x), -1, -1).to(x.dtype)]
         if prepared.prefix is not None:
             front.append(prepared.prefix.to(x.dtype))
         return torch.cat(front, 1) if len(front) > 1 else front[0]
 
     def _modulations(self, modulation: Float[Tensor, "b c w"] | None) -> list[Any]:
-        """(b, 6, w) of each block, the decoder's too, and (b, 2, w) before the head; or None as often."""
+        """The modulations of each block (also of the decoder), (b, 6, w), and of the head, (b, 2, w); or Nones."""
         if modulation is None:
             return [None] * (len(self.blocks) + (len(self.decoder.blocks) if self.decoder else 0) + 1)
         return list(modulation.split(6, 1))
@@ -544,7 +560,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
 def _shown(
     flat: Tensor, hidden: Tensor, given: Conditioning | Prepared
 ) -> tuple[Shaped[Tensor, "b n c"], Bool[Tensor, "b n c"]]:
-    """Tokens and mask with the shown tokens at hidden positions (COMMIT)."""
+    """The tokens and the mask after shown tokens replace mask tokens (COMMIT)."""
     assert given.shown is not None
     assert given.shown_at is not None
     at = given.shown_at.view(hidden.shape)

@@ -1,4 +1,4 @@
-"""Learned biases of attention scores by the offset between query and key."""
+"""Learned biases of attention scores that depend on the offset between query and key."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from maskgen.transformer.positions import coordinates, stretched
 
 
 def offsets(grid: tuple[int, ...], prefix: int, device: torch.device | None = None) -> Int[Tensor, "n n"]:
-    """Which entry of a table belongs to query i (row) and key j (column), `prefix` tokens without a place first.
+    """The table entry for query i (row) and key j (column). The `prefix` tokens without a position come first.
 
-    Entries are the offsets, query minus key, row-major from the most negative; then one each for a prefix token that
-    looks at a place, a place that looks at a prefix token, and prefix tokens among themselves (BEiT's order).
+    The entries are the offsets, query minus key, in row-major order from the most negative one; then one entry each for
+    a prefix token that attends to a position, a position that attends to a prefix token, and two prefix tokens (the
+    order of BEiT).
     """
-    places = coordinates(grid, device).long()
-    index, count = torch.zeros(len(places), len(places), dtype=torch.long, device=device), 1
+    positions = coordinates(grid, device).long()
+    index, count = torch.zeros(len(positions), len(positions), dtype=torch.long, device=device), 1
     for axis, size in enumerate(grid):
-        along = places[:, axis]
+        along = positions[:, axis]
         index = index * (2 * size - 1) + along[:, None] - along + size - 1
         count *= 2 * size - 1
     index = F.pad(index, (prefix, 0, prefix, 0), value=count + 1)
@@ -32,12 +33,12 @@ def offsets(grid: tuple[int, ...], prefix: int, device: torch.device | None = No
 
 
 class RelativeBias(nn.Module):
-    """What the scores of each head gain by the offset of its two tokens (Swin, arXiv:2103.14030, section 3.2, eq. 4;
-    with a class token: BEiT, arXiv:2106.08254).
+    """A learned bias of the attention scores per head and offset of query and key (Swin, arXiv:2103.14030, section 3.2,
+    eq. 4; BEiT, arXiv:2106.08254, adds a class token).
 
     Args:
-        grid: of the tokens in training; the offsets' entries are resized linearly for another.
-        heads: of the attention.
+        grid: of the tokens in training; the entries are resized linearly for other grids.
+        heads: number of attention heads.
     """
 
     def __init__(self, grid: tuple[int, ...], heads: int):
@@ -48,7 +49,7 @@ class RelativeBias(nn.Module):
     def forward(
         self, grid: tuple[int, ...], prefix: int, keep: Int[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b h n n"]:
-        """The bias of all prefix and grid tokens (b is 1), or of the prefix and the places that each row keeps."""
+        """The bias of all prefix and grid tokens (b is 1), or of the prefix and the kept positions of each row."""
         index = offsets(grid, prefix, self.table.device)[None]
         if keep is not None:
             index = kept_pairs(index[0], keep, prefix)
@@ -57,8 +58,8 @@ class RelativeBias(nn.Module):
     def _table_for(self, grid: tuple[int, ...]) -> Float[Tensor, "e h"]:
         if grid == self.grid:
             return self.table
-        places, rest = self.table[:-3].T, self.table[-3:]
-        there = places.unflatten(1, [2 * s - 1 for s in self.grid])
+        entries, rest = self.table[:-3].T, self.table[-3:]
+        there = entries.unflatten(1, [2 * s - 1 for s in self.grid])
         return torch.cat([stretched(there, tuple(2 * s - 1 for s in grid)), rest])
 
 
@@ -69,7 +70,7 @@ def biases(
     prefix: int,
     keep: Int[Tensor, "b m"] | None = None,
 ) -> list[Float[Tensor, "b h n n"]] | list[None]:
-    """The bias of each of `depth` blocks: its own table's, the one table's, or none."""
+    """The bias of each of `depth` blocks, from its own table or from a shared table; None without tables."""
     if not tables:
         return [None] * depth
     made = [table(grid, prefix, keep) for table in tables]
@@ -77,6 +78,6 @@ def biases(
 
 
 def of_queries(bias: Float[Tensor, "b h n m"], queries: Int[Tensor, "b2 k"]) -> Float[Tensor, "b2 h k m"]:
-    """The rows of the queries asked for; a bias of all rows alike (b is 1) becomes each row's own."""
+    """The bias of the given queries. A bias that all rows share (b is 1) becomes one bias per row."""
     rows = torch.arange(len(queries), device=queries.device)[:, None]
     return bias.expand(len(queries), -1, -1, -1).transpose(1, 2)[rows, queries].transpose(1, 2)

@@ -18,7 +18,7 @@ def group_size(codebook_size: int, codes_per_position: int) -> int:
     if codebook_size != 1 << bits or bits % codes_per_position:
         raise ValueError(
             f"{codebook_size} codes do not split into {codes_per_position} groups of bits; set "
-            "codes_per_position: 1, or take a codebook of 2^bits codes (LFQ) with a multiple of codes_per_position bits"
+            "codes_per_position: 1, or use a codebook of 2^bits codes (LFQ) with bits a multiple of codes_per_position"
         )
     return 1 << (bits // codes_per_position)
 

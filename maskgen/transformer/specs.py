@@ -1,4 +1,4 @@
-"""The nested specs of a transformer, with their types and defaults, and which of them go together."""
+"""The nested specs of a transformer, and the check of which options go together."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Norm = Literal["layer", "rms"]
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What a token is.
+    """The tokens of a network.
 
     Args:
-        codebook_size: number of codes; 0 where tokens are continuous.
-        dim: numbers of a continuous token; 0 where tokens are codes.
-        codes_per_position: codes at each position, of `codebook_size` each (bit groups of MaskBit, the codes of a
-            residual or multichannel tokenizer). Each is hidden and predicted by itself.
+        codebook_size: number of codes; 0 for continuous tokens.
+        dim: dimension of a continuous token; 0 for codes.
+        codes_per_position: number of codes at each position, each of `codebook_size` (bit groups of MaskBit, or the
+            codes of a residual or multichannel tokenizer). Each code is hidden and predicted separately.
         embedding: of codes: a ``table``, or a linear layer on their ``bits`` (MaskBit, arXiv:2409.16211, section 3.3).
-        code_dim: numbers of the tokenizer's code vectors, by which codes are then also embedded and predicted
-            (:class:`maskgen.transformer.vectors.CodeVectors`); 0 is without.
-        norm: a LayerNorm on the sum of token and position embeddings, before the blocks (BERT, MAGE).
+        code_dim: dimension of the tokenizer's code vectors if codes are also embedded and predicted through them
+            (:class:`maskgen.transformer.vectors.CodeVectors`), else 0.
+        norm: apply a LayerNorm to the sum of token and position embeddings (BERT, MAGE).
     """
 
     codebook_size: int = 0
@@ -38,11 +38,11 @@ class TokenSpec:
 
 @dataclass(frozen=True)
 class PositionSpec:
-    """How a token knows its position. On a blank canvas all tokens are equal, so an absolute embedding is needed there.
+    """The positions of tokens. Generators need an absolute one, as the tokens of a blank canvas are equal.
 
     Args:
         embedding: added to the tokens: ``learned`` (resized to other grids), ``learned_sum`` of a vector for the first
-            axis and one for the others (time and space: MaskViT), ``sincos``, or ``none``.
+            axis and one for the other axes (time and space in MaskViT), ``sincos``, or ``none``.
         rope: rotate queries and keys by their position along each axis (arXiv:2104.09864).
         relative_bias: learned biases of the attention scores by the offset of query and key (BEiT, arXiv:2106.08254):
             one table ``shared`` by all blocks, or one for each ``block``.
@@ -59,21 +59,21 @@ class BlockSpec:
 
     Args:
         heads: attention heads; they must divide the width.
-        mlp_ratio: hidden width of the MLP over the width (SwiGLU: at equal weights).
+        mlp_ratio: ratio of the MLP's hidden width to the width (SwiGLU: of a plain MLP with as many weights).
         mlp: ``swiglu`` (arXiv:2002.05202) or ``gelu``.
         norm: ``layer`` or ``rms``.
         norm_position: ``pre``, before attention and MLP, or ``post``, after the residual sum (BERT, arXiv:1810.04805).
         qk_norm: normalise queries and keys per ``head`` (arXiv:2302.05442), over the ``full`` width, or ``none``.
-        dropout: in the residual branches.
-        attention_dropout: of the attention probabilities.
-        layer_scale: initial value of a learned factor per channel on each branch (arXiv:2103.17239); 0 is without.
-        sub_norm: further norms before the projections of attention and MLP (Magneto, arXiv:2210.06423).
-        stochastic_depth: probability of leaving out a branch of the last block; it grows linearly from 0 with depth
+        dropout: dropout rate of the residual branches.
+        attention_dropout: dropout rate of the attention probabilities.
+        layer_scale: initial value of a learned factor per channel on each branch (arXiv:2103.17239); 0 disables it.
+        sub_norm: add norms before the output projections of attention and MLP (Magneto, arXiv:2210.06423).
+        stochastic_depth: probability of leaving out a branch of the last block; it grows linearly with depth from 0
             (arXiv:1603.09382).
-        windows: block i attends within windows of ``windows[i % len(windows)]`` tokens per axis of the grid, 0 for the
-            whole axis; an empty list is full attention. ``[[1, 0, 0], [0, 4, 4]]`` alternates frames and columns of 4 x
-            4 tokens through all frames (MaskViT, arXiv:2206.11894, section 3.2). Prefix tokens see all tokens and are
-            seen by all. The attention of a decoder is full.
+        windows: block i attends within windows of ``windows[i % len(windows)]`` tokens along each axis of the grid,
+            where 0 is the whole axis; an empty list is full attention. ``[[1, 0, 0], [0, 4, 4]]`` alternates between
+            frames, and 4 x 4 tokens of all frames (MaskViT, arXiv:2206.11894, section 3.2). Prefix tokens attend to all
+            tokens, and all tokens attend to them. A decoder has full attention.
         backend: see :mod:`maskgen.transformer.attention`.
     """
 
@@ -97,7 +97,7 @@ class ConditioningSpec:
     """How the network uses each field of a `Conditioning`. Features per position are always added to the tokens.
 
     Args:
-        inputs: the conditioners by the name of what they read: ``{label: {type: class, count: 1000}}``.
+        inputs: the conditioners by the name of their input: ``{label: {type: class, count: 1000}}``.
         pooled: ``adaln`` (adaLN-zero, arXiv:2212.09748: each block has its own modulation), ``adaln_shared`` (one
             modulation for all blocks plus a learned offset per block, PixArt-alpha, arXiv:2310.00426), or
             ``in_context`` (one more prefix token).
@@ -114,9 +114,9 @@ class DecoderSpec:
     """The decoder of an asymmetric network (MAE, MAGE): the encoder sees the kept tokens, the decoder all positions.
 
     Args:
-        depth: blocks; 0 is no decoder.
-        width, heads: 0 is the encoder's. An adaLN condition needs the encoder's width.
-        pad: what the decoder sees at hidden positions: a learned ``mask_token`` (MAE), or the encoder's ``class_token``
+        depth: number of blocks; 0 is no decoder.
+        width, heads: 0 takes those of the encoder. AdaLN needs the width of the encoder.
+        pad: the decoder's input at hidden positions: a learned ``mask_token`` (MAE), or the encoder's ``class_token``
             (MAGE), which needs a register.
     """
 
@@ -128,14 +128,14 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class BranchSpec:
-    """A second way to the target.
+    """A second branch that predicts.
 
     Args:
-        kind: ``class_bottleneck``: `depth` blocks see the class token of the last block and the other tokens of block
-            `layer`, so that the class token must carry the image (BEiT v2, arXiv:2208.06366, section 2.3).
-            ``decoder``: a second decoder (HPM, arXiv:2304.05919). ``none``: no branch.
+        kind: ``class_bottleneck`` adds `depth` blocks that see the class token of the last block and the other tokens
+            of block `layer`, so that the class token must represent the image (BEiT v2, arXiv:2208.06366, section 2.3).
+            ``decoder`` is a second decoder (HPM, arXiv:2304.05919). ``none`` is no branch.
         depth, layer: of the bottleneck.
-        out_dim: values that the branch predicts per token; 0 shares norm and head with the main path.
+        out_dim: values that the branch predicts per token; 0 shares the norm and the head of the main path.
     """
 
     kind: Literal["none", "class_bottleneck", "decoder"] = "none"
@@ -157,10 +157,10 @@ class Specs:
 
     @classmethod
     def of(cls, **given: Any) -> Specs:
-        """From mappings or specs.
+        """Builds the specs from mappings or specs.
 
         Raises:
-            ValueError: an unknown option of one of them.
+            ValueError: an option is unknown.
         """
         kinds = {
             "tokens": TokenSpec,
@@ -174,16 +174,20 @@ class Specs:
 
 
 def check_sides(width: int, heads: int, rope: bool, what: str) -> None:
-    """Raises ValueError where the heads do not divide the width."""
+    """Checks that the heads divide the width.
+
+    Raises:
+        ValueError: they do not, or, with `rope`, the width of a head is not a multiple of 4.
+    """
     if width % heads or (rope and (width // heads) % 4):
-        raise ValueError(f"{what}: width {width} over heads {heads} must be whole, with rope also a multiple of 4")
+        raise ValueError(f"{what}: width {width} over heads {heads} must be an integer, and with rope a multiple of 4")
 
 
 def check(width: int, depth: int, num_registers: int, head: str, at_cls_token: bool, s: Specs, modulated: bool) -> None:
-    """Which options of a MaskTransformer go together: the one place that knows.
+    """Checks which options of a MaskTransformer go together. All such rules are here.
 
     Raises:
-        ValueError: options that exclude each other, with what to set instead.
+        ValueError: options exclude each other; the message names the option to change.
     """
     check_sides(width, s.block.heads, s.positions.rope, "block")
     check_sides(s.decoder.width or width, s.decoder.heads or s.block.heads, s.positions.rope, "decoder")
@@ -252,7 +256,7 @@ def check(width: int, depth: int, num_registers: int, head: str, at_cls_token: b
 
 
 def upgraded(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a MaskTransformer from those of version 0.1, which were flat."""
+    """Translates the flat arguments of version 0.1 into those of MaskTransformer."""
     given = dict(flat)
     made: dict[str, Any] = {name: given.pop(name) for name in ("grid", "width", "depth") if name in given}
     names = {
@@ -310,5 +314,5 @@ OLD = frozenset({"heads", "codebook_size", "token_dim", "registers", "condition"
 
 
 def is_flat(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of version 0.1."""
+    """Whether a ``config.json`` was saved by version 0.1."""
     return bool(OLD & set(config))

@@ -1,4 +1,4 @@
-"""The tokenizer's code vectors, for a transformer that would otherwise have to learn which codes are alike."""
+"""The tokenizer's code vectors, which tell a transformer which codes are similar."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 
 class CodeVectors(nn.Module):
-    """Codes by what they mean: their vectors go into the embedding, and logits are products with them.
+    """Adds the tokenizer's code vectors to the embedding, and products with them to the logits.
 
-    Both come on top of the transformer's own table and head, through learned linear maps. Without them two codes that
-    look alike are as foreign as any two, and a thousand of them take long to be learned one by one.
+    Both use learned linear maps and are added to the transformer's own embeddings and head. Without them the
+    transformer has to learn for each code which other codes look similar.
 
     Args:
-        codebook_size, dim: of the codebook; zeros until :meth:`take` is called, then saved with the weights.
-        width: of the embedding; last_width: of what the head sees.
+        codebook_size, dim: of the codebook. The vectors are zero until :meth:`take`, and are saved with the weights.
+        width: width of the embedding.
+        last_width: width of the input of the head.
     """
 
     vectors: Tensor
@@ -27,7 +28,7 @@ class CodeVectors(nn.Module):
 
     @torch.no_grad()
     def take(self, vectors: Float[Tensor, "k d"]) -> None:
-        """Keep these, each number standardised over the codebook."""
+        """Stores the vectors, with each dimension standardised over the codebook."""
         deviation, mean = torch.std_mean(vectors.float(), 0)
         self.vectors.copy_((vectors - mean) / deviation.clamp(min=1e-6))
 

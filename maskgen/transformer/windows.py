@@ -1,4 +1,4 @@
-"""Attention within windows of the token grid, by reshaping: spatial, spatio-temporal, or along single axes."""
+"""Attention within windows of the token grid: spatial, spatio-temporal, or along single axes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from maskgen.transformer.relative import biases
 
 @dataclass(frozen=True)
 class Windows:
-    """A token grid cut into equal windows. A token attends to those of its window and to the `prefix` tokens without a
-    place, which are seen by every window and attend to everything.
+    """A token grid cut into equal windows. Tokens attend to their window and to the `prefix` tokens without a position,
+    which attend to all tokens.
+
+    Args:
+        grid: of the tokens.
+        window: tokens of a window along each axis.
+        prefix: number of tokens without a position, which come first.
 
     Raises:
-        ValueError: windows of another number of axes, or that do not tile the grid.
+        ValueError: the window has another number of axes than the grid, or does not tile it.
     """
 
     grid: tuple[int, ...]
@@ -38,7 +43,7 @@ class Windows:
 
     @classmethod
     def of(cls, grid: tuple[int, ...], window: Sequence[int], prefix: int = 0) -> Windows | None:
-        """With 0 for a whole axis; None where the window is the whole grid."""
+        """The windows, where a side of 0 is the whole axis; None if the window is the whole grid."""
         sides = tuple(w or n for n, w in zip(grid, window)) if len(grid) == len(window) else tuple(window)
         return None if sides == tuple(grid) else cls(tuple(grid), sides, prefix)
 
@@ -49,21 +54,21 @@ class Windows:
         v: Float[Tensor, "b n h d"],
         backend: Backend = "auto",
     ) -> Float[Tensor, "b n h d"]:
-        """:func:`maskgen.transformer.attention.attend` in every window."""
+        """:func:`maskgen.transformer.attention.attend` within each window."""
         n = self.prefix
         inside = attend(self._cut(q[:, n:]), self._seen(k), self._seen(v), backend)
-        made = rearrange(inside, f"{self._windows} -> {self._places}", **self._sizes)
+        made = rearrange(inside, f"{self._windows} -> {self._row_major}", **self._sizes)
         return torch.cat([attend(q[:, :n], k, v, backend), made], 1) if n else made
 
     def barred(self, device: torch.device | None = None) -> Bool[Tensor, "n n"]:
-        """Which key a query does not see: the same attention as a mask of full attention, prefix tokens first."""
+        """The mask with which full attention equals :meth:`attend`: True where a query must not see a key."""
         sides = torch.tensor(self.window, device=device)
         of = (coordinates(self.grid, device).long() // sides).float()
         apart = (of[:, None] != of).any(-1)
         return torch.nn.functional.pad(apart, (self.prefix, 0, self.prefix, 0), value=False)
 
     def _seen(self, x: Float[Tensor, "b n h d"]) -> Float[Tensor, "bw m h d"]:
-        """What each window sees: the prefix tokens and its own."""
+        """The keys or values of each window: those of the prefix, then its own."""
         own = self._cut(x[:, self.prefix :])
         if not self.prefix:
             return own
@@ -71,18 +76,18 @@ class Windows:
         return torch.cat([front, own], 1)
 
     def _cut(self, x: Float[Tensor, "b n h d"]) -> Float[Tensor, "bw m h d"]:
-        """Windows as rows of a batch."""
-        return rearrange(x, f"{self._places} -> {self._windows}", **self._sizes)
+        """The windows as rows of a batch."""
+        return rearrange(x, f"{self._row_major} -> {self._windows}", **self._sizes)
 
     @property
     def _windows(self) -> str:
-        """Windows, and places in them."""
+        """The einops pattern of tokens by window."""
         axes = range(len(self.grid))
         return f"(b {' '.join(f'n{i}' for i in axes)}) ({' '.join(f'w{i}' for i in axes)}) h d"
 
     @property
-    def _places(self) -> str:
-        """TokenLayout of the grid in row-major order."""
+    def _row_major(self) -> str:
+        """The einops pattern of tokens in row-major order."""
         return f"b ({' '.join(f'n{i} w{i}' for i in range(len(self.grid)))}) h d"
 
     @property
@@ -101,9 +106,19 @@ def block_scores(
     like: Tensor,
     barred: bool = False,
 ) -> list[Tensor | None]:
-    """What the scores of each block gain: its relative bias; and -inf outside its window where it cannot be cut into
-    windows, having such a bias, only the tokens at `keep`, or tokens that are to be `barred`. `like`: a tensor of their
-    dtype and device."""
+    """What is added to the attention scores of each block, or None.
+
+    It is the relative bias of the block. In a block with windows it is also -inf outside the window, if attention
+    cannot be computed per window because there is a bias, a subset of the tokens, or a barred token.
+
+    Args:
+        windows: of each block.
+        relative: the tables of relative biases.
+        grid, prefix, heads: of the tokens and of the attention.
+        keep: positions of the tokens, or None for all.
+        like: a tensor with the dtype and device of the scores.
+        barred: whether other -inf will be added, for tokens that do not exist.
+    """
     gains: list[Tensor | None] = list(biases(relative, len(windows), grid, prefix, keep))
     if keep is None and not relative and not barred:
         return gains

@@ -1,4 +1,4 @@
-"""Stage 2 of the baseline: a causal transformer that predicts a tokenizer's codes one after the other."""
+"""Stage 2 of the autoregressive baseline: a causal transformer that predicts codes one after the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NETWORK = Part(
 
 
 class NextCode(nn.Module):
-    """A causal network whose forward pass is a step's loss: the cross-entropy of every code from those before it."""
+    """A causal network whose forward pass returns the loss of a step: the cross-entropy of each next code."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -52,20 +52,21 @@ class NextCode(nn.Module):
 
 
 class AutoregressiveStage:
-    """What parallel decoding is compared with: the same codes, blocks and training, in raster order.
+    """Trains the baseline for parallel decoding, with the same codes, blocks and training, in raster order.
 
     The run's pipeline folder has the tokenizer and the transformer for :func:`maskgen.pipelines.raster.sample_raster`.
 
     Args:
-        tokenizer: a run, pipeline or tokenizer folder, of one code a place.
-        dataset: the training set (given by the run); its items have ``codes`` or ``pixels``.
-        holdout: kept out of training (given by the run); its loss is reported.
+        tokenizer: a run, pipeline or tokenizer folder, with one code per position.
+        dataset: the training set (set by the run); its items have ``codes`` or ``pixels``.
+        holdout: data held out from training (set by the run); its loss is reported.
         model: the causal transformer.
-        conditioning: ``[class]`` conditions on the data's classes, an empty list on nothing.
-        samples_per_class: columns of the image grid; `sample_classes` at most are its rows.
+        conditioning: ``[class]`` uses the classes of the data; an empty list is an unconditional model.
+        samples_per_class: number of columns of the image grid.
+        sample_classes: largest number of its rows.
 
     Raises:
-        ValueError: a tokenizer without codes, with several a place, or not of the token cache.
+        ValueError: the tokenizer has no codes or several codes per position, or did not make the token cache.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class AutoregressiveStage:
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
         if not self.tokenizer.codebook_size or self.tokenizer.codes_per_position > 1:
-            raise ValueError("stage.tokenizer must have one code a place: the baseline predicts one after the other")
+            raise ValueError(
+                "stage.tokenizer must have one code per position: use such a tokenizer, or stage type generator"
+            )
         check_cache(dataset, self.tokenizer)
         self.holdout, self.columns, self.rows = holdout, samples_per_class, sample_classes
         first = first_batch(dataset)
@@ -104,14 +107,14 @@ class AutoregressiveStage:
 
     @torch.no_grad()
     def evaluate(self, model: NextCode) -> dict[str, float]:
-        """Loss and accuracy on the held-out images; nothing without a holdout."""
+        """The loss and accuracy on held-out images; empty without a holdout."""
         if self.holdout is None:
             return {}
         terms = model(*self._of(held_out(self.holdout, next(model.parameters()).device)))
         return {f"holdout/{name}": float(value) for name, value in terms.items()}
 
     def image(self, model: NextCode) -> Image.Image:
-        """A row of samples a class; four rows without classes. Of videos a row is one."""
+        """A sheet of samples, with one row per class, or four rows without classes; for videos, one row per sample."""
         names = None if self.class_names is None else self.class_names[: self.rows]
         labels = None if names is None else [i for i in range(len(names)) for _ in range(self.columns)]
         generator, network = torch.Generator().manual_seed(0), model.network

@@ -1,4 +1,4 @@
-"""A token critic: which tokens of an image are a generator's, so that decoding takes back the wrong ones."""
+"""A token critic: finds the tokens of an image that a generator sampled, so that decoding can mask them again."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ NETWORK = Part(TRANSFORMERS, given=GIVEN, default="mask_transformer")
 
 
 class Critic(nn.Module):
-    """A network whose forward pass is a step's loss: the cross-entropy of "is this token real?" over all tokens
+    """A network whose forward pass returns the loss of a step: the binary cross-entropy of real against sampled tokens
     (Token-Critic, Lezama et al. 2022, arXiv:2209.04439, section 3.2).
 
-    A sampled token counts as the generator's even where it equals the real one, as in the paper.
+    A sampled token counts as sampled even if it equals the real one, as in the paper.
     """
 
     def __init__(self, network: nn.Module):
@@ -51,10 +51,12 @@ class Critic(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "b *grid"], sampled: Bool[Tensor, "b n"], given: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """``loss``, and ``ranking`` of :func:`ranking`.
+        """``loss``, and ``ranking`` from :func:`ranking`.
 
         Args:
-            tokens: real ones, and the generator's where `sampled` is True.
+            tokens: real tokens, and the generator's where `sampled` is True.
+            sampled: True at the generator's tokens.
+            given: the inputs of the conditioners by name.
         """
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
         network: Any = self.network
@@ -66,8 +68,10 @@ class Critic(nn.Module):
 
 
 def ranking(scores: Float[Tensor, "b n"], sampled: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """How often an image's real token scores above one of its sampled tokens (the area under the ROC curve, of the pairs
-    within an image, ties as half); 0.5 is chance, NaN where no image has both."""
+    """The share of pairs within an image in which the real token has a higher score than the sampled one.
+
+    This is the area under the ROC curve. Ties count half and 0.5 is chance; it is NaN if no image has both kinds.
+    """
     pairs = ~sampled[:, :, None] & sampled[:, None, :]
     above = scores[:, :, None] > scores[:, None, :]
     level = scores[:, :, None] == scores[:, None, :]
@@ -75,7 +79,7 @@ def ranking(scores: Float[Tensor, "b n"], sampled: Bool[Tensor, "b n"]) -> Float
 
 
 def started_from(generator: MaskTransformer, predictions: int) -> MaskTransformer:
-    """A network like the generator, with its weights and a head of zeros for so many predictions a place."""
+    """A network with the options and weights of the generator, and a zero head of `predictions` values per token."""
     arguments = {k: generator.config[k] for k in inspect.signature(MaskTransformer.__init__).parameters if k != "self"}
     network = MaskTransformer(**{**arguments, "out_dim": predictions, "head": "linear"})
     weights = {k: v for k, v in generator.state_dict().items() if not k.startswith("head.")}
@@ -84,24 +88,25 @@ def started_from(generator: MaskTransformer, predictions: int) -> MaskTransforme
 
 
 class CriticStage:
-    """Train a critic of a trained generator on the generator's own data.
+    """Trains a critic for a trained generator, on the generator's data.
 
-    Real tokens are hidden as decoding will hide them, the frozen generator fills the holes in one step at temperature
-    1, and the critic, which sees no mask, tells which tokens were filled in. The run's pipeline is the generator's with
-    the critic beside it, decoding in order ``critic``.
+    Real tokens are hidden as in decoding, and the frozen generator samples the hidden tokens in one step at temperature
+    1. The critic does not see the mask and predicts which tokens were sampled. The pipeline of the run is that of the
+    generator plus the critic, and decodes in the order ``critic``.
 
     Args:
-        generator: the run or pipeline whose draws are judged.
-        dataset: the training set (given by the run), with ``codes`` of the generator's tokenizer or ``pixels``.
-        holdout: kept out of training (given by the run); its loss and ranking are reported.
-        model: the critic's transformer; None is the generator's own with its weights to start from and a new head (the
-            paper's critic is as large as the generator, from random weights).
-        ratio: how much is hidden; the paper's is the generator's own schedule.
-        scheduler: how the pipeline decodes; None is the generator's with order ``critic``.
-        samples_per_class: columns of the image grid; `sample_classes` at most are its rows.
+        generator: the run or pipeline whose samples are judged.
+        dataset: the training set (set by the run), with ``codes`` of the generator's tokenizer or ``pixels``.
+        holdout: data held out from training (set by the run); its loss and ranking are reported.
+        model: the critic's transformer; None takes the options and weights of the generator and a new head (the critic
+            of the paper is as large as the generator, with random weights).
+        ratio: how much to hide; the paper takes the generator's schedule.
+        scheduler: how the pipeline decodes; None takes the generator's with the order ``critic``.
+        samples_per_class: number of columns of the image grid.
+        sample_classes: largest number of its rows.
 
     Raises:
-        ValueError: continuous tokens, or data of other classes or another tokenizer than the generator's.
+        ValueError: the tokens are continuous, or the data has other classes or another tokenizer than the generator.
     """
 
     def __init__(
@@ -119,13 +124,13 @@ class CriticStage:
         self.tokenizer, self.generator = judged.vqvae, judged.transformer.eval().requires_grad_(False)
         self.layout = TokenLayout(self.tokenizer, self.generator)
         if not self.layout.codebook_size:
-            raise ValueError(f"stage.generator {generator} draws continuous tokens; a critic judges codes")
+            raise ValueError(f"stage.generator {generator} has continuous tokens; use a generator of codes")
         check_cache(dataset, self.tokenizer)
         inputs = {name: dict(part) for name, part in self.generator.specs.conditioning.inputs.items()}
         if "label" in inputs and list(dataset.class_names) != judged.class_names:
             raise ValueError(
-                f"the data has {len(dataset.class_names)} classes and the generator's {inputs['label']['count']} are "
-                "not these: train the critic on the generator's data"
+                f"the {len(dataset.class_names)} classes of the data differ from the {inputs['label']['count']} of the "
+                "generator: train the critic on the generator's data"
             )
         self.class_names = judged.config.class_names
         self.ratio, self.sampler, self.holdout = build(RATIO, ratio), RandomSampler(), holdout
@@ -159,10 +164,11 @@ class CriticStage:
     def examples(
         self, batch: dict[str, Any], generator: Generator | None = None
     ) -> tuple[Int[Tensor, "b *grid"], Bool[Tensor, "b n"], dict[str, Tensor]]:
-        """Real tokens with the generator's in the holes, which these are, and the classes.
+        """Real tokens in which the generator sampled the hidden ones, the mask of these, and the conditions.
 
         Args:
-            generator: CPU generator of masks and draws.
+            batch: of the data.
+            generator: CPU generator of masks and samples.
         """
         real = tokens_of(batch, self.tokenizer, self.layout.codes_per_position)
         given = {name: batch[name] for name in self.generator.conditioner}
@@ -174,7 +180,7 @@ class CriticStage:
 
     @torch.no_grad()
     def evaluate(self, model: Critic) -> dict[str, float]:
-        """Loss and ranking on held-out images, with the same masks and draws each time; nothing without a holdout."""
+        """The loss and ranking on held-out images, always with the same masks and samples; empty without a holdout."""
         if self.holdout is None:
             return {}
         batch = held_out(self.holdout, next(model.parameters()).device)
@@ -189,7 +195,7 @@ class CriticStage:
         return pipeline
 
     def image(self, model: Critic) -> Image.Image:
-        """A row of samples a class."""
+        """A sheet of samples, with one row per class."""
         return sample_sheet(self.pipeline(model), self.columns, self.rows)
 
     def export(self, model: Critic, folder: Path) -> None:

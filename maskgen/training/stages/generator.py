@@ -1,4 +1,4 @@
-"""Stage 2: train a masked transformer on a tokenizer's codes."""
+"""Stage 2: trains a masked transformer on the tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -41,27 +41,32 @@ SCHEDULER = Part({"mask_scheduler": MaskScheduler}, default="mask_scheduler")
 
 
 class GeneratorStage:
-    """Masked-token modeling on codes or continuous tokens, from a token cache or from images encoded as they come.
+    """Masked-token modeling on codes or continuous tokens, from a token cache or from images.
 
-    With ``model.tokens.codes_per_position`` each code is cut into groups of bits, which are hidden and predicted one by
-    one (MaskBit); a tokenizer with several codes per position needs that number. The grid of videos is (t, h, w):
-    masking.sampler ``frames`` learns to predict what follows its `context` (MaskViT, arXiv:2206.11894, section 3.2).
+    With ``model.tokens.codes_per_position`` each code is cut into groups of bits, which are hidden and predicted
+    separately (MaskBit). For a tokenizer with several codes per position it must be that number. The grid of videos is
+    (t, h, w); with the sampler ``frames`` the network learns to predict the frames after a `context` (MaskViT,
+    arXiv:2206.11894, section 3.2).
 
-    Several `tasks` (MAGVIT, arXiv:2212.05199, section 3.2): each row of a step is given one of them, its condition's
-    tokens by masking.corruption ``condition``, and its prompt, which stands in the class' stead.
+    With `tasks` (MAGVIT, arXiv:2212.05199, section 3.2) each row of a step gets one task: its condition tokens through
+    masking.corruption ``condition``, and its prompt, which takes the role of the class.
 
     Args:
-        dataset: the training set (given by the run); its items have ``codes`` or ``pixels``.
-        holdout: kept out of training (given by the run); its loss is reported.
+        dataset: the training set (set by the run); its items have ``codes`` or ``pixels``.
+        holdout: data held out from training (set by the run); its loss is reported.
         tokenizer: a run, pipeline or tokenizer folder.
         model: the transformer.
         masking: the MIM core.
-        scheduler: how the images of this run are decoded; saved with the pipeline.
-        conditioning: the conditioners, see :data:`maskgen.conditioning.CONDITIONERS`: ``[class]`` conditions on the
-            data's classes, ``[actions]`` on the actions of its frames, an empty list on nothing.
-        code_vectors: show the transformer the tokenizer's code vectors, and let it predict by them.
-        tasks: on videos, see :data:`maskgen.tasks.conditions.TASKS`; each is drawn as often.
-        samples_per_class: columns of the image grid; `sample_classes` at most are its rows.
+        scheduler: how this run generates images; it is saved with the pipeline.
+        conditioning: the conditioners, see :data:`maskgen.conditioning.CONDITIONERS`: ``[class]`` uses the
+            classes of the data, ``[actions]`` the actions of its frames; an empty list is an unconditional generator.
+        code_vectors: embed and predict codes also through the tokenizer's code vectors.
+        tasks: tasks on videos, see :data:`maskgen.tasks.conditions.TASKS`; all are sampled equally often.
+        samples_per_class: number of columns of the image grid.
+        sample_classes: largest number of its rows.
+
+    Raises:
+        ValueError: the data, the tokenizer or the options do not go together; the message names the option to change.
     """
 
     takes_views = True
@@ -141,16 +146,22 @@ class GeneratorStage:
     def _given(
         self, batch: dict[str, Any], views: int = 1, in_turn: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The inputs of the conditioners, and with tasks the tokens of their conditions. The task of a row is sampled,
-        or taken in turn.
+        """The inputs of the conditioners, and, with tasks, the tokens and regions of their conditions.
+
+        Args:
+            batch: of the data.
+            views: number of views of each row.
+            in_turn: assign the tasks in turn instead of sampling them.
 
         Raises:
-            ValueError: an input that the data lacks; a token cache, as conditions are made in pixels.
+            ValueError: the data lacks an input, or the data is a token cache although tasks need pixels.
         """
         given = {name: batch[name] for name in self.reads if name in batch}
         for name in self.reads:
             if name not in given and (name != "label" or self.class_names is not None) and not in_turn:
-                raise ValueError(f"stage.conditioning reads {name!r}, which this batch lacks: leave it out")
+                raise ValueError(
+                    f"stage.conditioning reads {name!r}, which the data lacks: leave it out, or use data with it"
+                )
         if "actions" in given:
             given["actions"] = self._actions(given["actions"])
         if views > 1:
@@ -159,21 +170,21 @@ class GeneratorStage:
         if self.conditions is None:
             return given, {}
         if "pixels" not in batch:
-            raise ValueError("stage.tasks makes its conditions in pixels; a token cache has none: train on the videos")
+            raise ValueError("stage.tasks needs pixels, and a token cache has none: train on the videos")
         pixels, count = batch["pixels"], len(self.conditions.tasks)
-        drawn = [i % count for i in range(len(pixels))] if in_turn else self.conditions.sample(len(pixels))
-        videos, hidden = self.conditions.videos(pixels, drawn)
+        tasks = [i % count for i in range(len(pixels))] if in_turn else self.conditions.sample(len(pixels))
+        videos, hidden = self.conditions.videos(pixels, tasks)
         tokens, region = self._tokens({"pixels": videos}), condition_region(self.tokenizer, hidden)
-        given["label"] = self.conditions.labels(drawn, labels).to(pixels.device)
+        given["label"] = self.conditions.labels(tasks, labels).to(pixels.device)
         return given, {"condition_tokens": tokens, "condition_region": region}
 
     def _actions(self, actions: Float[Tensor, "b T a"]) -> Float[Tensor, "b t a"]:
-        """The actions of the frames of each token."""
+        """The actions per frame of the token grid."""
         return actions_of_tokens(actions.float(), self.tokenizer.temporal_downsampling)
 
     @torch.no_grad()
     def evaluate(self, model: Learner) -> dict[str, float]:
-        """Loss and accuracy on the held-out images, with the same masks every time; nothing without a holdout."""
+        """The loss and accuracy on held-out data, always with the same masks; empty without a holdout."""
         if self.holdout is None:
             return {}
         batch = held_out(self.holdout, next(model.parameters()).device)
@@ -185,7 +196,7 @@ class GeneratorStage:
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
     def inputs(self, batch: dict[str, Any]) -> Inputs:
-        """What the network is given for a batch of ``pixels`` or ``codes``, with a ``label`` or without."""
+        """The inputs of the network for a batch with ``pixels`` or ``codes``, and optionally a ``label``."""
         given, sources = self._given(batch, in_turn=True)
         pixels, tokens = batch.get("pixels"), self._tokens(batch)
         return Inputs(tokens, self.tokenizer, pixels, sources, given=given, codes_per_position=self.codes_per_position)
@@ -201,8 +212,8 @@ class GeneratorStage:
         return pipeline
 
     def image(self, model: Learner) -> Image.Image:
-        """A row of samples a class; of videos, clips above what follows their first frames by the model, or of several
-        tasks above each task's condition and result."""
+        """A sheet of samples, with one row per class. For videos it shows clips and the predictions that follow their
+        first frames; with tasks, clips and each task's condition and result."""
         pipeline, data = self.pipeline(model), self.holdout or self.dataset
         if self.conditions is not None:
             return task_sheet(pipeline, data, self.conditions)
@@ -221,7 +232,10 @@ class GeneratorStage:
 
 @torch.no_grad()
 def tokens_of(batch: dict[str, Any], tokenizer: Tokenizer, codes_per_position: int = 1) -> Shaped[Tensor, "b *grid"]:
-    """A batch's codes (b, *grid), or (b, *grid, codes_per_position), or continuous tokens (b, *grid, d); pixels are encoded."""
+    """The tokens of a batch; pixels are encoded.
+
+    They are codes, (b, *grid) or (b, *grid, codes_per_position), or continuous tokens, (b, *grid, d).
+    """
     if "codes" in batch:
         tokens = batch["codes"]
     else:
@@ -234,13 +248,13 @@ def tokens_of(batch: dict[str, Any], tokenizer: Tokenizer, codes_per_position: i
 
 
 def held_out(holdout: MapDataset, device: torch.device, most: int = 256) -> dict[str, Any]:
-    """The first held-out items as one batch."""
+    """The first items of `holdout`, at most `most`, as one batch."""
     items = [holdout[i] for i in range(min(len(holdout), most))]
     return {k: v.to(device) for k, v in torch.utils.data.default_collate(items).items()}
 
 
 def codes_of_a_group(tokenizer: Tokenizer, codes_per_position: int) -> int:
-    """Codes that the transformer chooses among; 0 where tokens are continuous."""
+    """The number of codes that the transformer chooses from; 0 for continuous tokens."""
     size = int(tokenizer.codebook_size)
     return (
         group_size(size, codes_per_position)
@@ -250,16 +264,21 @@ def codes_of_a_group(tokenizer: Tokenizer, codes_per_position: int) -> int:
 
 
 def _check_tokenizer(tokenizer: Tokenizer, codes_per_position: int) -> None:
-    """Its samples are decoded to pixels, and each of a place's codes is a group."""
+    """Checks that the tokenizer decodes to pixels, and that the transformer has its codes per position.
+
+    Raises:
+        ValueError: one of these does not hold.
+    """
     if tokenizer.config.target != "pixels":
         raise ValueError(
-            "stage.tokenizer decodes to a teacher's features; a generator needs pixels from its decoder: train it on a "
-            "tokenizer with target pixels"
+            "stage.tokenizer decodes to a teacher's features, but a generator needs pixels: use a tokenizer with "
+            "target pixels"
         )
     if tokenizer.codes_per_position > 1 and codes_per_position != tokenizer.codes_per_position:
         raise ValueError(
             f"stage.tokenizer has {tokenizer.codes_per_position} codes per position: set "
-            f"stage.model.tokens.codes_per_position={tokenizer.codes_per_position}; each code is hidden by itself"
+            f"stage.model.tokens.codes_per_position={tokenizer.codes_per_position}, so that "
+            "each code is hidden and predicted separately"
         )
 
 

@@ -1,4 +1,4 @@
-"""Stage 2 for features: masked modeling of images, whatever the tokens, the target and the loss."""
+"""Stage 2 for representations: masked modeling of images with any tokens, target and loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from maskgen.training.teachers import TEACHER, EMATeacher
 
 
 def patches(patch: int = 4, channels: int = 3, frames: int = 1) -> Tokenizer:
-    """Patches as they are; of videos cubes of so many frames (2 in VideoMAE)."""
+    """A tokenizer whose tokens are patches of pixels; for videos, cubes of several frames (2 in VideoMAE)."""
     part = {"type": "patch", "patch": patch, "channels": channels, "frames": frames}
     return Tokenizer(part, {"type": "none", "dim": channels * frames * patch**2}, part)
 
@@ -35,17 +35,21 @@ TOKENS = Part({"patches": patches, "codes": load_tokenizer}, default="patches")
 
 
 class RepresentationStage:
-    """Hide some tokens, predict from the rest what the target says; MAE, BEiT, MaskFeat, iBOT ... are its parts.
+    """Hides some tokens and predicts a target from the others. MAE, BEiT, MaskFeat, iBOT and others are choices of its
+    parts.
 
     Args:
-        dataset: the training images (given by the run); labels are not looked at.
-        holdout: kept out of training (given by the run); its loss is reported.
-        tokens: what the network sees: ``patches`` of pixels, or the ``codes`` of a tokenizer (its ``path``).
+        dataset: the training images (set by the run); labels are not used.
+        holdout: data held out from training (set by the run); its loss is reported.
+        tokens: the input of the network: ``patches`` of pixels, or the ``codes`` of a tokenizer (at ``path``).
         model: the network, ``mask_transformer`` or ``hiera``.
         masking: the MIM core.
-        target_tokenizer: the run of a tokenizer whose codes are the target where the tokens are patches (BEiT).
-        teacher: whose features, attention or expected losses target and sampler look at; ``ema`` is the student's own
-            average.
+        target_tokenizer: the run of a tokenizer whose codes are the target if the tokens are patches (BEiT).
+        teacher: provides the features, attention or predicted losses that target and sampler need; ``ema`` is the
+            moving average of the student.
+
+    Raises:
+        ValueError: the parts do not go together; the message names the option to change.
     """
 
     takes_views = True
@@ -65,7 +69,7 @@ class RepresentationStage:
         self.teacher = None if teacher is None else build(TEACHER, teacher)
         self.dataset, self.holdout, self.progress = dataset, holdout, 0.0
         own = isinstance(self.teacher, EMATeacher)
-        core = build_masking(masking, model).eval()  # an example must not move a target's statistics
+        core = build_masking(masking, model).eval()  # the example must not change the statistics of a target
         self.reconstructs = core.corruption.source == "reconstruction"
         example, sources = self._sources(dataset[0]["pixels"][None], follow=False)
         codes = self.target_tokenizer or self.tokenizer
@@ -90,7 +94,7 @@ class RepresentationStage:
 
     @torch.no_grad()
     def _sources(self, pixels: Tensor, follow: bool = True) -> tuple[Tensor, dict[str, Any]]:
-        """The tokens, and what targets are made of; with `follow` the student's average too."""
+        """The tokens, and the inputs of targets and samplers; with `follow` also those from the EMA teacher."""
         with torch.autocast(pixels.device.type, enabled=False):
             tokens = self._encode(pixels)
             sources: dict[str, Any] = {"pixels": pixels}
@@ -118,13 +122,13 @@ class RepresentationStage:
         yield "model", self.modules["model"](tokens, progress=self.progress, views=views, small=small, **sources)
 
     def stepped(self) -> None:
-        """The teacher follows."""
+        """Updates the EMA teacher after an optimizer step."""
         if isinstance(self.teacher, EMATeacher):
             self.teacher.update(self.student, self.progress)
 
     @torch.no_grad()
     def evaluate(self, model: Learner) -> dict[str, float]:
-        """The objective's loss on held-out images, with the same masks every time; nothing without a holdout."""
+        """The loss of the objective on held-out images, always with the same masks; empty without a holdout."""
         if self.holdout is None:
             return {}
         pixels = next(spread(self.holdout, 256, 256)).to(next(model.parameters()).device)
@@ -134,21 +138,21 @@ class RepresentationStage:
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
     def inputs(self, batch: dict[str, Any]) -> Inputs:
-        """What the network is given for a batch of images."""
+        """The inputs of the network for a batch of images."""
         tokens, sources = self._sources(batch["pixels"])
         return Inputs(tokens, self.tokenizer, batch["pixels"], sources, self.target_tokenizer)
 
     @torch.no_grad()
     def image(self, model: Learner) -> Image.Image:
-        """Images and what is predicted of them, see :func:`maskgen.evaluation.visualise.visualise`; of videos the
-        frames, what is left of them, and where the target is pixels the predictions pasted into that."""
+        """A sheet of images and predictions, see :func:`maskgen.evaluation.visualise.visualise`. For videos it shows
+        the frames, their visible parts and, if the target is pixels, these filled with predictions."""
         videos = self.dataset[0]["pixels"].ndim == 4
         pixels = next(spread(self.holdout or self.dataset, 2 if videos else 16)).to(next(model.parameters()).device)
         inputs = self.inputs({"pixels": pixels})
         return self._frames(model, inputs) if videos else visualise(model, inputs).draw()
 
     def _frames(self, model: Learner, inputs: Inputs) -> Image.Image:
-        """Normalised predictions take mean and contrast from visible patches: no hidden pixel reaches the image."""
+        """The sheet of a video. Normalised predictions get mean and contrast from visible patches only."""
         pixels, core = inputs.pixels, model.masking
         assert pixels is not None
         size, grid = tuple(pixels.shape[2:]), grid_of(inputs.tokens)
@@ -159,7 +163,7 @@ class RepresentationStage:
         rows, names = [pixels, torch.where(cover[:, None], 0.0, pixels)], ["image", "seen"]
         if isinstance(core.target, Pixels):
             output, keep, _ = core.outputs(model.network, inputs.tokens, plan, **inputs.sources)
-            if keep is None:  # else what was dropped is not predicted
+            if keep is None:  # otherwise dropped tokens are not predicted
                 hidden = plan.hidden.flatten(1).to(pixels.device)
                 rows.append(core.target.image(output.predictions.float(), pixels, hidden))
                 names.append("predicted")
