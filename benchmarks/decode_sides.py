@@ -178,16 +178,17 @@ def plain(size: Size, place: dict) -> Side:
     def generate(case: Case) -> Tensor:
         labels = torch.arange(case.batch, device=place["device"])
 
-        def logits_of(step: Step, labels: Tensor) -> Tensor:
+        def logits_of(step: Step, given: dict[str, Tensor]) -> Tensor:
             shape = (case.batch, size.side, size.side)
-            logits = network(step.tokens.view(shape), step.hidden.view(shape), labels).predictions
+            conditioning = network.conditioner(given, case.batch, shape[1:])
+            logits = network(step.tokens.view(shape), step.hidden.view(shape), conditioning).predictions
             return logits.gather(1, step.positions[..., None].expand(-1, -1, size.codes))
 
         def predict(step: Step) -> Tensor:
-            c = logits_of(step, labels)
+            c = logits_of(step, {"label": labels})
             if step.guidance_scale == 1:
                 return c
-            u = logits_of(step, torch.full_like(labels, network.null_class))
+            u = logits_of(step, {})
             return u + step.guidance_scale * (c - u)
 
         return complete(predict, size, case, place)

@@ -43,9 +43,11 @@ if __name__ == "__main__":
     pipeline.set_progress_bar_config(disable=True)
     known = torch.from_numpy(np.load(arguments.video)).float()
     (goal,) = images_of(arguments.goal, pipeline.vqvae.channels)
-    numbers = pipeline.transformer.config.action_dim // pipeline.factor
-    if not numbers:
-        raise SystemExit(f"{arguments.model} has no actions, so it cannot plan; train a model with `actions: true`")
+    if "actions" not in pipeline.transformer.conditioner:
+        raise SystemExit(
+            f"{arguments.model} has no actions, so it cannot plan; train a model with `conditioning: [actions]`"
+        )
+    numbers = pipeline.transformer.conditioner["actions"].dim // pipeline.factor
     past = torch.zeros(known.shape[1] - 1, numbers)
     if arguments.past:
         past = torch.from_numpy(np.load(arguments.past)).float()

@@ -566,7 +566,7 @@ def of_videos(name: str) -> Callable[[], dict[str, Call]]:
             return clip(count, 3, height, width + more, seed=count)
 
         def actions(count: int) -> dict[str, Any]:
-            if not getattr(p.transformer.config, "action_dim", 0):
+            if "actions" not in p.transformer.conditioner:
                 return {}
             return {"actions": torch.randint(-2, 3, (count, 2), generator=seeded(9)).float()}
 

@@ -4,8 +4,9 @@ from functools import partial
 
 import torch
 
+import flat
 from given import an_image, clip, mask
-from maskgen import MaskedImagePipeline, MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen import MaskedImagePipeline, MaskedVideoPipeline, MaskScheduler, Tokenizer
 
 CODER = {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1}
 
@@ -22,7 +23,7 @@ def video_pipeline():
     """Random weights: 4 x 4 x 4 tokens of 4 frames of 8 x 8 pixels."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(CODER, {"codebook_size": 16, "dim": 4}, CODER).eval()
-    transformer = MaskTransformer(16, (4, 4, 4), width=32, depth=2, heads=2, windows=[[1, 0, 0], [0, 2, 2]]).eval()
+    transformer = flat.transformer(16, (4, 4, 4), width=32, depth=2, heads=2, windows=[[1, 0, 0], [0, 2, 2]]).eval()
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     pipeline = MaskedVideoPipeline(tokenizer, transformer, MaskScheduler(num_inference_steps=3))

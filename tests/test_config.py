@@ -154,7 +154,11 @@ stage:
   type: generator
   tokenizer: runs/tokenizer
   dataset: emoji
-  model: {tokens: {codebook_size: 512}, conditioning: {inputs: {}, pooled: 1}, block: {norm: layers, mlp: swiglou}}
+  conditioning: [{type: class, count: 9}]
+  model:
+    tokens: {codebook_size: 512}
+    block: {norm: layers, mlp: swiglou}
+    conditioning: {pooled: 1, inputs: {}}
   scheduler: {mask_schedule: cosin, guidance_schedule: constant}
   masking: {ratio: {type: cosine, schedule: arccos}}
 data: {type: emoji, groups: categories}
@@ -162,19 +166,39 @@ training: {steps: 10, precision: bf15, decay: null}
 """)
     found = problems_of(file)
     assert found[0] == "stage.dataset: is known from the other parts of the run; remove it"
-    assert found[1] == "stage.model.codebook_size: is known from the other parts of the run; remove it"
-    assert found[2] == "stage.model.num_classes: is known from the other parts of the run; remove it"
-    assert found[3] == "stage.model.norm: 'layers' is not allowed; did you mean 'layer'? allowed: layer, rms"
-    assert found[4] == "stage.model.mlp: 'swiglou' is not allowed; did you mean 'swiglu'? allowed: swiglu, gelu"
-    assert found[5] == "stage.model.condition: 1 is not allowed; allowed: adaln, adaln_shared, in_context"
-    assert found[6].startswith("stage.scheduler.mask_schedule: 'cosin' is not allowed; did you mean 'cosine'?")
-    assert found[7] == "stage.masking.ratio.schedule: unknown key; allowed: none"
+    assert found[1] == "stage.conditioning[0].count: is known from the other parts of the run; remove it"
+    assert found[2] == "stage.model.tokens.codebook_size: is known from the other parts of the run; remove it"
+    assert found[3] == "stage.model.block.norm: 'layers' is not allowed; did you mean 'layer'? allowed: layer, rms"
+    assert found[4] == "stage.model.block.mlp: 'swiglou' is not allowed; did you mean 'swiglu'? allowed: swiglu, gelu"
+    assert found[5] == "stage.model.conditioning.pooled: 1 is not allowed; allowed: adaln, adaln_shared, in_context"
+    assert found[6] == "stage.model.conditioning.inputs: is known from the other parts of the run; remove it"
+    assert found[7].startswith("stage.scheduler.mask_schedule: 'cosin' is not allowed; did you mean 'cosine'?")
+    assert found[8] == "stage.masking.ratio.schedule: unknown key; allowed: none"
     assert (
-        found[8] == "data.groups: 'categories' is not allowed; did you mean 'category'? allowed: category, subcategory"
+        found[9] == "data.groups: 'categories' is not allowed; did you mean 'category'? allowed: category, subcategory"
     )
-    assert found[9].startswith("training.precision: 'bf15' is not allowed; did you mean 'bf16'? allowed: auto, fp32,")
-    assert found[10] == "training.decay: None is not allowed; allowed: cosine, constant"
-    assert len(found) == 11
+    assert found[10].startswith("training.precision: 'bf15' is not allowed; did you mean 'bf16'? allowed: auto, fp32,")
+    assert found[11] == "training.decay: None is not allowed; allowed: cosine, constant"
+    assert len(found) == 12
+
+
+def test_options_of_earlier_versions_name_the_present_ones(write):
+    model = "model: {heads: 2, groups: 2, condition: adaln, class_dropout: 0.2}"
+    found = problems_of(
+        write(GOOD.replace("masking: {ratio: cosine}", f"{model}\n  conditional: false\n  actions: true"))
+    )
+    wanted = [
+        ("stage.conditional", "stage.conditioning (a list of conditioners: [class], or [] for none)"),
+        ("stage.actions", "stage.conditioning (a list of conditioners: [actions])"),
+        ("stage.model.heads", "stage.model.block.heads"),
+        ("stage.model.groups", "stage.model.tokens.codes_per_position"),
+        ("stage.model.condition", "stage.model.conditioning.pooled"),
+    ]
+    told = {problem.split(":")[0]: problem for problem in found}
+    assert set(told) == {"stage.model.class_dropout", *(old for old, _ in wanted)}
+    for old, new in wanted:
+        assert told[old] == f"{old}: is now called {new}; rename it"
+    assert "stage.conditioning: [{type: class, dropout: ...}]" in told["stage.model.class_dropout"]
 
 
 def test_impossible_settings_of_the_loop_are_told_with_the_rest(write):
@@ -423,7 +447,7 @@ def test_data_by_name_by_mapping_and_by_run(tmp_path):
         open_dataset(str(tmp_path))
     image = tmp_path / "a.png"
     image.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"must be an \.npz"):
+    with pytest.raises(ConfigError, match=r"must be \.npz, \.tar or \.zip; give others as"):
         open_dataset(str(image))
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(ConfigError, match="a folder of images needs a size: --size 256"):

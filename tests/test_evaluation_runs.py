@@ -318,7 +318,7 @@ def test_bad_sweeps_and_mixed_questions_are_refused(here):
             parse_sweep(bad)
     nothing = CliRunner().invoke(app, ["evaluate"])
     assert nothing.exit_code == 2
-    assert "give the samples, and the reference" in nothing.output
+    assert "--compare A.json B.json" in nothing.output
     options = {"sampling": Sampling(8), "reading": Reading(), "classifier": "classifier"}
     with pytest.raises(ValueError, match=r"a sweep needs a pipeline .*real\.npz is none"):
         run("real.npz", "real.npz", "fid", sweeps=["guidance=1"], **options)

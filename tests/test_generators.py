@@ -147,12 +147,12 @@ def test_every_task_works_on_it(name, data):
 
 
 def test_tokenizers_of_several_codes_need_as_many_groups(data):
-    with pytest.raises(ValueError, match=r"has 2 codes a place: set stage\.model\.groups=2"):
+    with pytest.raises(ValueError, match=r"2 codes.*set stage\.model\.tokens\.codes_per_position=2"):
         trained("multichannel", data)
     with pytest.raises(ValueError, match="64 codes do not split into 4 groups"):
-        trained("maskbit", data, model={**MODEL, "groups": 4})
+        trained("maskbit", data, model=merged(MODEL, spec(groups=4)))
     with pytest.raises(ValueError, match="16 codes do not split into 3 groups"):
-        trained("vq", data, model={**MODEL, "groups": 3})
+        trained("vq", data, model=merged(MODEL, spec(groups=3)))
 
 
 def test_parts_that_were_not_trained_together_are_refused(data):

@@ -116,7 +116,7 @@ def test_weights_that_are_not_to_be_had_are_told_both_ways(tmp_path, monkeypatch
         Logits()
     wrong = tmp_path / "wrong.pth"
     torch.save({"a": torch.zeros(1)}, wrong)
-    with pytest.raises(ValueError, match=r"no fitting features\.0\.weight: they are not VGG-16's"):
+    with pytest.raises(ValueError, match=r"not VGG-16's: features\.0\.weight"):
         Lpips(str(wrong))
     with pytest.raises(ValueError, match="do not fit resnet50"):
         Logits("resnet50", str(wrong))

@@ -56,9 +56,9 @@ def test_ratios_lie_in_their_ranges():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Fixed(1.2), r"ratio must lie in \[0, 1\], got 1.2"),
-        (lambda: Uniform(0.9, 0.1), "low 0.9 is above high 0.1"),
-        (lambda: TruncatedNormal(std=0.0), "std > 0 are needed, got .* std 0.0"),
+        (lambda: Fixed(1.2), r"ratio.*1\.2.*\[0, 1\]"),
+        (lambda: Uniform(0.9, 0.1), "low 0.9.*high 0.1"),
+        (lambda: TruncatedNormal(std=0.0), "std 0.0.*std > 0"),
     ],
 )
 def test_wrong_ratios_are_refused(make, message):
@@ -164,7 +164,7 @@ def test_droppings_keep_the_mask_and_drop_what_they_say():
         assert torch.equal(plan.hidden, mask)
         assert torch.equal(plan.predict, mask)
         assert plan.dropped.flatten(1).sum(1).tolist() == counts
-    with pytest.raises(ValueError, match=r"share 1.0 of the tokens to drop must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"share.*1\.0.*between 0 and 1"):
         DropShare(1.0)
 
 

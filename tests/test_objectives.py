@@ -201,9 +201,9 @@ def test_a_mixture_learns_two_values_that_squared_error_cannot():
 
 
 def test_wrong_sizes_of_mixtures_are_refused():
-    with pytest.raises(ValueError, match="9 predictions a token are no mixture of 2 components"):
+    with pytest.raises(ValueError, match=r"9 predictions.*mixture of 2 components"):
         GaussianMixture(2).split(torch.zeros(1, 1, 9))
-    with pytest.raises(ValueError, match="2 components of 2 values, the target has 3; predict 14"):
+    with pytest.raises(ValueError, match=r"2 components of 2 values.*target has 3.*predict 14"):
         GaussianMixture(2).per_token(torch.zeros(1, 1, 10), torch.zeros(1, 1, 3))
 
 

@@ -185,7 +185,7 @@ def test_an_unconditional_pipeline_takes_no_class(make_pipeline):
 
 
 def test_no_label_draws_without_a_class(pipeline):
-    null = [pipeline.transformer.null_class] * 2
+    null = [pipeline.num_classes] * 2
     expected = pipeline.complete(
         torch.zeros(2, 4, 4, dtype=torch.long), torch.ones(2, 4, 4, dtype=torch.bool), null, generator=seeded()
     )

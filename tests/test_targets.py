@@ -214,7 +214,7 @@ def test_a_video_token_has_its_first_frame():
 
 
 def test_histograms_of_wrong_sizes_are_refused():
-    with pytest.raises(ValueError, match="patch 12 is no multiple of cell 8; take cells of 4"):
+    with pytest.raises(ValueError, match=r"patch 12.*cell 8.*4"):
         HOG(12)
     with pytest.raises(ValueError, match="not whole tokens of 1 frames and 16 x 16"):
         HOG(16)(torch.rand(1, 3, 24, 32))
@@ -248,7 +248,7 @@ def test_the_last_layers_are_averaged_after_their_norm():
     assert Features("layer_norm")(layers).equal(each[-1])
     joined = Features("layer_norm", layers=2, join="concatenate")(layers)
     assert joined.equal(torch.cat(each[-2:], -1))
-    with pytest.raises(ValueError, match="the last 5 layers are asked for, the teacher gave 4"):
+    with pytest.raises(ValueError, match=r"5.* 4.*teacher\.layers"):
         Features(layers=5)(layers)
 
 
@@ -303,7 +303,7 @@ def test_centre_and_temperature_resume():
 
 
 def test_temperatures_must_be_positive():
-    with pytest.raises(ValueError, match=r"temperatures must be positive, got 0\.0 to 0\.07"):
+    with pytest.raises(ValueError, match=r"temperatures.*positive.* 0\.0.*0\.07"):
         CentredSoftmax(4, first_temperature=0.0)
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+import flat
 from given import seeded
-from maskgen import MaskedImagePipeline, MaskedVideoPipeline, MaskScheduler, MaskTransformer, Tokenizer
+from maskgen import MaskedImagePipeline, MaskedVideoPipeline, MaskScheduler, Tokenizer
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -59,7 +60,7 @@ def video_pipeline(kind):
         coder |= {"type": "causal", "temporal": 0}
     vqvae = Tokenizer(coder, {"codebook_size": 16, "dim": 4}, coder).eval()
     options = {"actions": {"action_dim": 2}, "tasks": {"num_classes": 5}}.get(kind, {})
-    transformer = MaskTransformer(16, (4, 3, 4), width=16, depth=2, heads=2, **options).eval()
+    transformer = flat.transformer(16, (4, 3, 4), width=16, depth=2, heads=2, **options).eval()
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tasks = ["generation", "prediction", "interpolation", "inpainting", "outpainting"] if kind == "tasks" else None

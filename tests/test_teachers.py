@@ -121,5 +121,5 @@ def test_a_run_whose_classes_modulate_it_is_a_teacher_of_features(data, tmp_path
 def test_samplers_say_which_teacher_they_need(data):
     lost = {**IBOT, "model": MODEL, "teacher": None}
     lost["masking"] = {"sampler": "loss", "target": {"type": "pixels", "patch": 4}, "objective": "mse"}
-    with pytest.raises(ValueError, match="looks at the teacher's losses: set stage"):
+    with pytest.raises(ValueError, match="teacher's losses: set stage"):
         run("lost", lost, data, Training(steps=1, **SETTINGS))

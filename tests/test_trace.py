@@ -32,7 +32,8 @@ def test_confidence_is_the_probability_of_what_was_drawn(pipeline):
     film = DecodeTrace()
     codes = pipeline(1, num_inference_steps=1, generator=seeded(), output_type="codes", trace=film).images
     blank = torch.zeros(1, 4, 4, dtype=torch.long)
-    p = pipeline.transformer(blank, blank == 0, torch.tensor([1])).predictions.softmax(-1)
+    given = pipeline.transformer.conditioner({"label": torch.tensor([1])}, 1, (4, 4))
+    p = pipeline.transformer(blank, blank == 0, given).predictions.softmax(-1)
     torch.testing.assert_close(film.steps[-1][2].flatten(1), p.gather(-1, codes.flatten(1)[..., None])[..., 0])
 
 

@@ -428,10 +428,10 @@ def test_layers_end_where_the_features_begin():
 
 def test_decoders_that_cannot_be_are_refused():
     with pytest.raises(
-        ValueError, match="an adaLN condition needs decoder.width 0, .*; or set conditioning.pooled: in_context"
+        ValueError, match=r"an adaLN condition needs decoder.width 0, .*; or set conditioning.pooled: in_context"
     ):
         randomised(decoder_depth=1, decoder_width=32)
-    with pytest.raises(ValueError, match="decoder.pad: class_token needs a register; set num_registers: 1"):
+    with pytest.raises(ValueError, match=r"decoder.pad: class_token needs a register; set num_registers: 1"):
         randomised(decoder_depth=1, pad="class_token")
     with pytest.raises(ValueError, match="decoder: width 30 over heads 4"):
         randomised(decoder_depth=1, decoder_width=30, num_classes=None)
@@ -441,7 +441,7 @@ def test_decoders_that_cannot_be_are_refused():
         randomised(codebook_size=0)
 
 
-# ---------------------------------------------------------------------------------------------------- options of a block
+# ---------------------------------------------------------------------------------------------- options of a block
 
 
 def block_of(width=16, heads=2, cross=False, left_out=0.0, **options):
@@ -592,14 +592,14 @@ def test_the_mlm_head_is_tied_to_the_table_of_codes():
     assert sum(p.shape == (32, 48) for p in model.parameters()) == 1
     for wrong in ({"groups": 2}, {"codebook_size": 0, "token_dim": 3}):
         with pytest.raises(
-            ValueError, match="head.type: mlm is tied to a table of codes: set tokens.codes_per_position: 1"
+            ValueError, match=r"head.type: mlm is tied to a table of codes: set tokens.codes_per_position: 1"
         ):
             randomised(num_classes=None, head_type="mlm", **wrong)
-    with pytest.raises(ValueError, match="tied to the table of codes: set decoder.width: 0 and out_dim: 0"):
+    with pytest.raises(ValueError, match=r"tied to the table of codes: set decoder.width: 0 and out_dim: 0"):
         randomised(num_classes=None, head_type="mlm", predictions=7)
 
 
-# -------------------------------------------------------------------------------------------------- conditions as tokens
+# -------------------------------------------------------------------------------------------- conditions as tokens
 
 
 def with_tokens(how, **options):

@@ -239,7 +239,7 @@ def test_save_and_load(pipeline, tmp_path):
     again.set_progress_bar_config(disable=True)
     a, b = (p(generator=seeded(), output_type="codes").frames for p in (pipeline, again))
     assert torch.equal(a, b)
-    assert again.transformer.config.windows == [[1, 0, 0], [0, 1, 2]]
+    assert again.transformer.config.block["windows"] == [[1, 0, 0], [0, 1, 2]]
     with pytest.raises(FileNotFoundError, match="no run or pipeline at"):
         MaskedVideoPipeline.from_pretrained(tmp_path / "nothing")
 

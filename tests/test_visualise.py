@@ -20,7 +20,7 @@ from maskgen.tokenizer.model import Tokenizer
 from maskgen.training.loop import Training
 from maskgen.training.run import run
 from maskgen.training.saved import load_learner
-from maskgen.transformer.groups import split_codes
+from maskgen.transformer.several_codes import split_codes
 
 MODEL = {"width": 16, "depth": 1, "block": {"heads": 2}, "num_registers": 1}
 PATCH = {"type": "patch", "patch": 8}
@@ -169,7 +169,7 @@ def test_right_groups_of_bits_give_the_reconstruction(pixels):
     groups = split_codes(codes, 4, 2)
     core = MaskedModeling({"type": "fixed", "ratio": 0.5})
     learner = Learner(Oracle(nn.functional.one_hot(groups.flatten(1), 4) * 20.0), core)
-    sheet = visualise(learner, Inputs(groups, tokenizer, pixels, groups=2))
+    sheet = visualise(learner, Inputs(groups, tokenizer, pixels, codes_per_position=2))
     for row in ("target", "predicted", "pasted"):
         torch.testing.assert_close(sheet.rows[row], tokenizer.decode(codes))
     share = (1 - (sheet.rows["mask"] / pixels).mean(1)).unflatten(2, (4, 8)).unflatten(1, (4, 8)).mean((2, 4))

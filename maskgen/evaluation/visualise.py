@@ -19,7 +19,7 @@ from maskgen.mim.objective import GaussianMixture
 from maskgen.mim.plan import MaskPlan
 from maskgen.mim.targets import Bits, CentredSoftmax, Codes, Latents, Pixels
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.transformer.groups import group_size, join_codes
+from maskgen.transformer.several_codes import group_size, join_codes
 
 Rows = dict[str, Tensor]
 SIDE = 96  # smallest side of an image on the sheet, in pixels
@@ -37,7 +37,7 @@ class Inputs:
         sources: the inputs of the sampler, the corruption and the target, by name.
         target_tokenizer: makes the codes of the target where these are not the tokens.
         given: the inputs of the conditioners of the network, by name.
-        groups: number of codes per position.
+        codes_per_position: number of codes per position.
     """
 
     tokens: Tensor
@@ -46,7 +46,7 @@ class Inputs:
     sources: dict[str, Any] = field(default_factory=dict)
     target_tokenizer: Tokenizer | None = None
     given: dict[str, Tensor] = field(default_factory=dict)
-    groups: int = 1
+    codes_per_position: int = 1
 
 
 @dataclass
@@ -85,10 +85,10 @@ def visualise(learner: Learner, inputs: Inputs, seed: int = 0, peek: bool = Fals
         ValueError: `peek` is true and the target is not normalised pixels.
     """
     core, generator = learner.masking, torch.Generator().manual_seed(seed)
-    grid, groups = grid_of(inputs.tokens), inputs.groups
-    plan = core.plan(len(inputs.tokens), grid, generator, groups=groups, **inputs.sources)
+    grid, codes_per_position = grid_of(inputs.tokens), inputs.codes_per_position
+    plan = core.plan(len(inputs.tokens), grid, generator, codes_per_position=codes_per_position, **inputs.sources)
     output, keep, there = core.outputs(
-        learner.conditioned, inputs.tokens, plan, inputs.given, generator, groups, **inputs.sources
+        learner.conditioned, inputs.tokens, plan, inputs.given, generator, codes_per_position, **inputs.sources
     )
     painting = keep is None and isinstance(core.target, Pixels)
     if peek and not (painting and core.target.normalise != "none"):
@@ -117,8 +117,8 @@ class _View:
     def __init__(self, core: MaskedModeling, inputs: Inputs, plan: MaskPlan, predictions: Tensor):
         self.core, self.inputs, self.predictions = core, inputs, predictions
         self.hidden = plan.hidden.to(predictions.device)
-        positions = self.hidden.float().flatten(1).unflatten(1, (-1, inputs.groups)).mean(-1)
-        grid = grid_of(inputs.tokens)[: -1 if inputs.groups > 1 else None]
+        positions = self.hidden.float().flatten(1).unflatten(1, (-1, inputs.codes_per_position)).mean(-1)
+        grid = grid_of(inputs.tokens)[: -1 if inputs.codes_per_position > 1 else None]
         self.flat = len(grid) == 1  # 1-D tokens have no position in the image
         self.grid = (1, *grid) if self.flat else grid
         self.share = positions.unflatten(1, self.grid)[:, None]  # share of each position's codes that is hidden
@@ -201,7 +201,7 @@ class _View:
             values[rows.expand_as(keep)[there], keep[there]] = found[there]
         else:
             values, meaning = likeness(self.core, self.predictions, target)
-        values = values.unflatten(1, (-1, self.inputs.groups)).mean(-1).unflatten(1, self.grid)
+        values = values.unflatten(1, (-1, self.inputs.codes_per_position)).mean(-1).unflatten(1, self.grid)
         grey = "." if keep is None else ", grey: dropped, not predicted."
         sentences = f"Agreement: {meaning}; yellow 1, violet 0 or less{grey}"
         return {"agreement": enlarged(heat(values), self.image.shape[2:])}, [sentences]
@@ -212,8 +212,8 @@ class _View:
 
     def _pixels(self, tokens: Tensor) -> Float[Tensor, "b c H W"]:
         tokenizer: Any = self.tokenizer
-        if self.inputs.groups > 1 and tokenizer.codes_per_position == 1:
-            tokens = join_codes(tokens, group_size(tokenizer.codebook_size, self.inputs.groups))
+        if self.inputs.codes_per_position > 1 and tokenizer.codes_per_position == 1:
+            tokens = join_codes(tokens, group_size(tokenizer.codebook_size, self.inputs.codes_per_position))
         return tokenizer.decode(tokens).float()
 
 

@@ -1,5 +1,6 @@
 """The masked-image-modeling core: hide some tokens, predict them from the rest.
 
-In the order data meets it: ratios (how much), samplers (which), plan (the result), corruption (what stands there
-instead), targets (what is to be predicted), objective (the loss); :mod:`maskgen.mim.core` joins them.
+The parts, in the order in which data meets them: ratios (how much to hide), samplers (which tokens), plan (the
+result), corruption (what replaces hidden tokens), targets (what the network must predict), objective (the loss).
+:mod:`maskgen.mim.core` joins them.
 """

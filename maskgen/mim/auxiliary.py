@@ -1,6 +1,6 @@
-"""Losses beside the objective: contrast of two views, the class token's distillation, predicting the loss itself.
+"""Auxiliary losses on plain tensors: contrast of two views, distillation of the class token, prediction of the loss.
 
-Their arithmetic on plain tensors; :mod:`maskgen.mim.terms` brings them into a step.
+:mod:`maskgen.mim.terms` adds them to a training step.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from maskgen.mim.objective import Reduction, reduced, soft_cross_entropy
 
 
 def added(terms: dict[str, Tensor], name: str, weight: float, auxiliary: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`terms` with ``loss`` raised by weight x the auxiliary loss, whose own terms are named ``name/...``."""
+    """`terms` whose ``loss`` is raised by `weight` times the auxiliary loss; auxiliary terms are named ``name/...``."""
     own = {f"{name}/{key}": value for key, value in auxiliary.items()}
     return {**terms, **own, "loss": terms["loss"] + weight * auxiliary["loss"]}
 
 
 class InfoNCE:
-    """Which image of the batch is the other view of mine? (MAGE-C, Li et al. 2023, arXiv:2211.09117, eq. 2; weight
-    0.1.)
+    """Contrastive loss: each view has to find the other view of its image (MAGE-C, Li et al. 2023, arXiv:2211.09117,
+    eq. 2, with weight 0.1).
 
-    Cross-entropy of cosine similarities / temperature against the other view of all images, of all processes; the
-    mean of both directions.
+    The loss is the cross-entropy of cosine similarities / temperature over the other views of all images of all
+    processes, averaged over both directions.
 
     Args:
-        temperature: 0.2 in MAGE-C.
+        temperature: divisor of the similarities; 0.2 in MAGE-C.
     """
 
     def __init__(self, temperature: float = 0.2):
         self.temperature = temperature
 
     def __call__(self, first: Float[Tensor, "b d"], second: Float[Tensor, "b d"]) -> dict[str, Tensor]:
-        """``loss``, and ``accuracy`` (a fraction).
+        """``loss``, and ``accuracy`` in [0, 1].
 
         Args:
-            first, second: projections of two views, row i of both from the same image; as many in all processes.
+            first, second: projections of the two views; row i of both is of the same image. All processes have equally
+                many rows.
         """
         a, b = F.normalize(first.float(), dim=-1), F.normalize(second.float(), dim=-1)
         every_a, every_b = gathered(a), gathered(b)
@@ -51,7 +52,7 @@ class InfoNCE:
 
 
 def gathered(x: Float[Tensor, "b d"]) -> Float[Tensor, "all d"]:
-    """Rows of all processes, in their order; gradients go back to the process that a row came from."""
+    """The rows of all processes, in the order of the processes. Gradients flow back to the process of each row."""
     if not _distributed():
         return x
     from torch.distributed.nn import all_gather  # not in every build of PyTorch
@@ -64,11 +65,11 @@ def _distributed() -> bool:
 
 
 class ClassDistillation:
-    """The class token of a view must tell the teacher's class token of each *other* view (DINO, arXiv:2104.14294,
+    """The class token of each view predicts the teacher's class token of each *other* view (DINO, arXiv:2104.14294,
     eq. 3; iBOT, arXiv:2111.07832, eq. 1).
 
     Args:
-        temperature: of the student.
+        temperature: softmax temperature of the student.
     """
 
     def __init__(self, temperature: float = 0.1):
@@ -78,29 +79,29 @@ class ClassDistillation:
         """``loss``, the mean over all pairs of different views.
 
         Args:
-            student: logits of all views, the teacher's (global) ones first and in its order.
+            student: logits of all views. The global views, which the teacher sees, come first, in the same order.
             teacher: distributions of the global views (:class:`maskgen.mim.targets.CentredSoftmax`).
 
         Raises:
-            ValueError: no pair of different views.
+            ValueError: there is no pair of different views.
         """
         views, globals_ = len(student), len(teacher)
         pairs = [(v, g) for v in range(views) for g in range(globals_) if v != g]
         if not pairs:
-            raise ValueError(f"{views} view of the student and {globals_} of the teacher make no pair; give two views")
+            raise ValueError(f"{views} student view and {globals_} teacher view make no pair; give two views")
         losses = [soft_cross_entropy(student[v], teacher[g], self.temperature).mean() for v, g in pairs]
         return {"loss": torch.stack(losses).mean()}
 
 
 class LossPrediction:
-    """A second head predicts the reconstruction loss of each masked token, to find the hard ones (HPM, Wang et al.
-    2023, arXiv:2304.05919, section 3.2).
+    """The loss of a second head, which predicts the reconstruction loss of each masked token to find the hard ones
+    (HPM, Wang et al. 2023, arXiv:2304.05919, section 3.2).
 
     Args:
-        kind: ``relative`` - of two masked tokens of an image, which has the larger loss? Binary cross-entropy over all
-            pairs, the sigmoid of the difference of predictions. ``absolute`` - squared error against the losses,
-            normalised in each image.
-        reduction: mean over all pairs (tokens) of the batch, or of each image first.
+        kind: ``relative`` predicts which of two masked tokens of an image has the larger loss: binary cross-entropy
+            over all pairs, with the sigmoid of the difference of their predictions. ``absolute`` is the squared error
+            against the losses, which are normalised per image.
+        reduction: ``token`` averages over all pairs (or tokens) of the batch, ``image`` first within each image.
     """
 
     def __init__(self, kind: Literal["relative", "absolute"] = "relative", reduction: Reduction = "token"):
@@ -109,12 +110,12 @@ class LossPrediction:
     def __call__(
         self, predicted: Float[Tensor, "b n"], losses: Float[Tensor, "b n"], masked: Bool[Tensor, "b n"]
     ) -> dict[str, Tensor]:
-        """``loss``, and of ``relative`` the ``accuracy`` of the pairs' order (a fraction).
+        """``loss``; kind ``relative`` also returns ``accuracy``, the fraction of pairs in the right order.
 
         Args:
             predicted: the head's outputs.
-            losses: what the objective's ``per_token`` gave; no gradient goes there.
-            masked: the tokens that count; rows may have different numbers.
+            losses: the result of the objective's ``per_token``; it gets no gradient.
+            masked: the tokens that count; their number may differ between rows.
         """
         predicted, losses = predicted.float(), losses.detach().float()
         if self.kind == "relative":
@@ -125,7 +126,7 @@ class LossPrediction:
     def _relative(
         self, predicted: Float[Tensor, "b n"], losses: Float[Tensor, "b n"], masked: Bool[Tensor, "b n"]
     ) -> dict[str, Tensor]:
-        """Each pair once, the harder token first: of (i, j) and (j, i) the cross-entropy is the same."""
+        """Counts each pair once, with the harder token first: (i, j) and (j, i) have the same cross-entropy."""
         harder = (losses[:, :, None] > losses[:, None]) & masked[:, :, None] & masked[:, None]
         margin = (predicted[:, :, None] - predicted[:, None]).flatten(1)
         where = harder.flatten(1)
@@ -134,7 +135,7 @@ class LossPrediction:
 
 
 def _standardised(x: Float[Tensor, "b n"], where: Bool[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """Mean 0 and unbiased variance 1 over each row's tokens of `where`, 1e-6 added to the variance."""
+    """Standardises each row over its tokens at `where`: mean 0, unbiased variance 1 (plus 1e-6)."""
     x = torch.where(where, x, 0.0)
     count = where.sum(1, keepdim=True)
     apart = torch.where(where, x - x.sum(1, keepdim=True) / count.clamp(min=1), 0.0)

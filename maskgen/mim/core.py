@@ -1,4 +1,4 @@
-"""One training step of masked modeling, from its parts."""
+"""MaskedModeling: one training step of masked modeling, composed of its parts."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ from maskgen.upgrade import earlier_names
 class MaskedModeling(nn.Module):
     """ratio -> sampler -> dropping -> corruption -> network -> objective(target), and auxiliary terms.
 
-    The defaults are MaskGIT's (arXiv:2202.04200, section 3.2): cosine ratio, random places, mask token, codes,
-    cross-entropy on the masked tokens with label smoothing 0.1. It is a module: targets may keep running statistics,
-    and terms bring heads, which are trained with the network.
+    The defaults are those of MaskGIT (arXiv:2202.04200, section 3.2): cosine ratio, random positions, mask token,
+    codes, cross-entropy on the masked tokens with label smoothing 0.1. It is a module because targets may keep running
+    statistics and auxiliary terms may have heads, which are trained with the network.
 
     Args:
-        ratio: how much to hide.
-        sampler: which tokens.
-        dropping: which of them the network never sees (``all`` MAE, a ``share`` MAGE), or sees replaced.
+        ratio: how many tokens to hide.
+        sampler: which tokens to hide.
+        dropping: which hidden tokens the network never sees (MAE: ``all``; MAGE: a ``share``), and whether some are
+            replaced.
         corruption: what stands at replaced tokens.
-        target: what it must predict.
+        target: what the network must predict.
         objective: the loss.
-        auxiliary: further terms.
-        width: of the network's features, for the terms' heads (given by the stage).
+        auxiliary: further losses.
+        width: width of the network's features, for the heads of the terms (set by the stage).
+
+    Raises:
+        ValueError: an auxiliary term is named twice, or `dropping` and `corruption` do not go together.
     """
 
     def __init__(
@@ -63,13 +67,14 @@ class MaskedModeling(nn.Module):
         built = [build(TERM, term, width=width) for term in auxiliary]
         self.auxiliary = nn.ModuleDict(dict(zip(names, built)))
         if len(self.auxiliary) < len(built):
-            raise ValueError(f"masking.auxiliary names one term twice: {', '.join(names)}; give each once")
+            raise ValueError(f"masking.auxiliary names a term twice: {', '.join(names)}; name each term once")
         if self.dropping.replaces != self.corruption.replaces:
             raise ValueError(
-                f"masking.dropping {type(self.dropping).__name__} "
-                f"{'replaces' if self.dropping.replaces else 'replaces no'} tokens, masking.corruption "
-                f"{type(self.corruption).__name__} {'does' if self.corruption.replaces else 'does not'} say by what: "
-                "replace_more and replace_all go with noise, foreign or centroids, the others with mask_token"
+                f"masking.dropping {type(self.dropping).__name__} replaces "
+                f"{'some' if self.dropping.replaces else 'no'} tokens, but masking.corruption "
+                f"{type(self.corruption).__name__} has "
+                f"{'a' if self.corruption.replaces else 'no'} replacement for them: combine replace_more and "
+                "replace_all with noise, foreign or centroids, and the other droppings with mask_token"
             )
 
     def plan(
@@ -78,21 +83,29 @@ class MaskedModeling(nn.Module):
         grid: tuple[int, ...],
         generator: Generator | None = None,
         progress: float = 0.0,
-        groups: int = 1,
+        codes_per_position: int = 1,
         **sources: Any,
     ) -> MaskPlan:
-        """A fresh plan for `batch` images; drawn on the CPU, so its counts are known without a synchronisation.
+        """A random plan for `batch` images, on the CPU, so that its counts are known without a synchronisation.
+
+        Args:
+            batch: number of images.
+            grid: of the tokens; codes_per_position > 1 is its last axis.
+            generator: CPU generator of all random choices; None uses torch's default.
+            progress: of the training, in [0, 1].
+            codes_per_position: see :meth:`losses`.
+            sources: see :meth:`losses`.
 
         Raises:
-            ValueError: the sampler looks at a source that is not given.
+            ValueError: a source that the sampler needs is not given.
         """
         guide = self.sampler.guide
         if guide is not None and guide not in sources:
-            raise ValueError(f"masking.sampler looks at the teacher's {guide}: set stage.teacher (ema, or run)")
+            raise ValueError(f"masking.sampler needs the teacher's {guide}: set stage.teacher to ema or run")
         scores = None if guide is None else sources[guide]
         ratio = self.ratio(batch, generator)
         mask: Bool[Tensor, "b *grid"] = self.sampler(ratio, grid, scores, generator, progress)
-        return self.corruption.planned(self.dropping(mask, generator, groups), **sources)
+        return self.corruption.planned(self.dropping(mask, generator, codes_per_position), **sources)
 
     def losses(
         self,
@@ -103,36 +116,37 @@ class MaskedModeling(nn.Module):
         progress: float = 0.0,
         views: int = 1,
         small: Tensor | None = None,
-        groups: int = 1,
+        codes_per_position: int = 1,
         **sources: Any,
     ) -> dict[str, Tensor]:
-        """``loss`` and what else objective and terms report, with gradients to the network.
+        """``loss`` and the other terms that the objective and the auxiliary terms report.
 
         Args:
-            network: ``(tokens, masked, given) -> output`` with ``output.predictions`` (b, n, ...); where tokens
-                are dropped also ``keep``, and ``kept`` where rows keep different numbers. It predicts all n tokens, or,
-                having no decoder, those kept.
-            tokens: what the network sees: codes (b, *grid), or continuous (b, *grid, d).
-            given: the inputs of the network's conditioners by name, which are passed on.
+            network: ``(tokens, masked, given) -> output`` with ``output.predictions`` (b, n, ...). It also gets
+                ``keep`` where tokens are dropped, and ``kept`` where rows keep different numbers. It predicts all n
+                tokens, or the kept ones if it has no decoder.
+            tokens: codes, int64 (b, *grid), or continuous tokens, float (b, *grid, d).
+            given: the inputs of the network's conditioners by name; they are passed on to the network.
             generator: CPU generator of all random choices; None uses torch's default.
-            progress: of the training, 0 to 1, for samplers that follow it.
-            views: rows are so many blocks, one view of the same images each.
-            small: tokens of further, smaller views, which the network sees whole; for terms.
-            groups: codes a place, the last axis of the grid; only whole places are dropped.
-            sources: what the target may be made of, by name: ``pixels`` (b, c, H, W), ``codes`` where they are not the
-                tokens, a teacher's ``features``; what the sampler looks at: ``attention``, ``losses`` (b, n).
+            progress: of the training, in [0, 1], for samplers that depend on it.
+            views: number of views. The rows are `views` blocks, each with one view of every image.
+            small: tokens of smaller views, which the network sees without a mask; for auxiliary terms.
+            codes_per_position: length of the grid's last axis if it is the codes of a position, else 1. Only whole
+                positions are dropped.
+            sources: inputs of the target by name: ``pixels`` (b, c, H, W), ``codes`` if they differ from the tokens,
+                ``features`` of a teacher; inputs of the sampler: ``attention`` or ``losses``, (b, n).
 
         Raises:
-            ValueError: a source is not given, or its grid is not the tokens'.
+            ValueError: a source is missing, or its grid differs from that of the tokens.
         """
-        outcome, terms = self._step(network, tokens, given, generator, progress, groups, sources)
-        outcome.views = views
+        step, terms = self._step(network, tokens, given, generator, progress, codes_per_position, sources)
+        step.views = views
         if small is not None and self.auxiliary:
             nothing = torch.zeros(len(small), *grid_of(small), dtype=torch.bool, device=small.device)
-            outcome.small = network(small, nothing)
+            step.small = network(small, nothing)
         for name, term in self.auxiliary.items():
             weight: Any = term.weight
-            terms = added(terms, name, weight, term(outcome))
+            terms = added(terms, name, weight, term(step))
         return terms
 
     def main_losses(
@@ -141,11 +155,11 @@ class MaskedModeling(nn.Module):
         tokens: Tensor,
         given: Mapping[str, Any] | None = None,
         generator: Generator | None = None,
-        groups: int = 1,
+        codes_per_position: int = 1,
         **sources: Any,
     ) -> dict[str, Tensor]:
-        """:meth:`losses` without the auxiliary terms, which may need several views: for evaluation."""
-        return self._step(network, tokens, given, generator, 0.0, groups, sources)[1]
+        """:meth:`losses` without the auxiliary terms, which may need several views. For evaluation."""
+        return self._step(network, tokens, given, generator, 0.0, codes_per_position, sources)[1]
 
     def _step(
         self,
@@ -154,12 +168,12 @@ class MaskedModeling(nn.Module):
         given: Mapping[str, Any] | None,
         generator: Generator | None,
         progress: float,
-        groups: int,
+        codes_per_position: int,
         sources: dict[str, Any],
     ) -> tuple[StepOutput, dict[str, Tensor]]:
-        plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress, groups, **sources)
+        plan = self.plan(tokens.shape[0], grid_of(tokens), generator, progress, codes_per_position, **sources)
         target, predict = self.wanted(tokens, **sources), plan.predict.flatten(1).to(tokens.device)
-        output, keep, there = self.outputs(network, tokens, plan, given, generator, groups, **sources)
+        output, keep, there = self.outputs(network, tokens, plan, given, generator, codes_per_position, **sources)
         if plan.given is not None:
             counted = ~plan.given.flatten(1).to(tokens.device)
             counted = counted if keep is None else counted.gather(1, keep)
@@ -167,9 +181,9 @@ class MaskedModeling(nn.Module):
         if keep is not None:
             target = target[torch.arange(len(keep), device=keep.device)[:, None], keep]
             predict = predict.gather(1, keep)
-        outcome = StepOutput(output, target, predict, self.target, self.objective, sources, plan, groups)
+        step = StepOutput(output, target, predict, self.target, self.objective, sources, plan, codes_per_position)
         shares = {"mask_ratio": plan.hidden.float().mean(), "drop_ratio": plan.dropped.float().mean()}
-        return outcome, {**self.objective(output.predictions, target, predict, there), **shares}
+        return step, {**self.objective(output.predictions, target, predict, there), **shares}
 
     def outputs(
         self,
@@ -178,15 +192,15 @@ class MaskedModeling(nn.Module):
         plan: MaskPlan,
         given: Mapping[str, Any] | None = None,
         generator: Generator | None = None,
-        groups: int = 1,
+        codes_per_position: int = 1,
         **sources: Any,
     ) -> tuple[Any, Tensor | None, Tensor | None]:
-        """What the network makes under a plan (on the CPU), ``predictions`` (b, n, ...) among it.
+        """The network's output under a plan (on the CPU), with ``predictions`` (b, n, ...).
 
-        Where tokens are dropped and there is no decoder it predicts only the m kept: then also their places, int64
-        (b, m), and which of these are no padding, bool (b, m).
+        A network without a decoder predicts only the m kept tokens. Then the second value holds their positions, int64
+        (b, m), and the third is bool (b, m), False at padding; otherwise both are None.
         """
-        keeping = kept_tokens(plan, groups)
+        keeping = kept_tokens(plan, codes_per_position)
         on_device = MaskPlan(plan.roles.to(tokens.device), plan.predict.to(tokens.device))
         other = sources.get(self.corruption.source or "")
         seen, masked = self.corruption(tokens, on_device, generator, other)
@@ -198,42 +212,41 @@ class MaskedModeling(nn.Module):
         output = network(seen, masked, given, keep=keep, kept=kept)
         if output.predictions.shape[1] == plan.roles[0].numel():
             return output, None, None
-        codes = keep[..., None] * groups + torch.arange(groups, device=keep.device)
-        return output, codes.flatten(1), no_padding(counts).to(tokens.device).repeat_interleave(groups, 1)
+        codes = keep[..., None] * codes_per_position + torch.arange(codes_per_position, device=keep.device)
+        return output, codes.flatten(1), no_padding(counts).to(tokens.device).repeat_interleave(codes_per_position, 1)
 
     @torch.no_grad()
     def wanted(self, tokens: Tensor, **sources: Any) -> Tensor:
-        """What is to be predicted, (b, n) codes or (b, n, d) values.
+        """What the network must predict: codes, int64 (b, n), or values, float (b, n, d).
 
         Raises:
-            ValueError: the target's source is not given, or its grid is not the tokens'.
+            ValueError: the target's source is missing, or its grid differs from that of the tokens.
         """
         given = {"tokens": tokens, **({} if tokens.is_floating_point() else {"codes": tokens}), **sources}
         if self.target.source not in given:
             raise ValueError(
-                f"masking.target needs {self.target.source}; there are {', '.join(given)}: give the stage what makes "
-                "them (target_tokenizer for codes, teacher for features), or choose another target"
+                f"masking.target needs {self.target.source}, but there are only {', '.join(given)}: set "
+                "stage.target_tokenizer for codes or stage.teacher for features, or choose another target"
             )
         target = self.target(given[self.target.source])
         n = math.prod(grid_of(tokens))
         if target.shape[1] != n:
             raise ValueError(
-                f"the target has {target.shape[1]} values an image for {n} tokens; make its patch, cell or tokenizer "
-                "fit the tokens'"
+                f"the target has {target.shape[1]} values per image for {n} tokens; change the patch, cell or "
+                "tokenizer of masking.target so that both numbers agree"
             )
         return target
 
 
 class Learner(nn.Module):
-    """A network and the masked modeling that trains it: one module, whose forward pass is one step's losses."""
+    """A network and the masked modeling that trains it, as one module. Its forward pass gives the losses of a step."""
 
     def __init__(self, network: nn.Module, masking: MaskedModeling):
         super().__init__()
         self.network, self.masking = network, masking
 
     def forward(self, tokens: Tensor, given: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Tensor]:
-        """:meth:`MaskedModeling.losses` of the network under its conditions: `given` has the inputs of its
-        conditioners by name."""
+        """:meth:`MaskedModeling.losses` of the network. `given` holds the inputs of its conditioners by name."""
         return self.masking.losses(self.conditioned, tokens, given, **options)
 
     def earlier_names(self) -> dict[str, list[str]]:
@@ -244,7 +257,7 @@ class Learner(nn.Module):
     def conditioned(
         self, tokens: Tensor, masked: Tensor, given: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
-        """The network's output under the conditions `given`; None is the null condition of every row."""
+        """The network's output under the conditions `given`; None is the null condition for every row."""
         if not given:
             return self.network(tokens, masked, **options)
         conditioner: Any = self.network.conditioner

@@ -1,4 +1,4 @@
-"""What the network sees in the place of a replaced token; at a substituted one it is its own learned mask token."""
+"""Corruptions: what the network sees at replaced tokens. At substituted tokens it sees its learned mask token."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ Mode = Literal["cond_input", "input_input", "cond_cond"]
 
 
 class Corruption:
-    """A subclass says what stands at replaced tokens.
+    """Base class; a subclass defines :meth:`content`.
 
-    `source` names what it is made of beside the tokens, None where nothing. `replaces` tells a corruption that needs
-    replaced tokens (droppings ``replace_more``, ``replace_all``) from the mask token, which has no use for them.
+    `source` names the input that it needs in addition to the tokens, or is None. `replaces` is True if it needs a
+    dropping that replaces tokens (``replace_more``, ``replace_all``).
     """
 
     source: str | None = None
     replaces = True
 
     def planned(self, plan: MaskPlan, **sources: Any) -> MaskPlan:
-        """The plan, where the corruption has a say in it: it alone knows where there is something to stand."""
+        """The plan, which a corruption may change if it has content for some tokens only."""
         return plan
 
     def __call__(
         self, tokens: Tensor, plan: MaskPlan, generator: Generator | None = None, other: Tensor | None = None
     ) -> tuple[Tensor, Bool[Tensor, "b *grid"]]:
-        """The tokens that the network sees, and the places where its mask token stands instead.
+        """The tokens that the network sees, and bool (b, *grid), True where its mask token stands instead.
 
         Args:
-            tokens: codes (b, *grid) or continuous (b, *grid, d).
+            tokens: codes, int64 (b, *grid), or continuous tokens, float (b, *grid, d).
             plan: on the device of the tokens.
             generator: CPU generator of all random choices.
-            other: the tensor of `source`, like the tokens.
+            other: the input named by `source`, of the tokens' shape and dtype.
         """
         where = plan.replaced[..., None] if tokens.is_floating_point() else plan.replaced
         made = self.content(tokens, generator, other)
@@ -46,12 +46,12 @@ class Corruption:
     def content(
         self, tokens: Shaped[Tensor, "b *n"], generator: Generator | None, other: Tensor | None
     ) -> Tensor | None:
-        """What stands at the replaced tokens, like `tokens`; None where nothing may be replaced."""
+        """What stands at replaced tokens, of the shape and dtype of `tokens`; None if nothing is replaced."""
         raise NotImplementedError
 
 
 class MaskToken(Corruption):
-    """Nothing is replaced: the learned mask token alone (BERT, MaskGIT, BEiT)."""
+    """No token is replaced; the mask token stands at all hidden tokens (BERT, MaskGIT, BEiT)."""
 
     replaces = False
 
@@ -60,10 +60,11 @@ class MaskToken(Corruption):
 
 
 class Noise(Corruption):
-    """Random codes, or Gaussian noise of standard deviation `std` in the tokens' units (GMML, arXiv:2205.14986).
+    """Random codes, or Gaussian noise for continuous tokens (GMML, arXiv:2205.14986).
 
     Args:
-        codebook_size: of random codes; 0 for continuous tokens.
+        std: standard deviation of the noise, in the units of the tokens.
+        codebook_size: number of codes to choose from; 0 for continuous tokens.
     """
 
     def __init__(self, std: float = 1.0, codebook_size: int = 0):
@@ -73,19 +74,19 @@ class Noise(Corruption):
         if tokens.is_floating_point():
             return self.std * torch.randn(tokens.shape, generator=generator).to(tokens)
         if not self.codebook_size:
-            raise ValueError("corruption noise replaces codes by random ones: set its codebook_size")
+            raise ValueError("corruption noise replaces codes by random codes: set its codebook_size")
         return torch.randint(self.codebook_size, tokens.shape, generator=generator).to(tokens)
 
 
 class Foreign(Corruption):
-    """The same place of another image of the batch (GMML, SiT, arXiv:2104.03602, "alien" patches)."""
+    """The token at the same position of another image of the batch (GMML; SiT, arXiv:2104.03602, "alien" patches)."""
 
     def content(self, tokens: Tensor, generator: Generator | None, other: Tensor | None) -> Tensor:
         return tokens.roll(1, 0)
 
 
 class Centroids(Corruption):
-    """The patch's nearest centroid (CCViT, arXiv:2303.04664): the reconstruction by the target tokenizer."""
+    """The nearest centroid of the patch, as the target tokenizer reconstructs it (CCViT, arXiv:2303.04664)."""
 
     source = "reconstruction"
 
@@ -96,30 +97,30 @@ class Centroids(Corruption):
 
 
 class Condition(Corruption):
-    """A task's condition, built in pixels and tokenised, stands in the sequence itself (COMMIT, MAGVIT, Yu et al. 2023,
+    """The condition of a task, made in pixels and tokenized, is part of the sequence (COMMIT, MAGVIT, Yu et al. 2023,
     arXiv:2212.05199, section 3.2).
 
-    The condition's region are the tokens of which any pixel is a condition pixel; elsewhere the condition is padding.
-    What stands at the tokens of the region:
+    The condition's region is the set of tokens with at least one condition pixel; elsewhere the condition is padding.
+    The mode decides what stands in the region:
 
-    - ``cond_input``, COMMIT: the condition token where it is hidden, the true one where not. It is to be predicted as
-      all others are: refined. Outside the region a hidden token is the mask token.
+    - ``cond_input`` (COMMIT): the condition token if the token is hidden, else the true token. It is predicted like all
+      other tokens, so the network refines it. Hidden tokens outside the region are mask tokens.
     - ``input_input``: always the true token. The region is never hidden and has no loss.
     - ``cond_cond``: always the condition token. The region has no loss.
 
-    In the last two the ratio is that of the tokens outside the region on average: those drawn inside are not hidden.
-    Take ``support: all`` in the objective: the paper's loss is the sum of refining condition tokens, predicting masked
-    ones and reconstructing the others.
+    In the last two modes the mask ratio holds outside the region on average, because tokens sampled in the region are
+    not hidden. Use ``support: all`` in the objective: the paper's loss sums the refinement of condition tokens, the
+    prediction of masked tokens and the reconstruction of the others.
 
     Args:
-        mode: see above.
+        mode: one of the three above.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the mode is unknown.
     """
 
     source = "condition_tokens"
-    replaces = False  # it says itself what is replaced
+    replaces = False  # `planned` decides what is replaced
 
     def __init__(self, mode: Mode = "cond_input"):
         choose(dict.fromkeys(get_args(Mode)), mode, "condition mode")
@@ -128,10 +129,10 @@ class Condition(Corruption):
     def planned(
         self, plan: MaskPlan, condition_region: Bool[Tensor, "b *grid"] | None = None, **sources: Any
     ) -> MaskPlan:
-        """The plan with the region's tokens replaced, or visible.
+        """The plan with the tokens of the region replaced, or visible.
 
         Raises:
-            ValueError: no region: there are no tasks.
+            ValueError: the region is missing, because the stage has no tasks.
         """
         if condition_region is None or self.source not in sources:
             raise ValueError("corruption condition needs the condition tokens of tasks; set stage.tasks")

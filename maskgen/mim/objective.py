@@ -1,4 +1,4 @@
-"""The loss of each token, and its average over an explicit support with an explicit reduction."""
+"""Objectives: a loss per token, averaged over an explicit support with an explicit reduction."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ Reduction = Literal["token", "image"]
 def supported(
     support: Support, masked: Bool[Tensor, "b n"], there: Bool[Tensor, "b n"] | None = None
 ) -> Bool[Tensor, "b n"]:
-    """The tokens that count: masked, visible (MaskAlign) or all (DTM, MaskBit), and of these what is `there`."""
+    """The tokens that count: masked, visible (MaskAlign) or all (DTM, MaskBit), as far as they are in `there`."""
     where = {"masked": masked, "visible": ~masked, "all": torch.ones_like(masked)}[support]
     return where if there is None else where & there
 
 
 def reduced(each: Float[Tensor, "b n"], where: Bool[Tensor, "b n"], reduction: Reduction) -> Float[Tensor, ""]:
-    """Mean over the tokens of `where`: in the batch (``token``), or in each image and then over images (``image``).
+    """The mean over the tokens at `where`: over the batch (``token``), or per image and then over images (``image``).
 
-    An image without such tokens counts as 0 under ``image``, as in iBOT; a batch without any gives 0.
+    With ``image``, an image without such tokens counts as 0, as in iBOT. A batch without any gives 0.
     """
-    each = torch.where(where, each, 0.0)  # a product would keep the NaN of a token that does not count
+    each = torch.where(where, each, 0.0)  # a product would keep NaN of tokens that do not count
     if reduction == "token":
         return each.sum() / where.sum().clamp(min=1)
     return (each.sum(1) / where.sum(1).clamp(min=1)).mean()
 
 
 class Objective:
-    """A loss of each token, averaged; a subclass says which loss. All are computed in float32.
+    """An averaged loss per token; a subclass defines :meth:`per_token`. All losses are computed in float32.
 
     Args:
         support: the tokens that count, see :func:`supported`.
-        reduction: how they are averaged, see :func:`reduced`.
+        reduction: how their losses are averaged, see :func:`reduced`.
     """
 
     def __init__(self, support: Support = "masked", reduction: Reduction = "token"):
         self.support, self.reduction = support, reduction
 
     def per_token(self, predictions: Any, target: Any) -> Float[Tensor, "b n"]:
-        """The loss of each token, of the support or not."""
+        """The loss of each token, float32 (b, n), also of tokens outside the support."""
         raise NotImplementedError
 
     def outputs(self, d: int) -> int:
-        """How many numbers are to be predicted for a target of `d` values."""
+        """How many values the network must predict per token for a target of `d` values."""
         return d
 
     def __call__(
@@ -59,13 +59,13 @@ class Objective:
         masked: Bool[Tensor, "b n"],
         there: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
-        """``loss`` and what else the objective reports.
+        """``loss`` and the other terms that the objective reports.
 
         Args:
             predictions, target: of all tokens, also those that do not count.
-            masked: the tokens that were hidden and are to be predicted.
-            there: the tokens that were predicted at all, where it was not all of them: no padding, or those that
-                VideoMAE v2's decoder was asked for.
+            masked: True at the tokens that were hidden and must be predicted.
+            there: True at the tokens that the network predicted, if these are not all: no padding, or the subset that
+                VideoMAE v2 decodes.
         """
         where = supported(self.support, masked, there)
         return {"loss": reduced(self.per_token(predictions, target), where, self.reduction)}
@@ -76,7 +76,8 @@ class CrossEntropy(Objective):
 
     Args:
         label_smoothing: 0.1 in MaskGIT and MAGE.
-        support: ``masked`` (MaskGIT, MAGE) or ``all`` (MaskBit, Halton-MaskGIT) tokens count.
+        support: ``masked`` in MaskGIT and MAGE, ``all`` in MaskBit and Halton-MaskGIT.
+        reduction: see :class:`Objective`.
     """
 
     def __init__(self, label_smoothing: float = 0.1, support: Support = "masked", reduction: Reduction = "token"):
@@ -99,7 +100,7 @@ class CrossEntropy(Objective):
         masked: Bool[Tensor, "b n"],
         there: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
-        """``loss``, and ``accuracy`` over the support (a fraction); with support ``all`` over the masked tokens."""
+        """``loss``, and ``accuracy`` in [0, 1] over the support (with ``all``: over the masked tokens)."""
         where = supported("masked" if self.support == "all" else self.support, masked, there)
         hits = (predictions.argmax(-1) == target) & where
         terms = super().__call__(predictions, target, masked, there)
@@ -109,7 +110,8 @@ class CrossEntropy(Objective):
 class SoftCrossEntropy(Objective):
     """-sum_k target_k log softmax(logits / temperature)_k (iBOT, Zhou et al. 2022, arXiv:2111.07832, eq. 2).
 
-    The target is a distribution, (b, n, k) with sum 1, e.g. of :class:`maskgen.mim.targets.CentredSoftmax`.
+    The target is a distribution over the last axis of (b, n, k), for example from
+    :class:`maskgen.mim.targets.CentredSoftmax`.
     """
 
     def __init__(self, temperature: float = 0.1, support: Support = "masked", reduction: Reduction = "image"):
@@ -128,30 +130,29 @@ def soft_cross_entropy(
 
 
 class BinaryCrossEntropy(Objective):
-    """Mean cross-entropy of a token's predicted bits; the target is 0 or 1 (:class:`maskgen.mim.targets.Bits`)."""
+    """The mean cross-entropy of a token's bits; the target is 0 or 1 (:class:`maskgen.mim.targets.Bits`)."""
 
     def per_token(self, predictions: Float[Tensor, "b n k"], target: Float[Tensor, "b n k"]) -> Float[Tensor, "b n"]:
         return F.binary_cross_entropy_with_logits(predictions.float(), target.float(), reduction="none").mean(-1)
 
 
 class MSE(Objective):
-    """Squared error, mean over a token's values (MAE, MaskFeat, VideoMAE)."""
+    """The squared error, averaged over a token's values (MAE, MaskFeat, VideoMAE)."""
 
     def per_token(self, predictions: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         return (predictions.float() - target.float()).square().mean(-1)
 
 
 class L1(Objective):
-    """Absolute error, mean over a token's values: on pixels the sum over masked pixels / (masked pixels x channels)
-    (SimMIM, Xie et al. 2022, arXiv:2111.09886, eq. 1)."""
+    """The absolute error, averaged over a token's values (SimMIM, Xie et al. 2022, arXiv:2111.09886, eq. 1)."""
 
     def per_token(self, predictions: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         return (predictions.float() - target.float()).abs().mean(-1)
 
 
 class SmoothL1(Objective):
-    """0.5 x^2 / beta below beta, else |x| - 0.5 beta; mean over a token's values (MaskDistill; MaskAlign has twice
-    that of beta 1)."""
+    """0.5 x^2 / beta where |x| < beta, else |x| - 0.5 beta, averaged over a token's values (MaskDistill; MaskAlign's
+    loss is twice this with beta 1)."""
 
     def __init__(self, beta: float = 1.0, support: Support = "masked", reduction: Reduction = "token"):
         super().__init__(support, reduction)
@@ -169,15 +170,15 @@ class Cosine(Objective):
 
 
 class GaussianMixture(Objective):
-    """-log of a mixture of diagonal Gaussians at a continuous token, in nats, summed over its d values
-    (GIVT, Tschannen et al. 2024, arXiv:2312.02116, section 3.2).
+    """The negative log-likelihood of a continuous token under a mixture of diagonal Gaussians, in nats, summed over its
+    d values (GIVT, Tschannen et al. 2024, arXiv:2312.02116, section 3.2).
 
-    Predictions are (b, n, k (1 + 2 d)): the logits of k components, then for each its d means and its d scales
-    before the softplus. GIVT's order; it has a square plus where we have a softplus.
+    Predictions are (b, n, k (1 + 2 d)): the logits of the k components, then the d means and d scales (before the
+    softplus) of each component. GIVT has the same order, but a square plus instead of the softplus.
 
     Args:
         components: k.
-        floor: least scale; without one the likelihood of a repeated token has no bound.
+        floor: the smallest scale; without it the likelihood of a repeated token is unbounded.
     """
 
     def __init__(
@@ -196,16 +197,16 @@ class GaussianMixture(Objective):
     def split(
         self, predictions: Float[Tensor, "b n e"]
     ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n k d"], Float[Tensor, "b n k d"]]:
-        """Log-probabilities of the components, their means and their scales (standard deviations).
+        """The log-probabilities, means and scales (standard deviations) of the components.
 
         Raises:
-            ValueError: the predictions' size is not k (1 + 2 d).
+            ValueError: the last axis of the predictions is not k (1 + 2 d) long.
         """
         k, size = self.components, predictions.shape[-1]
         if size <= k or (size - k) % (2 * k):
             raise ValueError(
-                f"{size} predictions a token are no mixture of {k} components; d values need {k} x (1 + 2 d), "
-                f"{k * 3} for one"
+                f"{size} predictions per token are not a mixture of {k} components; predict {k} x (1 + 2 d) for d "
+                f"values, {k * 3} for one"
             )
         logits, rest = predictions.float().split([k, size - k], dim=-1)
         means, scales = rest.unflatten(-1, (k, 2, -1)).unbind(-2)
@@ -215,8 +216,9 @@ class GaussianMixture(Objective):
         weights, means, scales = self.split(predictions)
         if means.shape[-1] != target.shape[-1]:
             raise ValueError(
-                f"{predictions.shape[-1]} predictions a token are {self.components} components of {means.shape[-1]} "
-                f"values, the target has {target.shape[-1]}; predict {self.components * (1 + 2 * target.shape[-1])}"
+                f"{predictions.shape[-1]} predictions per token are {self.components} components of "
+                f"{means.shape[-1]} values, but the target has {target.shape[-1]} values; predict "
+                f"{self.components * (1 + 2 * target.shape[-1])}"
             )
         z = (target.float()[:, :, None] - means) / scales
         log_density = -(0.5 * z.square() + scales.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -229,7 +231,7 @@ class GaussianMixture(Objective):
         masked: Bool[Tensor, "b n"],
         there: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
-        """``loss``, and ``nats_per_value``: the same over d, comparable between tokenizers."""
+        """``loss``, and ``nats_per_value``, the loss / d, which is comparable between tokenizers."""
         terms = super().__call__(predictions, target, masked, there)
         return {**terms, "nats_per_value": terms["loss"].detach() / target.shape[-1]}
 

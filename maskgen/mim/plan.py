@@ -1,4 +1,4 @@
-"""MaskPlan: what happens to each token."""
+"""MaskPlan: what happens to each token in a training step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ VISIBLE, SUBSTITUTE, DROP, REPLACE = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """Per token: *visible*, *substitute* (the mask token stands in its place), *drop* (the network never sees it) or
-    *replace* (another content stands there, and nothing tells the network so).
+    """The role of each token: *visible*, *substitute* (the network sees the mask token instead), *drop* (the network
+    never sees it) or *replace* (the network sees other content and does not know it).
 
-    roles: uint8 (b, *grid) of VISIBLE, SUBSTITUTE, DROP, REPLACE.
-    predict: bool (b, *grid), the tokens to be predicted; a subset of the hidden ones in most methods.
-    given: bool (b, *grid), the tokens that no objective counts, being given for good; None where there are none.
+    Args:
+        roles: uint8 (b, *grid) of VISIBLE, SUBSTITUTE, DROP, REPLACE.
+        predict: bool (b, *grid), the tokens that the network must predict; in most methods hidden ones only.
+        given: bool (b, *grid), the tokens that no objective counts because the task supplies them; None is no token.
     """
 
     roles: UInt8[Tensor, "b *grid"]
@@ -27,7 +28,7 @@ class MaskPlan:
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "b *grid"]) -> MaskPlan:
-        """Substitute and predict where `mask` is True, the rest visible (BEiT, MaskGIT, SimMIM)."""
+        """Substitutes and predicts the tokens where `mask` is True; the others are visible (BEiT, MaskGIT, SimMIM)."""
         return cls(torch.where(mask, SUBSTITUTE, VISIBLE).to(torch.uint8), mask)
 
     @property

@@ -1,7 +1,8 @@
-"""How much to hide: mask schedules gamma, and the ratios drawn from them in training.
+"""How much to hide: mask schedules gamma, and the ratios sampled from them in training.
 
-gamma maps progress r in [0, 1] to the share that stays hidden, 1 at r = 0 and 0 at r = 1
-(MaskGIT, Chang et al. 2022, arXiv:2202.04200, section 3.3). Decoding uses the same functions.
+gamma maps the progress r in [0, 1] to the share of hidden tokens, from 1 at r = 0 to 0 at r = 1 (MaskGIT, Chang et al.
+2022, arXiv:2202.04200, section 3.3). Decoding uses the same functions. A ratio is called with the number of rows and a
+generator, and returns one ratio per row, float32 (n,) in [0, 1].
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Generator, Tensor
 
 from maskgen.registry import choose
 
-# Of progress r and the number of tokens n, which only the last two use.
+# Functions of the progress r and of the number of tokens n, which only the last two use.
 SCHEDULES: dict[str, Callable[[float, int], float]] = {
     "cosine": lambda r, n: math.cos(math.pi / 2 * r),
     "arccos": lambda r, n: math.acos(r) * 2 / math.pi,
@@ -30,18 +31,18 @@ SCHEDULES: dict[str, Callable[[float, int], float]] = {
 
 
 def gamma(schedule: str, r: float, tokens: int = 256) -> float:
-    """Share of `tokens` still hidden at progress `r` in [0, 1].
+    """The share of `tokens` that is still hidden at progress `r` in [0, 1].
 
     Raises:
-        ValueError: unknown schedule, or progress outside [0, 1].
+        ValueError: the schedule is unknown, or the progress is outside [0, 1].
     """
     if not 0 <= r <= 1:
-        raise ValueError(f"progress {r} is outside [0, 1]")
+        raise ValueError(f"progress is {r}; it must lie in [0, 1]")
     return min(1.0, max(0.0, choose(SCHEDULES, schedule, "mask schedule")(r, max(tokens, 2))))
 
 
 class Fixed:
-    """Always `ratio` (BEiT 0.4, SimMIM 0.6, MAE 0.75)."""
+    """The same `ratio` for all rows (BEiT 0.4, SimMIM 0.6, MAE 0.75)."""
 
     def __init__(self, ratio: float = 0.75):
         self.ratio = _share("ratio", ratio)
@@ -55,7 +56,7 @@ class Uniform:
 
     def __init__(self, low: float = 0.0, high: float = 1.0):
         if _share("low", low) > _share("high", high):
-            raise ValueError(f"low {low} is above high {high}")
+            raise ValueError(f"low {low} is above high {high}; give low <= high")
         self.low, self.high = low, high
 
     def __call__(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n"]:
@@ -63,10 +64,10 @@ class Uniform:
 
 
 class Mixture:
-    """Uniform on [low, high) with `probability`, else 0: images that hide nothing among images that hide much.
+    """Uniform on [low, high) with `probability`, else 0.
 
-    iBOT (arXiv:2111.07832, section 4.1) and AttMask: half of the images 0, half 0.3 +- 0.2. Give the sampler
-    ``least: 0``, or ratio 0 hides one token.
+    iBOT (arXiv:2111.07832, section 4.1) and AttMask hide nothing in half of the images and 0.3 +- 0.2 in the others.
+    Set ``least: 0`` in the sampler; otherwise the ratio 0 hides one token.
     """
 
     def __init__(self, probability: float = 0.5, low: float = 0.1, high: float = 0.5):
@@ -78,22 +79,22 @@ class Mixture:
 
 
 class TruncatedNormal:
-    """Normal(mean, std) truncated to [low, high] (MAGE, Li et al. 2023, arXiv:2211.09117, section 4.1)."""
+    """A normal distribution truncated to [low, high] (MAGE, Li et al. 2023, arXiv:2211.09117, section 4.1)."""
 
     def __init__(self, mean: float = 0.55, std: float = 0.25, low: float = 0.5, high: float = 1.0):
         if _share("low", low) >= _share("high", high) or std <= 0:
-            raise ValueError(f"low < high and std > 0 are needed, got low {low}, high {high}, std {std}")
+            raise ValueError(f"low is {low}, high {high} and std {std}; give low < high and std > 0")
         self.mean, self.std, self.low, self.high = mean, std, low, high
 
     def __call__(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n"]:
-        """By the inverse of the distribution function."""
+        """Samples by inversion of the cumulative distribution function."""
         low, high = (0.5 * (1 + math.erf((x - self.mean) / self.std / math.sqrt(2))) for x in (self.low, self.high))
         u = low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
         return (self.mean + self.std * torch.special.ndtri(u)).clamp(self.low, self.high).float()
 
 
 class Scheduled:
-    """gamma(u) with u uniform on [0, 1): the ratios that decoding will meet (MaskGIT)."""
+    """gamma(u) with u uniform on [0, 1): the ratios that occur in decoding (MaskGIT)."""
 
     def __init__(self, schedule: str = "cosine"):
         choose(SCHEDULES, schedule, "mask schedule")
@@ -105,7 +106,7 @@ class Scheduled:
 
 def _share(name: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        raise ValueError(f"{name} is {value}; it must lie in [0, 1]")
     return value
 
 

@@ -1,6 +1,6 @@
-"""What is to be predicted: a target maps an image's codes, tokens, pixels or teacher features to (b, n, ...).
+"""Targets: what the network must predict, made of codes, tokens, pixels or a teacher's features.
 
-`source` says which of them it is called with.
+A target is called with the input that its `source` names, and returns codes (b, n) or values (b, n, d).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Normalise = Literal["none", "patch", "patch_channel"]
 
 
 class Codes:
-    """The tokenizer's codes themselves (BEiT, MaskGIT, MAGE)."""
+    """The tokenizer's codes (BEiT, MaskGIT, MAGE)."""
 
     source = "codes"
 
@@ -30,10 +30,10 @@ class Codes:
 
 
 class Bits:
-    """The bits of the codes, lowest first, 0 or 1 (MaskBit, arXiv:2409.16211).
+    """The bits of the codes as 0 or 1, lowest bit first (MaskBit, arXiv:2409.16211).
 
     Args:
-        bits: bits of a code; codes lie in [0, 2^bits).
+        bits: number of bits of a code; codes lie in [0, 2^bits).
     """
 
     source = "codes"
@@ -46,7 +46,7 @@ class Bits:
 
 
 class Latents:
-    """Continuous tokens as they are (GIVT)."""
+    """Continuous tokens without change (GIVT)."""
 
     source = "tokens"
 
@@ -58,11 +58,12 @@ class Latents:
 
 
 def patchify(pixels: Float[Tensor, "b c *size"], patch: int, frames: int = 1) -> Float[Tensor, "b n d"]:
-    """Pixels (b, c, H, W) or (b, c, t, H, W) to tokens in row-major order, values in MAE's: rows, columns, channels
-    (VideoMAE's: frames first).
+    """Cuts pixels (b, c, H, W) or (b, c, t, H, W) into tokens in row-major order.
+
+    The values of a token are ordered by (frame,) row, column and channel, as in MAE and VideoMAE.
 
     Raises:
-        ValueError: sides that are no multiples of `patch`, or frames that are none of `frames`.
+        ValueError: the sides are not multiples of `patch`, or the number of frames is not a multiple of `frames`.
     """
     video = pixels if pixels.ndim == 5 else pixels[:, :, None]
     t, height, width = video.shape[2:]
@@ -77,7 +78,7 @@ def patchify(pixels: Float[Tensor, "b c *size"], patch: int, frames: int = 1) ->
 def unpatchify(
     patches: Float[Tensor, "b n d"], grid: tuple[int, ...], patch: int, frames: int = 1
 ) -> Float[Tensor, "b c *size"]:
-    """The inverse of :func:`patchify`; `grid` is (h, w) of an image, (t, h, w) of a video."""
+    """The inverse of :func:`patchify`. The `grid` is (h, w) for images and (t, h, w) for videos."""
     t, h, w = grid if len(grid) == 3 else (1, *grid)
     sizes = {"t": t, "h": h, "w": w, "r": frames, "p": patch, "q": patch}
     video = rearrange(patches, "b (t h w) (r p q c) -> b c (t r) (h p) (w q)", **sizes)
@@ -85,17 +86,17 @@ def unpatchify(
 
 
 class Statistics(NamedTuple):
-    """Mean and scale of each patch, float32 (b, n, k): k is 1, or the channels where each has its own."""
+    """Mean and scale of each patch, float32 (b, n, k); k is 1, or the number of channels if each has its own."""
 
     mean: Tensor
     scale: Tensor
 
 
 def statistics(patches: Float[Tensor, "b n d"], normalise: Normalise, channels: int = 3) -> Statistics:
-    """What `normalise` takes off each patch and divides it by; variances are unbiased.
+    """The mean and scale by which `normalise` normalises each patch. Variances are unbiased.
 
-    ``patch``: over a patch's pixels and channels together, sqrt(variance + 1e-6) (MAE). ``patch_channel``: of each
-    channel, sqrt(variance) + 1e-6 (VideoMAE). ``none``: 0 and 1.
+    ``patch`` takes all pixels and channels of a patch together, with scale sqrt(variance + 1e-6) (MAE).
+    ``patch_channel`` takes each channel, with scale sqrt(variance) + 1e-6 (VideoMAE). ``none`` is mean 0 and scale 1.
     """
     patches = patches.float()
     if normalise == "none":
@@ -117,20 +118,21 @@ def denormalised(patches: Float[Tensor, "b n d"], by: Statistics) -> Float[Tenso
 
 
 def guessed(by: Statistics, hidden: Bool[Tensor, "b n"], grid: tuple[int, ...]) -> Statistics:
-    """Statistics of the hidden patches from those of the visible ones alone, which are kept.
+    """The statistics of hidden patches, estimated from the visible patches, whose own statistics do not change.
 
-    Means over the image's visible patches, weighed by 1 / distance^2 on the grid; 0 and 1 where nothing is visible.
+    The estimate is the mean over the visible patches of the image with the weights 1 / distance^2 on the grid. It is
+    mean 0 and scale 1 in images without visible patches.
     """
     axes = [torch.arange(n, dtype=torch.float32, device=hidden.device) for n in grid]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
-    # the explicit differences: cdist's matrix product rounds
+    # Explicit differences, because the matrix product of cdist rounds.
     distance2 = (places[:, None] - places).square().sum(-1)
     weights = (~hidden)[:, None].float() / distance2.clamp(min=1)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
 
     def spread(x: Tensor, where_nothing: float) -> Tensor:
         blind = hidden.all(1)[:, None, None]
-        # hidden values are zeroed before the product, or one that is not finite would leak as 0 * inf
+        # Hidden values become 0 first; otherwise an infinite one would leak as 0 * inf.
         seen = weights @ x.masked_fill(hidden[..., None], 0.0)
         return torch.where(hidden[..., None], seen.masked_fill(blind, where_nothing), x)
 
@@ -138,17 +140,15 @@ def guessed(by: Statistics, hidden: Bool[Tensor, "b n"], grid: tuple[int, ...]) 
 
 
 class Pixels:
-    """The pixels of each patch, normalised or not (MAE, SimMIM, VideoMAE), float32 (b, n, frames patch^2 c).
+    """The pixels of each patch, float32 (b, n, frames * patch^2 * c) (MAE, SimMIM, VideoMAE).
 
-    Of its frames Hiera predicts the first alone, (b, n, patch^2 c).
-
-    The target is in the units of the pixels given.
+    Without normalisation the target has the units of the pixels.
 
     Args:
         patch: side of a token in pixels.
-        frames: frames of a token (2 in VideoMAE).
+        frames: frames per token (2 in VideoMAE).
         normalise: ``none`` (SimMIM), ``patch`` (MAE) or ``patch_channel`` (VideoMAE), see :func:`statistics`.
-        first_frame: of a token's frames the first is predicted, the others are not.
+        first_frame: the target is only the first frame of each token, (b, n, patch^2 * c) (Hiera).
     """
 
     source = "pixels"
@@ -159,13 +159,13 @@ class Pixels:
     def __call__(self, pixels: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """
         Raises:
-            ValueError: pixels that are not whole tokens.
+            ValueError: the size of `pixels` is not a multiple of the token's.
         """
         patches = self._wanted(patchify(pixels, self.patch, self.frames))
         return normalised(patches, statistics(patches, self.normalise, pixels.shape[1]))
 
     def _wanted(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
-        """Of all values of a token, whose frames stand one after another."""
+        """The values that are predicted. The frames of a token follow one another."""
         return patches[..., : patches.shape[-1] // self.frames] if self.first_frame else patches
 
     def image(
@@ -176,11 +176,11 @@ class Pixels:
         peek: bool = False,
         everywhere: bool = False,
     ) -> Float[Tensor, "b c *size"]:
-        """The visible patches as they are and the predictions at the hidden ones, or `everywhere`, for looking at.
+        """An image with the visible patches and, at the hidden ones (or `everywhere`), the predictions.
 
-        A normalised prediction says nothing of its patch's mean and contrast. They come from the visible patches, so
-        that no hidden pixel reaches the image; `peek` takes the true ones (MAE's demo). A frame that is not predicted
-        shows its token's first.
+        A normalised prediction does not contain the mean and contrast of its patch. They are estimated from the visible
+        patches, so that no hidden pixel reaches the image, or are the true ones with `peek` (as in MAE's demo). Frames
+        that are not predicted show the first frame of their token.
         """
         patches = patchify(pixels, self.patch, self.frames).float()
         cells = [n // self.patch for n in pixels.shape[-2:]]
@@ -198,14 +198,14 @@ class Pixels:
 
 
 class Features:
-    """A teacher's features as tokens, normalised, of its last layers.
+    """The normalised features of a teacher's last layers, one vector per token.
 
     Args:
-        normalise: of each layer, without learned parameters: ``none``; ``layer_norm`` of each token (MaskDistill;
-            MaskAlign's whitening); ``instance_norm`` of each channel over the image's tokens (data2vec); ``l2``
-            norm 1 of each token.
-        layers: how many of the last layers there are (5 in MaskAlign, arXiv:2211.15492).
-        join: ``mean`` of them, or ``concatenate`` for a prediction of each (MaskAlign).
+        normalise: of each layer, without learned parameters: ``none``; ``layer_norm`` per token (MaskDistill, the
+            whitening of MaskAlign); ``instance_norm`` per channel over the tokens of the image (data2vec); ``l2`` to
+            norm 1 per token.
+        layers: number of last layers (5 in MaskAlign, arXiv:2211.15492).
+        join: ``mean`` of the layers, or ``concatenate`` to predict each of them (MaskAlign).
     """
 
     source = "features"
@@ -224,15 +224,15 @@ class Features:
     ) -> Float[Tensor, "b n e"]:
         """
         Args:
-            features: of the last layer, or of several from the first on.
+            features: of the last layer, or of several layers in their order.
 
         Raises:
-            ValueError: fewer layers than are to be averaged.
+            ValueError: there are fewer than `layers` layers.
         """
         given = [features] if isinstance(features, Tensor) else list(features)
         if len(given) < self.layers:
             raise ValueError(
-                f"the last {self.layers} layers are asked for, the teacher gave {len(given)}; set its `layers`"
+                f"target layers is {self.layers}, but the teacher gives {len(given)}; set stage.teacher.layers"
             )
         tokens = [self._normalised(x.float().flatten(2).transpose(1, 2)) for x in given[-self.layers :]]
         return torch.cat(tokens, -1) if self.join == "concatenate" else torch.stack(tokens).mean(0)
@@ -246,18 +246,21 @@ class Features:
 
 
 class CentredSoftmax(nn.Module):
-    """softmax((logits - centre) / temperature) of a teacher's head, against collapse (iBOT, arXiv:2111.07832, section
-    3.2; DINO, arXiv:2104.14294, section 3.1).
+    """softmax((logits - centre) / temperature) of a teacher's head, which prevents collapse (iBOT, arXiv:2111.07832,
+    section 3.2; DINO, arXiv:2104.14294, section 3.1).
 
-    In training every call then moves the centre towards the logits' mean over all tokens, rows and processes. Centre
-    and number of calls are buffers, so they resume with the run.
+    In training each call then moves the centre towards the mean of the logits over all tokens, rows and processes. The
+    centre and the number of calls are buffers, so they are saved and resumed with the run.
 
     Args:
-        dim: logits of a token.
-        temperature: after the warm-up.
-        first_temperature: at the first call; from there on linearly.
-        warmup: calls until `temperature` is reached (iBOT: 30 epochs).
+        dim: number of logits per token.
+        temperature: temperature after the warm-up.
+        first_temperature: temperature at the first call; it changes linearly during the warm-up.
+        warmup: number of calls until `temperature` is reached (iBOT: 30 epochs).
         momentum: share of the old centre that is kept.
+
+    Raises:
+        ValueError: a temperature is not positive.
     """
 
     source = "features"
@@ -275,19 +278,19 @@ class CentredSoftmax(nn.Module):
     ):
         super().__init__()
         if min(temperature, first_temperature) <= 0:
-            raise ValueError(f"temperatures must be positive, got {first_temperature} to {temperature}")
+            raise ValueError(f"temperatures must be positive, got {first_temperature} and {temperature}")
         self.last, self.first, self.warmup, self.momentum = temperature, first_temperature, warmup, momentum
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def temperature(self) -> Float[Tensor, ""]:
-        """Of the next call; a tensor, so that a GPU is not waited for."""
+        """The temperature of the next call, as a tensor, so that no step waits for the device."""
         progress = (self.calls / self.warmup).clamp(max=1) if self.warmup else torch.ones_like(self.calls)
         return self.first + (self.last - self.first) * progress
 
     @torch.no_grad()
     def forward(self, logits: Float[Tensor, "b d *grid"]) -> Float[Tensor, "b *n d"]:
-        """Distributions (b, n, d) of tokens' logits (b, d, h, w), or (b, d) of class tokens' logits (b, d)."""
+        """Distributions (b, n, d) for the logits (b, d, *grid) of tokens, or (b, d) for those of class tokens."""
         tokens = logits.float() if logits.ndim == 2 else logits.float().flatten(2).transpose(1, 2)
         found = ((tokens - self.centre) / self.temperature()).softmax(-1)
         if self.training:

@@ -1,4 +1,4 @@
-"""Teachers: frozen networks whose features are to be predicted."""
+"""Teachers: frozen networks whose features are targets or guide the sampler."""
 
 from __future__ import annotations
 
@@ -18,40 +18,43 @@ Pixels = Float[Tensor, "b c H W"]
 
 
 class Teacher(Frozen):
-    """Pixels in [-1, 1] to a feature for each token; a subclass says which features."""
+    """Base class: maps pixels in [-1, 1] to one feature per token. A subclass defines :meth:`features`."""
 
     def features(self, pixels: Pixels) -> Float[Tensor, "b d p q"]:
-        """A feature map in the teacher's own resolution."""
+        """The feature map at the teacher's own resolution."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, pixels: Pixels, grid: tuple[int, int]) -> Float[Tensor, "b d h w"]:
-        """Features in float32, resized to `grid`."""
+        """The features in float32, resized to `grid`."""
         return self.resized(self.features(pixels).float(), grid)
 
     def sources(self, pixels: Pixels, grid: tuple[int, int]) -> dict[str, Any]:
-        """What targets and samplers may look at: ``features`` (b, d, h, w), or a list of several layers' from the first
-        on; where the teacher has a class token also ``class_features`` of the same layers, (b, d, 1, 1), and its
-        ``attention`` to each token (b, h * w), mean over heads."""
+        """The inputs of targets and samplers by name.
+
+        ``features`` is (b, d, h, w), or a list of these for several layers in their order. A teacher with a class token
+        also gives ``class_features`` of the same layers, (b, d, 1, 1), and ``attention`` of the class token to each
+        token, (b, h * w), averaged over heads.
+        """
         return {"features": self(pixels, grid)}
 
     @staticmethod
     def resized(found: Float[Tensor, "b d p q"], grid: tuple[int, int]) -> Float[Tensor, "b d h w"]:
-        """Bilinearly, antialiased where it shrinks."""
+        """Resizes bilinearly, with antialiasing."""
         return found if found.shape[2:] == grid else F.interpolate(found, grid, mode="bilinear", antialias=True)
 
 
 class TorchvisionTeacher(Teacher):
-    """An ImageNet classifier of torchvision: a ViT's patch tokens, another network's last feature map.
+    """An ImageNet classifier of torchvision: the patch tokens of a ViT, or the last feature map of another network.
 
     Args:
-        model: torchvision's name, e.g. ``vit_b_16`` (768 features), ``resnet50`` (2048), ``convnext_small`` (768).
+        model: a name in torchvision, e.g. ``vit_b_16`` (768 features), ``resnet50`` (2048), ``convnext_small`` (768).
         weights: a local copy of torchvision's default weights; None downloads them.
         size: images are resized to this side.
-        layers: of a ViT how many of the last blocks' features are given (5 for MaskAlign).
+        layers: number of last blocks of a ViT whose features are given (5 in MaskAlign).
 
     Raises:
-        ValueError: no such model, a model without such features, or weights that are not to be had.
+        ValueError: the model is unknown or has no feature map, or its weights cannot be loaded.
     """
 
     def __init__(self, model: str = "vit_b_16", weights: str | None = None, size: int = 224, layers: int = 1):
@@ -59,11 +62,14 @@ class TorchvisionTeacher(Teacher):
         self.network, self.size, self.count = imagenet_network(model, weights, "DEFAULT"), size, layers
         if not any(hasattr(self.network, name) for name in ("conv_proj", "layer4", "features")):
             raise ValueError(
-                f"teacher {model!r} has no feature map that we know; take a ViT, ResNet, ConvNeXt, Swin, EfficientNet, "
+                f"teacher model {model!r} has no known feature map; choose a ViT, ResNet, ConvNeXt, Swin, "
+                "EfficientNet, "
                 "MobileNet, DenseNet or VGG"
             )
         if layers > 1 and not hasattr(self.network, "conv_proj"):
-            raise ValueError(f"teacher.layers {layers}: {model} has one feature map; take a ViT, or layers: 1")
+            raise ValueError(
+                f"teacher.layers is {layers}, but {model} has one feature map; choose a ViT, or set layers: 1"
+            )
         self.freeze()
 
     def features(self, pixels: Pixels) -> Float[Tensor, "b d p q"]:
@@ -92,7 +98,7 @@ class TorchvisionTeacher(Teacher):
         }
 
     def _vit(self, pixels: Pixels) -> tuple[list[Float[Tensor, "b n d"]], Float[Tensor, "b p"]]:
-        """Every block's output, class token first, and that token's attention to the patches in the last block."""
+        """The output of every block, class token first, and the attention of that token to the patches in the last."""
         net: Any = self.network
         tokens = net._process_input(imagenet_input(pixels, self.size))
         x = torch.cat([net.class_token.expand(len(pixels), -1, -1), tokens], dim=1) + net.encoder.pos_embedding
@@ -109,15 +115,16 @@ class TorchvisionTeacher(Teacher):
 
 
 class TorchscriptTeacher(Teacher):
-    """Any network, as a TorchScript file: pixels float (b, c, H, W) in [-1, 1] to features (b, d, h, w).
+    """Any network as a TorchScript file that maps pixels, float (b, c, H, W) in [-1, 1], to features (b, d, h, w).
 
-    Its own normalisation and resizing belong into the file. TorchScript is a program: load files that you trust.
+    The file must contain the network's normalisation and resizing. TorchScript files are programs: only load files that
+    you trust.
 
     Args:
-        path: what `torch.jit.save` wrote.
+        path: a file written by `torch.jit.save`.
 
     Raises:
-        ValueError: no such file, or none of TorchScript.
+        ValueError: the file does not exist or is not TorchScript.
     """
 
     def __init__(self, path: str):
@@ -126,7 +133,7 @@ class TorchscriptTeacher(Teacher):
             self.network: nn.Module = torch.jit.load(str(Path(path).expanduser()), map_location="cpu")
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"teacher path={path} is no TorchScript file; write one by torch.jit.save: {error}"
+                f"teacher path={path} is not a TorchScript file; write one with torch.jit.save: {error}"
             ) from None
         self.freeze()
 
@@ -134,7 +141,7 @@ class TorchscriptTeacher(Teacher):
         found = self.network(pixels)
         if not isinstance(found, Tensor) or found.ndim != 4:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"the TorchScript teacher gave {shape}; features (b, d, h, w) are needed")
+            raise ValueError(f"the TorchScript teacher returned {shape}; it must return features (b, d, h, w)")
         return found
 
 

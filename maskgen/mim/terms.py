@@ -1,4 +1,4 @@
-"""Auxiliary terms of a masked-modeling step: what else its outcome must satisfy, each with its weight and its heads."""
+"""Auxiliary terms of a masked-modeling step: further losses, each with its weight and its heads."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ from maskgen.registry import Part, build
 
 @dataclass
 class StepOutput:
-    """What a step made.
+    """The tensors of a step, from which auxiliary terms compute their losses.
 
-    output: of the network, with ``predictions`` (b, n, ...), ``features``, ``prefix`` and what it has beside these.
-    target, predict: what is wanted, (b, n) or (b, n, d), and bool (b, n) where.
-    part, objective: what made the target, and what measures it.
-    sources: what targets are made of, by name.
-    plan, groups: what was hidden (on the CPU), and codes a place.
-    views: rows are `views` blocks, one view of the same images each.
-    small: the network's output for further, smaller views, a block each.
+    Args:
+        output: the network's output, with ``predictions`` (b, n, ...), ``features``, ``prefix`` and others.
+        target: codes (b, n) or values (b, n, d).
+        predict: bool (b, n), the tokens that the network must predict.
+        part: the part that made the target.
+        objective: the main loss.
+        sources: inputs of targets by name.
+        plan: the roles of the tokens, on the CPU.
+        codes_per_position: length of the grid's last axis if it is the codes of a position, else 1.
+        views: number of views. The rows are `views` blocks, each with one view of every image.
+        small: the network's output for smaller views, one block per view; None without such views.
     """
 
     output: Any
@@ -38,23 +42,23 @@ class StepOutput:
     objective: Objective
     sources: dict[str, Any]
     plan: MaskPlan
-    groups: int = 1
+    codes_per_position: int = 1
     views: int = 1
     small: Any = None
 
     def pooled(self) -> Float[Tensor, "b w"]:
-        """The mean of a row's features, those of padding left out."""
-        features, kept = self.output.features, kept_tokens(self.plan, self.groups)
+        """The mean of each row's features without padding."""
+        features, kept = self.output.features, kept_tokens(self.plan, self.codes_per_position)
         if kept is None:
             return features.mean(1)
         there = no_padding(kept[1])[..., None].to(features)
         return (features * there).sum(1) / there.sum(1)
 
     def made(self, name: str, how: str) -> Tensor:
-        """Something of the network's output.
+        """The field `name` of the network's output.
 
         Raises:
-            ValueError: it is not there; `how` says how to get it.
+            ValueError: the network has no such output; the message ends with the remedy `how`.
         """
         found = getattr(self.output, name, None)
         if found is None:
@@ -62,10 +66,10 @@ class StepOutput:
         return found
 
     def given(self, name: str, how: str) -> Any:
-        """A source.
+        """The source `name`.
 
         Raises:
-            ValueError: it is not there; `how` says how to get it.
+            ValueError: the source is missing; the message ends with the remedy `how`.
         """
         if name not in self.sources:
             raise ValueError(f"this auxiliary term needs {name}: {how}")
@@ -73,28 +77,29 @@ class StepOutput:
 
 
 class Term(nn.Module):
-    """One auxiliary term; a subclass gives `forward(outcome)`, its ``loss`` and what else it reports.
+    """Base class of auxiliary terms. A subclass defines `forward(step)`, which returns a dict with ``loss``.
 
     Args:
-        weight: of its loss in the sum.
+        weight: factor of its loss in the total loss.
     """
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
         self.weight = weight
 
-    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
+    def forward(self, step: StepOutput) -> dict[str, Tensor]:
         raise NotImplementedError
 
 
 class ClassTokens(Term):
-    """The class token of each view tells the EMA teacher's of the other views (iBOT, arXiv:2111.07832, eq. 1).
+    """The class token of each view predicts the EMA teacher's class token of the other views (iBOT, arXiv:2111.07832,
+    eq. 1).
 
     Args:
-        prototypes: of the projector, the teacher's logits.
-        temperature: of the student.
+        prototypes: number of prototypes of the projector, which are the teacher's logits.
+        temperature: softmax temperature of the student.
         teacher_temperature, first_temperature, warmup: of the teacher, see :class:`CentredSoftmax`.
-        momentum: of its centre.
+        momentum: share of the old centre that is kept.
     """
 
     def __init__(
@@ -112,18 +117,18 @@ class ClassTokens(Term):
         self.softmax = CentredSoftmax(prototypes, teacher_temperature, first_temperature, warmup, momentum)
         self.distillation = ClassDistillation(temperature)
 
-    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
+    def forward(self, step: StepOutput) -> dict[str, Tensor]:
         how = "set model.cls_token_head: true"
-        student = outcome.made("class_predictions", how).unflatten(0, (outcome.views, -1))
-        teacher = outcome.given("class_features", "set teacher: ema, and model.cls_token_head: true")
-        if outcome.small is not None:
-            small = outcome.small.class_predictions.unflatten(0, (-1, student.shape[1]))
+        student = step.made("class_predictions", how).unflatten(0, (step.views, -1))
+        teacher = step.given("class_features", "set stage.teacher: ema and model.cls_token_head: true")
+        if step.small is not None:
+            small = step.small.class_predictions.unflatten(0, (-1, student.shape[1]))
             student = torch.cat([student, small])
-        return self.distillation(student, self.softmax(teacher).unflatten(0, (outcome.views, -1)))
+        return self.distillation(student, self.softmax(teacher).unflatten(0, (step.views, -1)))
 
 
 class PredictedLoss(Term):
-    """A second decoder predicts which tokens are hard (HPM, arXiv:2304.05919, section 3.2).
+    """A second decoder predicts which tokens have a large loss (HPM, arXiv:2304.05919, section 3.2).
 
     Args:
         kind, reduction: see :class:`maskgen.mim.auxiliary.LossPrediction`.
@@ -139,19 +144,19 @@ class PredictedLoss(Term):
         super().__init__(weight)
         self.prediction = LossPrediction(kind, reduction)
 
-    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
+    def forward(self, step: StepOutput) -> dict[str, Tensor]:
         how = "set model.branch: {kind: decoder, out_dim: 1}"
-        predicted = outcome.made("branch", how).mean(-1)
-        each = outcome.objective.per_token(outcome.output.predictions, outcome.target)
-        return self.prediction(predicted, each, outcome.predict)
+        predicted = step.made("branch", how).mean(-1)
+        each = step.objective.per_token(step.output.predictions, step.target)
+        return self.prediction(predicted, each, step.predict)
 
 
 class Branch(Term):
-    """The second branch predicts too: the main target by the main objective (BEiT v2, arXiv:2208.06366, eq. 5), or
-    another target (CCViT's pixels, arXiv:2303.04664).
+    """The second branch also predicts: the main target with the main objective (BEiT v2, arXiv:2208.06366, eq. 5), or
+    another target (pixels in CCViT, arXiv:2303.04664).
 
     Args:
-        target, objective: of its own; None are the main ones.
+        target, objective: of the branch; None takes the main one.
     """
 
     def __init__(
@@ -165,23 +170,25 @@ class Branch(Term):
         self.target = None if target is None else build(Part(TARGETS), target)
         self.objective = None if objective is None else build(Part(OBJECTIVES), objective)
 
-    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
-        predictions = outcome.made("branch", "set model.branch: {kind: class_bottleneck}")
-        target = outcome.target
+    def forward(self, step: StepOutput) -> dict[str, Tensor]:
+        predictions = step.made("branch", "set model.branch: {kind: class_bottleneck}")
+        target = step.target
         if self.target is not None:
             with torch.no_grad():
-                target = self.target(outcome.given(self.target.source, "its target is made of them"))
-        return (self.objective or outcome.objective)(predictions, target, outcome.predict)
+                target = self.target(
+                    step.given(self.target.source, "the stage must give this input of the term's target")
+                )
+        return (self.objective or step.objective)(predictions, target, step.predict)
 
 
 class Contrast(Term):
-    """Two views of an image are found by each other's pooled features (MAGE-C, arXiv:2211.09117, section 3.3).
+    """A contrastive loss between the pooled features of two views (MAGE-C, arXiv:2211.09117, section 3.3).
 
     Args:
-        hidden, out: of the two-layer MLP on the mean of the encoder's tokens.
+        hidden, out: widths of the two-layer MLP on the mean of the encoder's tokens.
         temperature: 0.2 in MAGE-C.
         weight: 0.1 in MAGE-C.
-        width: of the features (given by the stage).
+        width: width of the features (set by the stage).
     """
 
     def __init__(
@@ -191,26 +198,27 @@ class Contrast(Term):
         self.projection = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
         self.contrast = InfoNCE(temperature)
 
-    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
-        if outcome.views != 2:
-            raise ValueError(f"info_nce needs two views, there is {outcome.views}; set augment: {{type: views}}")
-        first, second = self.projection(outcome.pooled()).chunk(2)
+    def forward(self, step: StepOutput) -> dict[str, Tensor]:
+        if step.views != 2:
+            raise ValueError(f"info_nce needs two views, got {step.views}; set augment: {{type: views}}")
+        first, second = self.projection(step.pooled()).chunk(2)
         return self.contrast(first, second)
 
 
 class ClassFeature(Term):
-    """The class token predicts the teacher's class token by the main objective's loss (MaskAlign, arXiv:2211.15492).
+    """The class token predicts the teacher's class token with the main objective (MaskAlign, arXiv:2211.15492).
 
-    MaskAlign counts it as one token more; weight 1 / (visible tokens) does that, up to a common factor.
+    MaskAlign counts the class token as one more token; the weight 1 / (visible tokens) does the same up to a common
+    factor.
     """
 
     def __init__(self, weight: float = 1.0, width: int = 0):
         super().__init__(weight)
 
-    def forward(self, outcome: StepOutput) -> dict[str, Tensor]:
-        made = outcome.made("class_predictions", "set model.cls_token_head: true")
-        wanted = outcome.given("class_features", "take a teacher with a class token: torchvision's ViT, or run")
-        return {"loss": outcome.objective.per_token(made[:, None], outcome.part(wanted)).mean()}
+    def forward(self, step: StepOutput) -> dict[str, Tensor]:
+        made = step.made("class_predictions", "set model.cls_token_head: true")
+        wanted = step.given("class_features", "choose a teacher with a class token: a ViT of torchvision, or run")
+        return {"loss": step.objective.per_token(made[:, None], step.part(wanted)).mean()}
 
 
 TERMS = {

@@ -17,7 +17,7 @@ from maskgen.data.pixels import UnreadableImage, flatten, from_image
 MAX_PIXELS = 4096 * 4096  # the largest image to edit has 200 MB of floats
 
 
-def images_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
+def images_of(image: Any, channels: int) -> list[Float[Tensor, "c _ _"]]:
     """Images as float32 in [-1, 1], upright. Every value of an 8-bit image can be recovered exactly.
 
     Args:
@@ -32,7 +32,7 @@ def images_of(image: Any, channels: int) -> list[Float[Tensor, "c H W"]]:
     return [_image(one, channels) for one in _listed(image, 3)]
 
 
-def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "H W"]]:
+def masks_of(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Bool[Tensor, "_ _"]]:
     """One mask per image, True = hidden. White, or at least half of it, is hidden; transparent is known.
 
     Args:

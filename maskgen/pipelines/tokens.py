@@ -12,8 +12,8 @@ from torch import Tensor
 from maskgen.decoding.token_samplers import TokenSampler, gaussian_mixture
 from maskgen.mim.objective import GaussianMixture
 from maskgen.tokenizer.model import Tokenizer
-from maskgen.transformer.groups import group_size, join_codes, split_codes
 from maskgen.transformer.model import MaskTransformer
+from maskgen.transformer.several_codes import group_size, join_codes, split_codes
 
 
 class TokenLayout:

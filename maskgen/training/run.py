@@ -90,16 +90,16 @@ def run_config(source: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def load_run(source: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a YAML file; the ``config.yaml`` in the folder of a run may be of an earlier version.
+    """The settings of a YAML file; the ``config.yaml`` that a run wrote may be of an earlier version.
 
     Raises:
         ConfigError: it cannot be read.
     """
     file = Path(source)
-    if not (file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()):
-        return load(source, list(overrides))
     config = load(source)
-    return override(Config(upgraded(config), config.problems), overrides)
+    if "format" in config or (file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()):
+        config = Config(upgraded(config), config.problems)
+    return override(config, overrides)
 
 
 def split(dataset: MapDataset, holdout: int) -> tuple[MapDataset, MapDataset | None]:
@@ -129,8 +129,11 @@ def _same_run(path: Path, config: dict[str, Any]) -> None:
     settings = _read_again(config)
     file = path / "config.yaml"
     if file.is_file() and any((path / "checkpoints").glob("step_*")):
-        begun = check(run, upgraded(yaml.safe_load(file.read_text())), str(file))
-        differing = _differences(_fixed(_read_again({**_defaults(), **begun})), _fixed(settings))
+        begun, now = (
+            _fixed(_read_again({**_defaults(), **check(run, given, str(file))}))
+            for given in (upgraded(yaml.safe_load(file.read_text())), settings)
+        )
+        differing = _differences(begun, now)
         if differing:
             advice = f"give the new run another name (name=...), or remove {path} to start again"
             raise ConfigError(str(path), [f"{d} since this run was started; {advice}" for d in differing])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, arange, nn, where, zeros
 
-from maskgen.transformer.groups import group_size
+from maskgen.transformer.several_codes import group_size
 from maskgen.transformer.specs import TokenSpec
 
 

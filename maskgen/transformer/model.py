@@ -21,12 +21,12 @@ from maskgen.transformer.adaln import AdaLN
 from maskgen.transformer.attention import Ragged, attention_probabilities
 from maskgen.transformer.decoder import Decoder
 from maskgen.transformer.embedding import token_embedding
-from maskgen.transformer.groups import asked_places, by_code
 from maskgen.transformer.heads import HEAD, LayerMix, MLMHead
 from maskgen.transformer.kept import among_kept, kept_table, take
 from maskgen.transformer.layers import Block, initialise, make_norm, modulate
 from maskgen.transformer.positions import add_positions, rotary, with_positions
 from maskgen.transformer.relative import RelativeBias, of_queries
+from maskgen.transformer.several_codes import asked_positions, by_code
 from maskgen.transformer.specs import (
     BlockSpec,
     BranchSpec,
@@ -309,10 +309,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a condition that cannot be left out is missing.
         """
-        groups = self.codes_per_position
-        grid = tuple(masked.shape[1:-1] if groups > 1 else masked.shape[1:])
+        codes_per_position = self.codes_per_position
+        grid = tuple(masked.shape[1:-1] if codes_per_position > 1 else masked.shape[1:])
         count = math.prod(grid)
-        places, group = (None, None) if predict_at is None else asked_places(predict_at, groups, count)
+        places, group = (None, None) if predict_at is None else asked_positions(predict_at, codes_per_position, count)
         x, prepared = self._embed(tokens, masked, conditioning, grid)
         front = self._front(x, prepared)
         n = front.shape[1]
@@ -340,7 +340,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         else:
             x = self.encoder_norm(x)
             prefix, features = x[:, :n], x[:, n:]
-            hidden = masked.all(-1) if groups > 1 else masked
+            hidden = masked.all(-1) if codes_per_position > 1 else masked
             back = (prefix, features, hidden, keep, around.kept)
             bar = None if prepared.prefix_mask is None else self._bar(prepared.prefix_mask, count)
             h = self.decoder(*back, around.modulations[len(self.blocks) : -1], queries, bar)
@@ -350,7 +350,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
             h = self.final_norm(h)
             if self.modulated:
                 h = modulate(h, *around.modulations[-1][:, :, None].unbind(1))
-            predictions = h if headless else by_code(self.predicted(h), groups, group)
+            predictions = h if headless else by_code(self.predicted(h), codes_per_position, group)
         output = TransformerOutput(predictions, features, prefix, attention=looked)
         if self.config.cls_token_head:
             classes = [layer[:, :1] for layer in made[1:]] if isinstance(self.head, LayerMix) else None
@@ -438,7 +438,7 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         )
 
     def _bar(self, mask: Bool[Tensor, "b p"], tokens: int) -> Float[Tensor, "b n n"]:
-        """-inf at the condition tokens in context that do not exist; the registers stand before them, `tokens` behind."""
+        """-inf at the condition tokens that do not exist; the registers stand before them, `tokens` behind."""
         there = torch.nn.functional.pad(mask, (len(self.register_tokens), tokens), value=True)
         bar = torch.zeros_like(there, dtype=self.register_tokens.dtype).masked_fill(~there, -torch.inf)
         return bar[:, None].expand(-1, there.shape[1], -1)

@@ -1,7 +1,7 @@
-"""Which tokens to hide. Most samplers are *score, then rank*: the lowest scores are hidden.
+"""Mask samplers: which tokens to hide. Most samplers score and rank the tokens and hide the lowest scores.
 
-Each is called with ``(ratio, grid, scores, generator, progress)``, see :class:`Sampler`, and gives a bool mask
-(b, *grid), True = hidden. `attention` and `loss` need scores; only `loss` looks at the progress of the training.
+A sampler is called with ``(ratio, grid, scores, generator, progress)``, see :class:`Sampler`, and returns a bool mask
+(b, *grid), True = hidden. `attention` and `loss` need scores; only `loss` depends on the progress of the training.
 """
 
 from maskgen.mim.samplers.base import RandomSampler, Sampler, hidden_counts, hide_lowest

@@ -1,4 +1,4 @@
-"""What all mask samplers share: counts, ranking, and the checks of what they are given."""
+"""What all mask samplers share: counts, ranking, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ ROUNDINGS = {"ceil": torch.ceil, "floor": torch.floor, "round": torch.round}
 
 
 def hide_lowest(scores: Float[Tensor, "b n"], counts: Int[Tensor, "b"]) -> Bool[Tensor, "b n"]:
-    """Exactly ``counts[i]`` True in row i, at the lowest scores; ties go to the earlier token."""
+    """Exactly ``counts[i]`` entries of row i are True, at the lowest scores; of equal scores the earlier one wins."""
     ranks = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
     return ranks < counts[:, None]
 
 
 def hidden_counts(ratio: Ratio, n: int, rounding: Rounding = "ceil", least: int = 1) -> Int[Tensor, "b"]:
-    """ratio * n as a whole number in [least, n].
+    """ratio * n, rounded to an integer in [least, n].
 
-    ``ceil`` is MAE (which keeps int(n (1 - ratio)), by float64's error 9 instead of 10 of 100 at 0.9), SimMIM, MaskGIT
-    and MAGE; ``floor`` is VideoMAE, iBOT, AttMask; ``round`` is SparK. At least 1 by default: a row that hides nothing
-    teaches nothing.
+    ``ceil`` is the rounding of SimMIM, MaskGIT, MAGE and MAE (which keeps int(n (1 - ratio)); at 0.9 of 100 tokens the
+    float64 error makes it keep 9 instead of 10), ``floor`` that of VideoMAE, iBOT and AttMask, ``round`` that of SparK.
+    At least 1 token is hidden by default, because a row without hidden tokens has no loss.
     """
     exact = ratio.double() * n
     whole = exact.round()
-    # 0.6 of 25 is 15, as in the peers' float64; float32 makes it 15.000001 and would hide 16.
+    # 0.6 of 25 is 15, as in the float64 of the published code; in float32 it is 15.000001, which would hide 16.
     exact = torch.where((exact - whole).abs() <= 1e-7 * n, whole, exact)
     return choose(ROUNDINGS, rounding, "rounding")(exact).clamp(least, n).long()
 
 
 def guide(scores: Tensor | None, rows: int, n: int, what: str) -> Float[Tensor, "b n"]:
-    """`scores` as float32 (rows, n) on the CPU, or what is wrong with them; `what` says what they should be.
+    """`scores` as float32 (rows, n) on the CPU. `what` describes them in error messages.
 
     Raises:
-        ValueError: no scores, of another size, or not all finite.
+        ValueError: the scores are None, of another size, or not finite.
     """
     if scores is None:
-        raise ValueError(f"this sampler needs scores: {what}, ({rows}, {n})")
+        raise ValueError(f"this sampler needs scores: give the {what}, ({rows}, {n})")
     found = scores.detach().flatten(1).to("cpu", torch.float32)
     if found.shape != (rows, n):
         raise ValueError(f"scores ({what}) must be ({rows}, {n}), got {tuple(scores.shape)}; leave the class token out")
@@ -57,8 +57,11 @@ def guide(scores: Tensor | None, rows: int, n: int, what: str) -> Float[Tensor, 
 
 
 class Sampler:
-    """One way to choose the tokens to hide; a subclass gives `draw`, the numbers of `axes` it can work on, and its
-    `guide`: what its scores are, a teacher's ``attention`` or predicted ``losses``."""
+    """Base class of samplers, which choose the tokens to hide.
+
+    A subclass defines :meth:`select` and the allowed numbers of grid `axes`. A sampler that needs scores sets `guide`:
+    ``attention`` of a teacher, or predicted ``losses``.
+    """
 
     axes: tuple[int, ...] = (1, 2, 3)
     guide: str | None = None
@@ -71,40 +74,40 @@ class Sampler:
         generator: Generator | None = None,
         progress: float = 0.0,
     ) -> Mask:
-        """Bool (b, *grid), True = hidden; on the CPU, where `ratio` is.
+        """The mask, bool (b, *grid) on the CPU, True = hidden.
 
         Args:
-            ratio: the share to hide, a row each, in [0, 1].
-            grid: (n,), (h, w) or (t, h, w), for some also with the codes of a place as a last axis.
-            scores: (b, n) or (b, *grid), for the samplers that look at the image; the others ignore them.
+            ratio: float (b,) in [0, 1] on the CPU, the share to hide in each row.
+            grid: (n,), (h, w) or (t, h, w); some samplers also take the codes of a position as the last axis.
+            scores: (b, n) or (b, *grid), for samplers with a `guide`; the others ignore them.
             generator: CPU generator of all random choices; None uses torch's default.
-            progress: the share of the training that is done, in [0, 1]; only `loss` changes with it.
+            progress: of the training, in [0, 1]; only `loss` depends on it.
 
         Raises:
-            ValueError: a grid, ratio, score or progress that this sampler cannot work with.
+            ValueError: the sampler cannot use this grid, ratio, score or progress.
         """
         if len(grid) not in self.axes or not all(grid):
-            kinds = " or ".join(("(n,)", "(h, w)", "(t, h, w)", "(t, h, w, groups)")[k - 1] for k in self.axes)
+            kinds = " or ".join(("(n,)", "(h, w)", "(t, h, w)", "(t, h, w, codes)")[k - 1] for k in self.axes)
             raise ValueError(f"{type(self).__name__} takes grids {kinds}, got {grid}")
         if not ((ratio >= 0) & (ratio <= 1)).all():
             raise ValueError(f"mask ratios must lie in [0, 1], got {ratio.tolist()}")
         if not 0 <= progress <= 1:
-            raise ValueError(f"progress must lie in [0, 1] (steps done / steps in all), got {progress}")
-        return self.draw(ratio, grid, scores, generator, progress).reshape(len(ratio), *grid)
+            raise ValueError(f"progress must lie in [0, 1] (steps done / all steps), got {progress}")
+        return self.select(ratio, grid, scores, generator, progress).reshape(len(ratio), *grid)
 
-    def draw(
+    def select(
         self, ratio: Ratio, grid: Grid, scores: Tensor | None, generator: Generator | None, progress: float
     ) -> Bool[Tensor, "b ..."]:
-        """The mask as (b, *grid) or (b, n); all arguments have been checked."""
+        """The mask as (b, *grid) or (b, n). The arguments have been checked."""
         raise NotImplementedError
 
 
 class RandomSampler(Sampler):
-    """Every set of the right size equally likely (MAE, MaskGIT).
+    """Uniformly random tokens (MAE, MaskGIT).
 
     Args:
         rounding: how the number of hidden tokens is rounded, see :func:`hidden_counts`.
-        least: 0 lets a row of ratio 0 hide nothing (iBOT).
+        least: 0 allows rows without hidden tokens (iBOT).
     """
 
     axes = (1, 2, 3, 4)
@@ -113,7 +116,7 @@ class RandomSampler(Sampler):
         choose(ROUNDINGS, rounding, "rounding")
         self.rounding, self.least = rounding, least
 
-    def draw(
+    def select(
         self, ratio: Ratio, grid: Grid, scores: Tensor | None, generator: Generator | None, progress: float
     ) -> Bool[Tensor, "b ..."]:
         n = math.prod(grid)

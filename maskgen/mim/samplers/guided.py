@@ -1,4 +1,4 @@
-"""Masks that look at the image, through a teacher's attention or predicted losses."""
+"""Masks that depend on the image, through a teacher's attention or predicted losses."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ from maskgen.registry import choose
 
 
 class AttentionSampler(Sampler):
-    """By a teacher's attention from its class token to each patch (mean over heads), the `scores`.
+    """Hides tokens by the attention of a teacher's class token to each patch (averaged over heads), the `scores`.
 
-    - AttMask-High (Kakogeorgiou et al. 2022, arXiv:2203.12719, section 3.2): the defaults; AttMask-Low ``hide: least``;
-      AttMask-Hint ``hint: 0.1``. Its host iBOT needs ``least: 0`` and ratio ``mixture``.
-    - MaskAlign (Xue et al. 2022, arXiv:2211.15492), the opposite polarity: ``hide: least, sample: true,
-      rounding: ceil``, so the visible tokens are drawn without replacement in proportion to their attention.
+    - AttMask (Kakogeorgiou et al. 2022, arXiv:2203.12719, section 3.2): the defaults are AttMask-High; ``hide: least``
+      is AttMask-Low, ``hint: 0.1`` AttMask-Hint. With iBOT, use ``least: 0`` and the ratio ``mixture``.
+    - MaskAlign (Xue et al. 2022, arXiv:2211.15492): ``hide: least, sample: true, rounding: ceil``, which samples the
+      visible tokens without replacement in proportion to their attention.
 
     Args:
-        hide: the most or the least attended tokens.
-        sample: draw them without replacement in proportion to attention instead of ranking: the hidden ones with
-            ``hide: most``, the visible ones with ``hide: least``. The scores must then be 0 or more.
-        hint: reveal hint * ratio of all tokens again, at random among the hint * n most attended ones.
-        rounding: AttMask rounds down, MaskAlign up.
-        least: 0 lets a row of ratio 0 hide nothing.
+        hide: hide the most or the least attended tokens.
+        sample: sample without replacement in proportion to the attention instead of ranking: the hidden tokens with
+            ``hide: most``, the visible tokens with ``hide: least``. The scores must not be negative.
+        hint: reveal hint * ratio of all tokens, at random among the hint * n most attended ones.
+        rounding: ``floor`` in AttMask, ``ceil`` in MaskAlign.
+        least: 0 allows rows without hidden tokens.
+
+    Raises:
+        ValueError: an unknown option, or `hint` with ``hide: least``; or, when called, unsuitable scores.
     """
 
     guide = "attention"
@@ -53,10 +56,12 @@ class AttentionSampler(Sampler):
         choose(dict.fromkeys(("most", "least")), hide, "value of hide")
         choose(ROUNDINGS, rounding, "rounding")
         if not 0 <= hint < 1 or (hint and hide == "least"):
-            raise ValueError(f"hint must lie in [0, 1) and goes with hide=most, got hint {hint}, hide {hide}")
+            raise ValueError(
+                f"hint is {hint} with hide {hide}; hint must lie in [0, 1), and above 0 it needs hide: most"
+            )
         self.hide, self.sample, self.hint, self.rounding, self.least = hide, sample, hint, rounding, least
 
-    def draw(
+    def select(
         self, ratio: Ratio, grid: Grid, scores: Tensor | None, generator: Generator | None, progress: float
     ) -> Bool[Tensor, "b ..."]:
         n = math.prod(grid)
@@ -64,8 +69,8 @@ class AttentionSampler(Sampler):
         keys = attention
         if self.sample:
             if (attention < 0).any():
-                raise ValueError("scores are weights of a draw and must be 0 or more; pass attention after the softmax")
-            # The order of log(weight) + Gumbel noise is that of draws without replacement (Gumbel top-k).
+                raise ValueError("with sample: true, scores must be 0 or more; give the attention after the softmax")
+            # Sorting log(weight) + Gumbel noise samples without replacement (Gumbel top-k).
             uniform = torch.rand(attention.shape, generator=generator).clamp(1e-30, 1 - 1e-7)
             keys = attention.clamp(min=1e-30).log() - (-uniform.log()).log()
         keys = -keys if self.hide == "most" else keys
@@ -80,25 +85,29 @@ class AttentionSampler(Sampler):
 
 
 class LossSampler(Sampler):
-    """Hide what is hard: the tokens of the highest predicted losses, the `scores`, more of them as training goes on.
+    """Hides the tokens with the highest predicted losses, the `scores` (HPM, Wang et al. 2023, arXiv:2304.05919,
+    section 3.3).
 
-    HPM (Wang et al. 2023, arXiv:2304.05919, section 3.3): of the hidden tokens the share start + progress (end - start)
-    is the hardest ones, rounded down, the rest random. HPM's progress in epoch e (from 0) of E is (e + 1) / E.
+    Of the hidden tokens the share start + progress * (end - start), rounded down, are the hardest ones; the others are
+    random. In HPM the progress in epoch e (from 0) of E epochs is (e + 1) / E.
 
     Args:
-        start, end: the hard share at the beginning and the end of the training.
-        rounding: of the number of hidden tokens.
+        start, end: share of hard tokens at the beginning and at the end of the training, in [0, 1].
+        rounding: how the number of hidden tokens is rounded, see :func:`hidden_counts`.
+
+    Raises:
+        ValueError: a share is out of range; or, when called, unsuitable scores.
     """
 
     guide = "losses"
 
     def __init__(self, start: float = 0.0, end: float = 0.5, rounding: Rounding = "ceil"):
         if not (0 <= start <= 1 and 0 <= end <= 1):
-            raise ValueError(f"start and end are shares in [0, 1], got {start} and {end}")
+            raise ValueError(f"start is {start} and end {end}; both must lie in [0, 1]")
         choose(ROUNDINGS, rounding, "rounding")
         self.start, self.end, self.rounding = start, end, rounding
 
-    def draw(
+    def select(
         self, ratio: Ratio, grid: Grid, scores: Tensor | None, generator: Generator | None, progress: float
     ) -> Bool[Tensor, "b ..."]:
         losses = guide(scores, len(ratio), math.prod(grid), "predicted loss of each token")
@@ -106,4 +115,4 @@ class LossSampler(Sampler):
         share = self.start + progress * (self.end - self.start)
         hard = hide_lowest(-losses, (counts.double() * share + 1e-6).floor().long())
         noise = torch.rand(losses.shape, generator=generator)
-        return hide_lowest(noise - hard.float(), counts)  # noise is below 1: the hard ones come first
+        return hide_lowest(noise - hard.float(), counts)  # noise is below 1, so hard tokens rank first

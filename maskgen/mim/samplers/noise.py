@@ -13,18 +13,21 @@ from maskgen.registry import choose
 
 
 class NoiseSampler(Sampler):
-    """Keep the tokens where fresh coloured noise is strongest.
+    """Hides the tokens where coloured noise is lowest.
 
-    ``green`` (band-pass, the paper's best) hides and keeps in clumps of one typical size; ``red`` (low-pass) in large
-    ones, ``blue`` (high-pass) spreads them evenly, ``purple`` (band-stop) mixes large and small. The paper's code cuts
-    windows from stored patterns and gives no sigmas: ours are choices. Here each row has noise of its own, as if cut
-    from an endless pattern.
+    ``green`` (band-pass, the paper's best) hides clumps of one typical size, ``red`` (low-pass) large clumps; ``blue``
+    (high-pass) spreads the tokens evenly, ``purple`` (band-stop) mixes large and small clumps. The paper's code crops
+    stored noise patterns and does not publish their sigmas, so our defaults are our choice. We generate new noise for
+    each row.
 
     Args:
         color: the filter, see :func:`colored_noise`.
-        sigma: Gaussian of red and blue, in tokens.
-        band: the two Gaussians of green and purple, in tokens, the narrow one first.
-        rounding: of the number of hidden tokens.
+        sigma: standard deviation of the Gaussian of red and blue, in tokens.
+        band: standard deviations of the two Gaussians of green and purple, in tokens, in increasing order.
+        rounding: how the number of hidden tokens is rounded, see :func:`hidden_counts`.
+
+    Raises:
+        ValueError: the color is unknown, or `sigma` or `band` is out of range.
     """
 
     def __init__(
@@ -36,10 +39,10 @@ class NoiseSampler(Sampler):
     ):
         choose(COLORS, color, "noise color")
         if sigma <= 0 or not 0 < band[0] < band[1]:
-            raise ValueError(f"sigma > 0 and 0 < band[0] < band[1] are needed, got sigma {sigma}, band {band}")
+            raise ValueError(f"sigma is {sigma} and band {band}; give sigma > 0 and 0 < band[0] < band[1]")
         self.color, self.sigma, self.band, self.rounding = color, sigma, band, rounding
 
-    def draw(
+    def select(
         self, ratio: Ratio, grid: Grid, scores: Tensor | None, generator: Generator | None, progress: float
     ) -> Bool[Tensor, "b ..."]:
         noise = colored_noise(len(ratio), grid, self.color, self.sigma, self.band, generator).flatten(1)
@@ -62,8 +65,8 @@ def colored_noise(
     band: tuple[float, float] = (0.75, 2.0),
     generator: Generator | None = None,
 ) -> Float[Tensor, "b *grid"]:
-    """White noise W through Gaussians G: red G W, blue W - G W, green G1 W - G2 W, purple W - green."""
-    # Noise beyond the grid by the reach of the widest Gaussian, so that its edges are like its middle.
+    """White noise W filtered by Gaussians G: red G W, blue W - G W, green G1 W - G2 W, purple W - green."""
+    # The noise extends beyond the grid by the reach of the widest Gaussian, so that the edges are not different.
     reach = int(3 * max(sigma, *band) + 1)
     white = torch.randn(rows, *(size + 2 * reach for size in grid), generator=generator)
     inside = white[(slice(None), *(slice(reach, -reach) for _ in grid))]
@@ -71,7 +74,7 @@ def colored_noise(
 
 
 def _blur(x: Float[Tensor, "b ..."], sigma: float, reach: int) -> Float[Tensor, "b ..."]:
-    """Gaussian along each axis but the first, without padding: each loses 2 * reach."""
+    """A Gaussian filter along all axes but the first, without padding; each axis becomes 2 * reach shorter."""
     kernel = torch.exp(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2)
     kernel /= kernel.sum()
     for axis in range(1, x.ndim):

@@ -37,7 +37,7 @@ class Critic(nn.Module):
     """A network whose forward pass is a step's loss: the cross-entropy of "is this token real?" over all tokens
     (Token-Critic, Lezama et al. 2022, arXiv:2209.04439, section 3.2).
 
-    A drawn token counts as the generator's even where it equals the real one, as in the paper.
+    A sampled token counts as the generator's even where it equals the real one, as in the paper.
     """
 
     def __init__(self, network: nn.Module):
@@ -49,26 +49,26 @@ class Critic(nn.Module):
         return earlier_names(self.network, "network.")
 
     def forward(
-        self, tokens: Int[Tensor, "b *grid"], drawn: Bool[Tensor, "b n"], given: Mapping[str, Any] | None = None
+        self, tokens: Int[Tensor, "b *grid"], sampled: Bool[Tensor, "b n"], given: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """``loss``, and ``ranking`` of :func:`ranking`.
 
         Args:
-            tokens: real ones, and the generator's where `drawn` is True.
+            tokens: real ones, and the generator's where `sampled` is True.
         """
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
         network: Any = self.network
         grid = tuple(tokens.shape[1:-1] if network.codes_per_position > 1 else tokens.shape[1:])
         conditioning = network.conditioner(given, len(tokens), grid)
         scores = network(tokens, nothing, conditioning).predictions[..., 0].float()
-        loss = F.binary_cross_entropy_with_logits(scores, (~drawn).float())
-        return {"loss": loss, "ranking": ranking(scores.detach(), drawn)}
+        loss = F.binary_cross_entropy_with_logits(scores, (~sampled).float())
+        return {"loss": loss, "ranking": ranking(scores.detach(), sampled)}
 
 
-def ranking(scores: Float[Tensor, "b n"], drawn: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """How often an image's real token scores above one of its drawn tokens (the area under the ROC curve, of the pairs
+def ranking(scores: Float[Tensor, "b n"], sampled: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
+    """How often an image's real token scores above one of its sampled tokens (the area under the ROC curve, of the pairs
     within an image, ties as half); 0.5 is chance, NaN where no image has both."""
-    pairs = ~drawn[:, :, None] & drawn[:, None, :]
+    pairs = ~sampled[:, :, None] & sampled[:, None, :]
     above = scores[:, :, None] > scores[:, None, :]
     level = scores[:, :, None] == scores[:, None, :]
     return ((above + 0.5 * level) * pairs).sum() / pairs.sum()

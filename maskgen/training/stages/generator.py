@@ -35,7 +35,7 @@ from maskgen.training.masked import (
     learner,
 )
 from maskgen.training.sheets import prediction_sheet, sample_sheet, task_sheet
-from maskgen.transformer.groups import group_size, split_codes
+from maskgen.transformer.several_codes import group_size, split_codes
 
 SCHEDULER = Part({"mask_scheduler": MaskScheduler}, default="mask_scheduler")
 
@@ -81,8 +81,8 @@ class GeneratorStage:
         tasks: Tasks = (),
     ):
         self.tokenizer = load_tokenizer(tokenizer).requires_grad_(False)
-        self.groups = codes_per_position(model)
-        _check_tokenizer(self.tokenizer, self.groups)
+        self.codes_per_position = codes_per_position(model)
+        _check_tokenizer(self.tokenizer, self.codes_per_position)
         self.progress = 0.0
         self.dataset, self.holdout = dataset, holdout
         self.columns, self.rows = samples_per_class, sample_classes
@@ -105,13 +105,13 @@ class GeneratorStage:
         self.reads = tuple(inputs)
         if (self.conditions is None) == isinstance(core.corruption, Condition):
             raise ValueError("stage.tasks and masking.corruption condition go together; set both, or neither")
-        size, grid = codes_of_a_group(self.tokenizer, self.groups), grid_of(tokens)
+        size, grid = codes_of_a_group(self.tokenizer, self.codes_per_position), grid_of(tokens)
         learned = learner(
             model,
             core,
             core.wanted(tokens),
             size,
-            grid=grid[:-1] if self.groups > 1 else grid,
+            grid=grid[:-1] if self.codes_per_position > 1 else grid,
             tokens={
                 "codebook_size": size,
                 "dim": 0 if size else tokens.shape[-1],
@@ -131,11 +131,11 @@ class GeneratorStage:
             pixels, views, _ = by_view(batch)
             batch = {**batch, "pixels": pixels}
         given, sources = self._given(batch, views)
-        options = {"progress": self.progress, "views": views, "groups": self.groups}
+        options = {"progress": self.progress, "views": views, "codes_per_position": self.codes_per_position}
         yield "model", self.modules["model"](self._tokens(batch), given, **options, **sources)
 
     def _tokens(self, batch: dict[str, Any]) -> Shaped[Tensor, "b *grid"]:
-        return tokens_of(batch, self.tokenizer, self.groups)
+        return tokens_of(batch, self.tokenizer, self.codes_per_position)
 
     @torch.no_grad()
     def _given(
@@ -179,14 +179,16 @@ class GeneratorStage:
         batch = held_out(self.holdout, next(model.parameters()).device)
         given, sources = self._given(batch, in_turn=True)
         generator, tokens = torch.Generator().manual_seed(0), self._tokens(batch)
-        terms = model.masking.main_losses(model.conditioned, tokens, given, generator, self.groups, **sources)
+        terms = model.masking.main_losses(
+            model.conditioned, tokens, given, generator, self.codes_per_position, **sources
+        )
         return {f"holdout/{name}": float(terms[name]) for name in ("loss", "accuracy") if name in terms}
 
     def inputs(self, batch: dict[str, Any]) -> Inputs:
         """What the network is given for a batch of ``pixels`` or ``codes``, with a ``label`` or without."""
         given, sources = self._given(batch, in_turn=True)
         pixels, tokens = batch.get("pixels"), self._tokens(batch)
-        return Inputs(tokens, self.tokenizer, pixels, sources, given=given, groups=self.groups)
+        return Inputs(tokens, self.tokenizer, pixels, sources, given=given, codes_per_position=self.codes_per_position)
 
     def pipeline(self, model: Learner) -> MaskedImagePipeline | MaskedVideoPipeline:
         kind: Any = MaskedVideoPipeline if self._of_videos(model) else MaskedImagePipeline
@@ -218,16 +220,16 @@ class GeneratorStage:
 
 
 @torch.no_grad()
-def tokens_of(batch: dict[str, Any], tokenizer: Tokenizer, groups: int = 1) -> Shaped[Tensor, "b *grid"]:
-    """A batch's codes (b, *grid), or (b, *grid, groups), or continuous tokens (b, *grid, d); pixels are encoded."""
+def tokens_of(batch: dict[str, Any], tokenizer: Tokenizer, codes_per_position: int = 1) -> Shaped[Tensor, "b *grid"]:
+    """A batch's codes (b, *grid), or (b, *grid, codes_per_position), or continuous tokens (b, *grid, d); pixels are encoded."""
     if "codes" in batch:
         tokens = batch["codes"]
     else:
         pixels = batch["pixels"]
         with torch.autocast(pixels.device.type, enabled=False):
             tokens = tokenizer.to(pixels.device).encode(pixels)
-    if groups > 1 and tokenizer.codes_per_position == 1:
-        tokens = split_codes(tokens, codes_of_a_group(tokenizer, groups), groups)
+    if codes_per_position > 1 and tokenizer.codes_per_position == 1:
+        tokens = split_codes(tokens, codes_of_a_group(tokenizer, codes_per_position), codes_per_position)
     return tokens
 
 
@@ -237,24 +239,27 @@ def held_out(holdout: MapDataset, device: torch.device, most: int = 256) -> dict
     return {k: v.to(device) for k, v in torch.utils.data.default_collate(items).items()}
 
 
-def codes_of_a_group(tokenizer: Tokenizer, groups: int) -> int:
+def codes_of_a_group(tokenizer: Tokenizer, codes_per_position: int) -> int:
     """Codes that the transformer chooses among; 0 where tokens are continuous."""
     size = int(tokenizer.codebook_size)
-    return group_size(size, groups) if size and groups > 1 and tokenizer.codes_per_position == 1 else size
+    return (
+        group_size(size, codes_per_position)
+        if size and codes_per_position > 1 and tokenizer.codes_per_position == 1
+        else size
+    )
 
 
-def _check_tokenizer(tokenizer: Tokenizer, groups: int) -> None:
+def _check_tokenizer(tokenizer: Tokenizer, codes_per_position: int) -> None:
     """Its samples are decoded to pixels, and each of a place's codes is a group."""
     if tokenizer.config.target != "pixels":
         raise ValueError(
             "stage.tokenizer decodes to a teacher's features; a generator needs pixels from its decoder: train it on a "
             "tokenizer with target pixels"
         )
-    if tokenizer.codes_per_position > 1 and groups != tokenizer.codes_per_position:
+    if tokenizer.codes_per_position > 1 and codes_per_position != tokenizer.codes_per_position:
         raise ValueError(
-            f"stage.tokenizer has {tokenizer.codes_per_position} codes a place: set "
-            f"stage.model.tokens.codes_per_position={tokenizer.codes_per_position}, so that "
-            "each is hidden and predicted by itself"
+            f"stage.tokenizer has {tokenizer.codes_per_position} codes per position: set "
+            f"stage.model.tokens.codes_per_position={tokenizer.codes_per_position}; each code is hidden by itself"
         )
 
 
