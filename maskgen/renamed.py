@@ -24,7 +24,7 @@ _NETWORK = {
     "rope": "positions.rope",
     "relative_bias": "positions.relative_bias",
     "condition": "conditioning.pooled",
-    "class_dropout": "conditioning of the stage: [{type: class, dropout: ...}]",
+    "class_dropout": "stage.conditioning: [{type: class, dropout: ...}]",
     "registers": "num_registers",
     "predictions": "out_dim",
     "decoder_depth": "decoder.depth",

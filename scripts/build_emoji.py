@@ -79,7 +79,7 @@ def tone_name(key: str) -> str:
 
 
 def rows(table: list[dict[str, Any]]) -> list[tuple[str, str, str, str, bool]]:
-    """Return rows (code points, name, category, subcategory, is a skin-tone variant), base images first, in Unicode order."""
+    """Return rows (code points, name, category, subcategory, is a skin-tone variant), base images first."""
     base, variants = [], []
     for entry in sorted(table, key=lambda e: e["sort_order"]):
         if entry["category"] not in CATEGORIES:

@@ -363,7 +363,7 @@ def _activities(place: Place) -> list[Any]:
 
 
 def tokenizer_step(place: Place) -> Results:
-    """Time a step of configs/tokenizer/vqgan.yaml on 256 x 256 pixels with discriminator and LPIPS of random weights."""
+    """Time a step of configs/tokenizer/vqgan.yaml on 256 x 256 pixels with discriminator and a random LPIPS."""
     batches = (1,) if place.dry else (4, 8, 16)
     for batch, dtype in [(b, torch.bfloat16) for b in batches] + [(batches[0], torch.float32)]:
         name = f"{'bf16' if dtype is torch.bfloat16 else 'fp32'}, batch {batch}"
