@@ -184,7 +184,8 @@ def _arguments(
         elif key in given:
             problems.append(f"{path}{key}: is known from the other parts of the run; remove it")
         elif (renamed := new_name(constructor, str(key))) is not None:
-            problems.append(f"{path}{key}: is now called {renamed if ' ' in renamed else path + renamed}; rename it")
+            new = renamed if renamed.startswith("stage.") else f"{path}{renamed}"
+            problems.append(f"{path}{key}: is now called {new}; rename it")
         else:
             names = ", ".join(allowed) or "none"
             problems.append(f"{path}{key}: unknown key; {nearest(key, allowed)}allowed: {names}")

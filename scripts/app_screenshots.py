@@ -1,7 +1,7 @@
-"""docs/images/app*.png: start `maskgen app` first, then give its address (and a folder):
-`python scripts/app_screenshots.py`.
+"""Take the screenshots docs/images/app*.png. Start `maskgen app` first.
 
-Needs playwright and a Chromium.
+python scripts/app_screenshots.py [ADDRESS [FOLDER]]
+The script needs playwright and a Chromium.
 """
 
 from __future__ import annotations
@@ -15,75 +15,75 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-# Strokes over the image, in shares of the editor's width and height.
+# The points of a stroke, as shares of the editor's width and height.
 EYES = [(0.3, 0.36), (0.4, 0.34), (0.5, 0.36), (0.6, 0.34), (0.7, 0.38)]
 
 
-def draw(page: Any, task: str) -> None:
-    """Press the task's button and wait for its images."""
+def run(page: Any, task: str) -> None:
+    """Press the button of `task` and wait for its images."""
     page.click(f"#run-{task}")
     for word in ("Generating", "Done"):
         page.wait_for_function(f"document.querySelector('#status').innerText.includes('{word}')", timeout=120_000)
 
 
 def paint(page: Any) -> None:
-    """A stroke by the mouse."""
+    """Paint a stroke with the mouse."""
     box = page.locator("#editor canvas").first.bounding_box()
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in EYES]
-    page.mouse.move(*places[0])
+    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in EYES]
+    page.mouse.move(*points[0])
     page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=8)
+    for point in points[1:]:
+        page.mouse.move(*point, steps=8)
     page.mouse.up()
 
 
 def choose_class(page: Any, name: str) -> None:
-    """In the settings."""
+    """Choose a class in the settings."""
     page.fill("#class input", name)
     page.keyboard.press("Enter")
 
 
 def generate(page: Any, name: str, seed: int) -> None:
-    """Four images of a class."""
+    """Generate four images of a class."""
     choose_class(page, name)
     page.fill("#seed input", str(seed))
-    draw(page, "sample")
+    run(page, "sample")
 
 
 def completed(page: Any) -> None:
-    """Painted over, and completed."""
+    """Paint over a result and inpaint it."""
     generate(page, "cat-face", 21)
     page.click("#take")
     page.wait_for_timeout(6000)
     paint(page)
     page.wait_for_timeout(500)
-    draw(page, "inpaint")
+    run(page, "inpaint")
 
 
 def extended(page: Any) -> None:
-    """To the right."""
+    """Extend a result to the right."""
     generate(page, "country-flag", 21)
     page.click("#take")
     page.wait_for_timeout(6000)
     page.get_by_role("tab", name="Extend").click()
-    draw(page, "outpaint")
+    run(page, "outpaint")
 
 
 def interpolated(page: Any) -> None:
-    """From one result to another."""
+    """Interpolate between two results."""
     page.get_by_role("tab", name="Two images").click()
     for seed, button in ((3, "#take"), (5, "#take-second")):
         generate(page, "plant-flower", seed)
         page.click(button)
         page.wait_for_timeout(6000)
-    draw(page, "interpolate")
+    run(page, "interpolate")
 
 
 SHOTS = {"app.png": ("light", completed), "app-extend.png": ("dark", extended), "app-two.png": ("light", interpolated)}
 
 
 def main(address: str = "http://127.0.0.1:7860", folder: str | Path = IMAGES) -> None:
-    """All images."""
+    """Take all screenshots."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     options = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as playwright:
@@ -94,8 +94,8 @@ def main(address: str = "http://127.0.0.1:7860", folder: str | Path = IMAGES) ->
             page.wait_for_selector("#run-sample")
             work(page)
             page.mouse.move(5, 5)
-            page.wait_for_timeout(6200)  # the decode's last frame stands still for a while
-            page.add_style_tag(content="#status { visibility: hidden }")  # the time that it took here
+            page.wait_for_timeout(6200)  # wait for the GIF of the decode to reach its last frame
+            page.add_style_tag(content="#status { visibility: hidden }")  # it shows a time
             page.screenshot(path=Path(folder) / name, full_page=True)
         browser.close()
 

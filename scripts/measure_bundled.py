@@ -1,7 +1,7 @@
-"""What the bundled pipeline makes: docs/images/emoji.png and docs/results/emoji.json.
+"""Measure samples of the bundled pipeline: docs/images/emoji.png and docs/results/emoji.json.
 
 python scripts/measure_bundled.py
-Samples are asked for by subcategory; the classifier that judges them knows the nine categories.
+Samples are requested by subcategory; the classifier that assigns them to a class has the nine categories.
 """
 
 import json

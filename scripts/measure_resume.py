@@ -1,7 +1,7 @@
-"""An evaluation of 2,000 samples of the bundled pipeline, killed twice: docs/results/evaluation_resume.json.
+"""Kill an evaluation of 2,000 samples of the bundled pipeline twice and resume it: docs/results/evaluation_resume.json.
 
 python scripts/measure_resume.py [WORK]
-The numbers are of a small classifier trained on the bundled images, so nothing is downloaded.
+The features are those of a small classifier trained on the bundled images, so nothing is downloaded.
 """
 
 import json
@@ -18,7 +18,7 @@ from maskgen.evaluation.classifier import save_classifier, train_classifier
 
 WORK = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/resume")
 OUT = Path(__file__).parents[1] / "docs/results/evaluation_resume.json"
-COUNT, KILLS = 2000, (3, 6)  # of 8 files, how many lie there when the process is killed
+COUNT, KILLS = 2000, (3, 6)  # the process is killed when this many of 8 files are there
 
 
 def command(name: str) -> list[str]:
@@ -27,8 +27,8 @@ def command(name: str) -> list[str]:
     return [sys.executable, "-m", "maskgen", *arguments.split(), *places]
 
 
-def drawn(name: str) -> int:
-    """Files of finished samples."""
+def finished(name: str) -> int:
+    """Return the number of files with finished samples."""
     for settings in (WORK / name).glob("*/settings.json"):
         if json.loads(settings.read_text())["count"] == COUNT:
             return len(list(settings.parent.glob("*.npz")))
@@ -44,11 +44,11 @@ if __name__ == "__main__":
     killed = []
     for files in KILLS:
         process = subprocess.Popen(command("killed"))
-        while process.poll() is None and drawn("killed") < files:
+        while process.poll() is None and finished("killed") < files:
             time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        killed.append(drawn("killed"))
+        killed.append(finished("killed"))
     subprocess.run(command("killed"), check=True)
     whole, resumed = (json.loads((WORK / f"{name}.json").read_text()) for name in ("whole", "killed"))
     report = {

@@ -1,24 +1,24 @@
-"""Record what a refactor must not move, and compare the present code with the record.
+"""Record results that a refactor must not change, and compare the results of the present code with the record.
 
     OMP_NUM_THREADS=1 python scripts/record_behaviour.py record      # writes tests/golden/behaviour/
-    OMP_NUM_THREADS=1 python scripts/record_behaviour.py compare     # runs the present code; exits with 1 if it moved
+    OMP_NUM_THREADS=1 python scripts/record_behaviour.py compare     # runs this code; exits with 1 if a result changed
     OMP_NUM_THREADS=1 python scripts/record_behaviour.py compare training/mae samples/bundled
 
-The record holds, in the formats that the code of its day wrote:
+The record contains, in the file formats of the recorded commit:
 
-- ``training/NAME/``: a tiny run of one configuration. ``config.yaml`` is the run's own, ``checkpoints.tar.xz`` is its
-  folder ``checkpoints/`` before the first step (of two runs also at step 10, with the optimizers' moments), and
-  ``losses.json`` has all metrics of its 50 steps. A comparison unpacks the checkpoint and resumes the run as its user
+- ``training/NAME/``: a tiny run of one configuration. ``config.yaml`` is written by the run. ``checkpoints.tar.xz`` is
+  its folder ``checkpoints/`` before the first step (for two runs also at step 10, with the optimizers' moments).
+  ``losses.json`` has all metrics of its 50 steps. A comparison unpacks the checkpoint and resumes the run as a user
   would, so the code must read old configurations, weights and optimizer states, and then compute the same losses.
 - ``tokenizers/``, ``generators/``, ``backbones/`` and ``tokens/``: exported pipelines and a token cache, which these
   runs read.
-- ``pipelines/NAME/``: tiny pipelines of random weights, as ``save_pretrained`` wrote them.
-- ``samples/NAME.json``: codes (all of them) and pixels (their digest and a few values) that seeded calls of a pipeline
-  gave: of the bundled model, of the tiny pipelines, and of exported backbones.
+- ``pipelines/NAME/``: tiny pipelines with random weights, as ``save_pretrained`` wrote them.
+- ``samples/NAME.json``: all codes, and the digest and a few values of the pixels, from seeded calls of the bundled
+  model, the tiny pipelines and exported backbones.
 
-``record`` needs the code of the commit that is named in ``machine.json``: it looks at the training loop from inside.
-``compare`` uses only what a user has. Where a refactor renames an argument, the calls below are renamed with it, and
-where it renames a metric, the new name goes into `RENAMED`; what is recorded stays as it is.
+``record`` needs the code of the commit in ``machine.json``, because it patches the training loop. ``compare`` uses only
+the public interface. If a refactor renames an argument, rename it in the calls below; if it renames a metric, add the
+new name to `RENAMED`. The record itself does not change.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ RENAMED: dict[str, str] = {}  # metric as recorded -> metric as it is called now
 
 @dataclass
 class Run:
-    """A tiny run: a configuration of ``configs/``, and the settings laid on it as on the command line.
+    """A tiny run: a configuration of ``configs/`` and its overrides, as on the command line.
 
     exports: the folder of the record to which the run's pipeline is copied, for the runs that read it.
     starts: the steps whose checkpoints are kept.
@@ -100,7 +100,7 @@ def settings(prefix: str, **values: Any) -> list[str]:
 
 
 def coders(**values: Any) -> list[str]:
-    """Settings of both the encoder and the decoder."""
+    """Return settings of both the encoder and the decoder."""
     return [line for part in ("encoder", "decoder") for line in settings(f"stage.tokenizer.{part}", **values)]
 
 
@@ -246,7 +246,7 @@ FAST_CALLS = ("no guidance", "inpaint", "vary")
 
 
 def pictures_file(path: Path) -> None:
-    """40 pictures of 16 x 16 pixels, a noisy coloured square on grey; three classes; text features."""
+    """Write 40 images of 16 x 16 pixels (a noisy coloured square on grey) with three classes and text features."""
     rng = np.random.default_rng(0)
     images = rng.integers(200, 256, (40, 16, 16, 3), dtype=np.uint8)
     for image in images:
@@ -257,7 +257,7 @@ def pictures_file(path: Path) -> None:
 
 
 def videos_file(path: Path) -> None:
-    """16 videos of 6 frames of 16 x 16 pixels: a square that goes where the actions say."""
+    """Write 16 videos of 6 frames of 16 x 16 pixels: the actions move a square."""
     rng = np.random.default_rng(1)
     clips = rng.integers(0, 32, (16, 6, 16, 16, 3), dtype=np.uint8)
     actions = rng.integers(-2, 3, (16, 6, 2))
@@ -271,7 +271,7 @@ def videos_file(path: Path) -> None:
 
 
 def teacher_file(path: Path) -> None:
-    """A teacher of features: one convolution over patches of 4 x 4 pixels to 5 channels."""
+    """Write a teacher: one convolution that maps patches of 4 x 4 pixels to 5 channels."""
     network = nn.Conv2d(3, 5, 4, 4)
     for parameter in network.parameters():
         with torch.no_grad():
@@ -282,7 +282,7 @@ def teacher_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def workshop() -> Iterator[Path]:
-    """A temporary working folder with the data, and training as it is on one thread of a CPU."""
+    """Enter a temporary working folder with the data, and train on one CPU thread."""
     before, threads = Path.cwd(), torch.get_num_threads()
     quiet = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, quiet), warnings.catch_warnings():
@@ -303,7 +303,7 @@ def workshop() -> Iterator[Path]:
 
 
 def bring(*names: str) -> None:
-    """Copy folders of the record, if they are there, into the working folder."""
+    """Copy the folders of the record that exist into the working folder."""
     for name in names:
         if (RECORD / name).is_dir():
             shutil.copytree(RECORD / name, name, dirs_exist_ok=True)
@@ -313,8 +313,8 @@ SHARED = ("tokenizers", "generators", "backbones", "tokens")  # what runs read
 
 
 def pack(folder: Path, file: Path) -> None:
-    """``folder`` as a .tar.xz of its name; the same content is the same bytes. The average begins as a copy of the
-    weights, so this is about half as large as the files."""
+    """Pack ``folder`` into the .tar.xz ``file``; the same content gives the same bytes. The EMA begins as a copy of the
+    weights, so the archive is about half as large as the files."""
 
     def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.uid = info.gid = info.mtime = 0
@@ -326,18 +326,18 @@ def pack(folder: Path, file: Path) -> None:
             archive.add(path, str(Path(folder.name) / path.relative_to(folder)), recursive=False, filter=plain)
 
 
-# ------------------------------------------------------------------------------------------------------ training, told
+# ---------------------------------------------------------------------------------------------------------- training
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` without the time."""
+    """Return the lines of ``metrics.jsonl`` without the time."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @contextlib.contextmanager
 def saving_before_the_first_step(folder: Path) -> Iterator[None]:
-    """The loop saves where it would load, so there is a checkpoint of step 0 in its own format."""
+    """Make the loop save a checkpoint of step 0 in its own format, at the point where it would load one."""
     from maskgen.training import loop
     from maskgen.training.checkpoint import save_checkpoint
 
@@ -351,7 +351,7 @@ def saving_before_the_first_step(folder: Path) -> Iterator[None]:
 
 
 def record_run(name: str) -> None:
-    """Train from the start, uninterrupted, and keep configuration, first checkpoint, losses and what is exported."""
+    """Train without interruption, and keep configuration, first checkpoint, losses and exported pipeline."""
     from maskgen.training.run import run_config
 
     run, folder, kept = RUNS[name], Path("runs") / name, RECORD / "training" / name
@@ -376,7 +376,7 @@ def record_run(name: str) -> None:
 
 
 def record_tokens() -> None:
-    """A token cache, as ``maskgen encode`` writes it."""
+    """Write a token cache as ``maskgen encode`` does."""
     from maskgen.config import check, load
     from maskgen.pipelines.encode import encode_dataset
     from maskgen.pipelines.store import load_tokenizer
@@ -390,7 +390,7 @@ def record_tokens() -> None:
 
 
 def starts_of(name: str) -> list[int]:
-    """The steps from which a recorded run can be resumed."""
+    """Return the steps from which a recorded run can be resumed."""
     return sorted(
         int(path.name.removesuffix(".tar.xz").partition("-")[2] or 0)
         for path in (RECORD / "training" / name).glob("checkpoints*.tar.xz")
@@ -398,7 +398,7 @@ def starts_of(name: str) -> list[int]:
 
 
 def resume(name: str, start: int, steps: int | None = None) -> list[dict[str, Any]]:
-    """Go on with a recorded run from the checkpoint at `start` and give its metrics; `steps`: only so many."""
+    """Resume a recorded run from the checkpoint at `start`, for `steps` steps or to the end, and return its metrics."""
     from maskgen.training.run import run_config
 
     kept, folder = RECORD / "training" / name, Path("runs") / name
@@ -406,7 +406,7 @@ def resume(name: str, start: int, steps: int | None = None) -> list[dict[str, An
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(kept / "config.yaml", folder)
     archive = kept / ("checkpoints.tar.xz" if start == 0 else f"checkpoints-{start}.tar.xz")
-    if archive.is_file():  # k-means has no checkpoints: it begins with the seed
+    if archive.is_file():  # k-means has no checkpoints and starts from its seed
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
     run_config(str(folder / "config.yaml"), [] if steps is None else [f"training.steps={start + steps}"])
@@ -425,7 +425,7 @@ def each(count: int) -> list[torch.Generator]:
 
 
 def emoji(index: int) -> Tensor:
-    """A bundled picture, float (1, 3, 32, 32) in [0, 1]."""
+    """Return a bundled image, float (1, 3, 32, 32) in [0, 1]."""
     from maskgen.data.emoji import Emoji
 
     return (Emoji()[index]["pixels"][None] + 1) / 2
@@ -438,7 +438,7 @@ def hole(height: int, width: int, top: int, left: int, bottom: int, right: int) 
 
 
 def clip(frames: int, channels: int = 3, height: int = 16, width: int = 16, seed: int = 0) -> Tensor:
-    """A video (1, c, t, h, w) in [-1, 1] of 256 levels."""
+    """Return a video (1, c, t, h, w) in [-1, 1] with 256 levels."""
     levels = torch.randint(0, 256, (1, channels, frames, height, width), generator=seeded(seed))
     return levels.float() / 127.5 - 1
 
@@ -447,7 +447,7 @@ Call = Callable[[str], Any]  # output type -> codes or pixels
 
 
 def scheduled(pipeline: Any, **changes: Any) -> Any:
-    """The pipeline with other settings of its scheduler."""
+    """Return the pipeline with other settings of its scheduler."""
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
     changed = type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, class_names=pipeline.class_names)
     changed.set_progress_bar_config(disable=True)
@@ -473,7 +473,7 @@ def video_pipeline(folder: str) -> Any:
 
 
 def bundled() -> dict[str, Call]:
-    """Generation and every editing task of the bundled model."""
+    """Return calls of generation and of every editing task with the bundled model."""
     p = image_pipeline(None)
     heart, cat = emoji(12), emoji(220)
     large = torch.cat([emoji(300), emoji(310)], 3).repeat(1, 1, 2, 1)  # 64 x 64
@@ -528,7 +528,7 @@ def of_frames(call: Call) -> Call:
 
 
 def of_network(name: str) -> Callable[[], dict[str, Call]]:
-    """Generation, inpainting and variations by a tiny pipeline."""
+    """Return calls of generation, inpainting and variation with a tiny pipeline."""
 
     def calls() -> dict[str, Call]:
         p = image_pipeline(str(RECORD / "pipelines" / name))
@@ -555,7 +555,7 @@ def of_network(name: str) -> Callable[[], dict[str, Call]]:
 
 
 def of_videos(name: str) -> Callable[[], dict[str, Call]]:
-    """Every task on videos by a tiny pipeline."""
+    """Return calls of every video task with a tiny pipeline."""
 
     def calls() -> dict[str, Call]:
         p = video_pipeline(str(RECORD / "pipelines" / name))
@@ -599,7 +599,7 @@ def of_videos(name: str) -> Callable[[], dict[str, Call]]:
             made["outpaint beyond"] = lambda o: p.outpaint(
                 video(frames), right=4, after=2, generator=seeded(6), output_type=o, **labels, **actions(frames + 2)
             )
-        else:  # decoded frames are encoded anew, so there are pixels alone
+        else:  # decoded frames are encoded again, so there are only pixels
             made["predict beyond, pixels"] = lambda o: p.predict(
                 video(2), frames + 1, generator=seeded(5), output_type=o, **labels, **actions(frames + 3)
             )
@@ -616,7 +616,7 @@ def critic() -> dict[str, Call]:
 
 
 def raster() -> dict[str, Call]:
-    """The autoregressive baseline: pixels alone."""
+    """Return calls of the autoregressive baseline, which gives only pixels."""
     from maskgen.pipelines.backbone import load_backbone  # noqa: F401  (the folder has a backbone's layout)
     from maskgen.pipelines.raster import sample_raster
     from maskgen.pipelines.store import load_tokenizer
@@ -625,17 +625,17 @@ def raster() -> dict[str, Call]:
     folder = RECORD / "pipelines" / "autoregressive"
     parts = load_tokenizer(folder), CausalTransformer.from_pretrained(folder / "transformer")
 
-    def drawn(output: str, **options: Any) -> Any:
+    def sample(output: str, **options: Any) -> Any:
         return (sample_raster(*parts, [0, 1, 2], seeded(0), **options) + 1) / 2
 
     return {
-        "raster, pixels": drawn,
-        "raster, guided, pixels": lambda o: drawn(o, guidance_scale=2.0, guidance_schedule="linear"),
+        "raster, pixels": sample,
+        "raster, guided, pixels": lambda o: sample(o, guidance_scale=2.0, guidance_schedule="linear"),
     }
 
 
 def features() -> dict[str, Call]:
-    """All layers' features of exported backbones, of pictures and of videos."""
+    """Return calls that give the features of all layers of exported backbones, for images and videos."""
     from maskgen.pipelines.backbone import load_backbone
 
     def of(folder: Path, pixels: Tensor) -> Call:
@@ -654,7 +654,7 @@ def features() -> dict[str, Call]:
 
 
 def randomised(network: Any) -> Any:
-    """With weights of which none is zero, as trained ones are."""
+    """Give the network random weights; as after training, none is zero."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
     return network.eval()
@@ -664,7 +664,7 @@ def tokenizer_of(quantizer: dict[str, Any], **options: Any) -> Any:
     from maskgen import Tokenizer
 
     part: dict[str, Any] = {"width": 4, "multipliers": [1, 2], "blocks": 1, "middle_blocks": 0, **options}
-    if quantizer == VQ and not options:  # patches as they are: the network is what matters
+    if quantizer == VQ and not options:  # the recorded networks need no other tokenizer
         part, quantizer = {"type": "patch", "patch": 4}, {**VQ, "dim": 48}
     return Tokenizer(encoder=part, quantizer=quantizer, decoder=part).eval()
 
@@ -674,7 +674,7 @@ BITS = {"type": "lfq", "bits": 6}
 LATENTS = {"type": "gaussian", "dim": 3}
 MULTICHANNEL = {"type": "multichannel", "chunks": 2, "quantizer": {"codebook_size": 16, "dim": 2}}
 PLAIN = {"mlp": "gelu", "qk_norm": False, "rope": False}
-# Tokenizer's quantizer, and options of the transformer of 4 x 4 tokens and three classes.
+# The quantizer of the tokenizer, and options of the transformer (4 x 4 tokens, three classes).
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "in-context": (VQ, {"condition": "in_context", "registers": 1, "embedding_norm": True, **PLAIN}),
     "adaln": (VQ, {"condition": "adaln", "norm": "rms"}),
@@ -748,7 +748,7 @@ SAMPLES: dict[str, Callable[[], dict[str, Call]]] = {
 
 
 def sampled(name: str, keys: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Codes and pixels of every call, or of those of `keys`."""
+    """Return codes and pixels of every call, or of the calls in `keys`."""
     made: dict[str, dict[str, Any]] = {}
     for key, call in SAMPLES[name]().items():
         if keys is not None and key not in keys:
@@ -776,10 +776,10 @@ def sampled(name: str, keys: Collection[str] | None = None) -> dict[str, dict[st
 
 @dataclass
 class Result:
-    """How an entry of the record compares.
+    """The comparison of one entry of the record.
 
-    difference: largest absolute one of all numbers; relative: largest relative one of the losses, infinity where a
-    loss is missing; codes: how many differ; note: where it differs, or what is missing.
+    difference: largest absolute difference of all numbers; relative: largest relative difference of the losses,
+    infinity if a loss is missing; codes: number of codes that differ; note: where a result differs or is missing.
     """
 
     name: str
@@ -801,8 +801,8 @@ class Result:
 
 
 def compare_losses(name: str, found: list[dict[str, Any]], wanted: list[dict[str, Any]], last: bool) -> Result:
-    """Line by line. A line of `found` may have more metrics; without `last` it is of a run that ended sooner, so the
-    metrics of the end, which are not of the modules trained, are not looked at."""
+    """Compare metrics line by line. A line of `found` may have more metrics. Without `last`, the run ended early, and
+    only losses and the metrics of the trained modules are compared."""
     result = Result(name)
     by_step = {line["step"]: line for line in found}
     for line in wanted:
@@ -831,7 +831,7 @@ def compare_run(name: str, start: int = 0, steps: int | None = None) -> Result:
 
 
 def compare_samples(name: str, keys: Collection[str] | None = None) -> list[Result]:
-    """Call a pipeline as recorded and compare its codes and pixels, all or those of `keys`."""
+    """Repeat the recorded calls of a pipeline, all or those in `keys`, and compare codes and pixels."""
     wanted, results = json.loads((RECORD / "samples" / f"{name}.json").read_text()), []
     found = sampled(name, keys)
     for key, entry in wanted.items():
@@ -865,7 +865,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers may depend on."""
+    """Return facts about the machine on which the numbers may depend."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     command = ["git", "log", "-1", "--format=%H", "--", "maskgen"]  # the last change of the code itself
@@ -883,7 +883,7 @@ def machine() -> dict[str, Any]:
 
 
 def record(names: list[str]) -> None:
-    """Write the record, or the entries named."""
+    """Write the record, or only the entries in `names`."""
     clock = time.perf_counter()
     with workshop():
         bring(*SHARED)
@@ -901,7 +901,7 @@ def record(names: list[str]) -> None:
 
 
 def compare(names: list[str]) -> bool:
-    """Compare all, or the entries named; print a line for each and give whether all is right."""
+    """Compare all entries, or those in `names`; print a line for each and return whether all agree."""
     kept, here = json.loads((RECORD / "machine.json").read_text()), machine()
     for key, value in kept.items():
         print(f"{key}: recorded {value}, now {here[key]}" if here[key] != value else f"{key}: {value}")
@@ -916,7 +916,7 @@ def compare(names: list[str]) -> bool:
             try:
                 results = [compare_run(name, start) for start in starts_of(name)] if kind == "training" else []
                 results = results or compare_samples(name)
-            except Exception as error:  # one entry that stops does not hide the others
+            except Exception as error:  # an error in one entry does not hide the others
                 results = [Result(entry, False, float("inf"), float("inf"), note=f"{type(error).__name__}: {error}")]
             took = time.perf_counter() - started
             for result in results:
@@ -930,7 +930,7 @@ def compare(names: list[str]) -> bool:
 
 
 def entries() -> list[str]:
-    """The names of all that is recorded."""
+    """Return the names of all entries."""
     runs = [f"training/{path.parent.name}" for path in sorted(RECORD.glob("training/*/losses.json"))]
     return runs + [f"samples/{path.stem}" for path in sorted(RECORD.glob("samples/*.json"))]
 

@@ -1,6 +1,6 @@
-"""docs/images/visualise.png: MAE, BEiT on k-means codes and MaskFeat, trained for a minute or two on the bundled emoji.
+"""Make docs/images/visualise.png: MAE, BEiT on k-means codes and MaskFeat after a minute or two of training on emoji.
 
-python scripts/visualise_sheets.py [FOLDER]    # runs/visualise; the same command goes on
+python scripts/visualise_sheets.py [FOLDER]    # default: runs/visualise; the same command resumes
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ TRAINING = {"batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 50, "betas"
 
 
 def trained(folder: Path, name: str, stage: dict[str, Any], steps: int, **training: Any) -> Path:
-    """The run's folder."""
+    """Train the run and return its folder."""
     settings = {"steps": steps, "checkpoint_every": steps, **training}
     config = {"name": name, "stage": stage, "data": DATA, "holdout": 64, "folder": str(folder), "training": settings}
     return run(**check(run, config, name))
 
 
 def learners(folder: Path) -> list[Path]:
-    """Three methods of one encoder."""
+    """Train three methods with the same encoder."""
 
     def learner(name: str, steps: int, masking: dict[str, Any], **stage: Any) -> Path:
         own = {"type": "representation", "tokens": {"type": "patches", "patch": PATCH}, "model": ENCODER}
@@ -60,7 +60,7 @@ def learners(folder: Path) -> list[Path]:
 
 
 def main(folder: str = "runs/visualise") -> None:
-    """The three sheets, one below the other."""
+    """Write the three sheets, one below the other."""
     sheets = []
     for path in learners(Path(folder)):
         saved = load_learner(str(path))

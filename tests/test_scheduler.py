@@ -116,3 +116,11 @@ def test_the_scheduler_hands_every_setting_on():
 def test_the_scheduler_refuses_bad_settings_when_made(options, message):
     with pytest.raises(ValueError, match=message):
         MaskScheduler(**options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"), [("draw_temperature", "'temperature'"), ("choice_temp", "'choice_temperature'")]
+)
+def test_a_change_that_is_no_setting_is_an_error(wrong, remedy):
+    with pytest.raises(ValueError, match=f"{wrong}.*{remedy}"):
+        MaskScheduler.from_config(MaskScheduler().config, **{wrong: 2.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from maskgen.decoding.presets import PRESETS
 from maskgen.decoding.remasking import remasked
 from maskgen.decoding.schedules import Temperature, annealed, hidden_after
 from maskgen.decoding.token_samplers import TokenSampler, categorical, check_categorical
-from maskgen.registry import choose
+from maskgen.registry import choose, nearest
+from maskgen.renamed import new_name
 
 Schedule = Literal["cosine", "arccos", "linear", "square", "cubic", "sqrt", "exponential", "logarithmic"]
 Anneal = Literal["constant", "linear", "linspace", "reciprocal"]
@@ -85,6 +87,21 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
         """Read a saved configuration; one of an earlier version is translated, see :func:`upgraded`."""
         loaded = super().load_config(*args, **kwargs)
         return (upgraded(loaded[0]), *loaded[1:]) if isinstance(loaded, tuple) else upgraded(loaded)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **changes: Any) -> Any:
+        """A scheduler with the settings of `config` and `changes`.
+
+        Raises:
+            ValueError: a change is not a setting of the scheduler.
+        """
+        settings = inspect.signature(cls.__init__).parameters
+        for name in changes if not return_unused_kwargs else ():
+            if name not in settings:
+                renamed = new_name(cls, name)
+                hint = f"it is now called {renamed!r}; " if renamed else nearest(name, settings)
+                raise ValueError(f"unknown setting {name!r}: {hint}allowed: {', '.join(list(settings)[1:])}")
+        return super().from_config(config, return_unused_kwargs, **changes)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MaskScheduler:

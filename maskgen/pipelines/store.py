@@ -55,7 +55,8 @@ def pipeline_folder(name: str | Path) -> Path | str:
     Raises:
         FileNotFoundError: there is no such folder, or no pipeline in it.
     """
-    local = str(name).count("/") != 1 or Path(name).parent.is_dir()
+    parent = Path(name).parent
+    local = str(name).count("/") != 1 or parent.is_dir() or str(parent) == "runs"
     if local and not Path(name).exists():
         raise FileNotFoundError(f"no run or pipeline at {name}; `maskgen train` makes one (Hub names: owner/name)")
     folder = Path(name) / "pipeline" if (Path(name) / "pipeline").is_dir() else name
