@@ -2,10 +2,10 @@
 
     python benchmarks/refactor_speed.py            # writes results/refactor_speed.json
 
-The earlier code is checked out in a temporary folder. Each side is a process of its own with one thread; the processes
-work in turn, round after round, and a ratio is taken within a round. Both have the same weights. Ratios above 1 mean
-that the present code is faster. They are of processor time, which other processes disturb less; the ratios of the
-wall's clock stand beside them.
+The earlier code is checked out in a temporary folder. Each side is a process of its own with one thread. In each round
+two new processes work in turn, and a ratio is taken within the round; every case runs once before it is timed. Both
+sides have the same weights. Ratios above 1 mean that the present code is faster. They are of processor time, which
+other processes disturb less; the ratios of the wall's clock stand beside them.
 """
 
 from __future__ import annotations
@@ -149,26 +149,31 @@ class Server:
         self.process.wait()
 
 
-def measured(commit: str, rounds: int, warm_up: int = 1) -> Iterator[dict[str, Any]]:
-    """After every round, the times of both sides and their ratios, by case."""
+def measured(commit: str, rounds: int) -> Iterator[dict[str, Any]]:
+    """After every round, the times of both sides and their ratios, by case.
+
+    Each round starts new processes, as the speed of the same code differs by a few percent between processes.
+    """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {case: {"earlier": [], "present": []} for case in CASES}
     with checkout(commit) as place, tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
-        sides = {"earlier": Server(place, weights), "present": Server(ROOT, weights)}
-        for turn in range(warm_up + rounds):
+        for turn in range(rounds):
+            sides = {"earlier": Server(place, weights), "present": Server(ROOT, weights)}
             for case in CASES:
-                for name in list(sides) if turn % 2 else list(sides)[::-1]:
-                    found[case][name].append(sides[name].ask(case))
-            if turn >= warm_up:
-                yield {case: compared(of_case, warm_up) for case, of_case in found.items()}
-        for side in sides.values():
-            side.close()
+                for timed in (False, True):
+                    for name in list(sides) if turn % 2 else list(sides)[::-1]:
+                        answer = sides[name].ask(case)
+                        if timed:
+                            found[case][name].append(answer)
+            for side in sides.values():
+                side.close()
+            yield {case: compared(of_case) for case, of_case in found.items()}
 
 
-def compared(found: dict[str, list[dict[str, Any]]], warm_up: int) -> dict[str, Any]:
+def compared(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The ratios and times of one case."""
     times = {
-        unit: {name: [round(x[unit], 4) for x in answers[warm_up:]] for name, answers in found.items()}
+        unit: {name: [round(x[unit], 4) for x in answers] for name, answers in found.items()}
         for unit in ("cpu_seconds", "seconds")
     }
     results = [[x["result"] for x in answers] for answers in found.values()]
