@@ -166,5 +166,5 @@ def test_parts_that_were_not_trained_together_are_refused(data):
 
 
 def test_contrast_is_refused_for_a_token_cache(data):
-    with pytest.raises(ValueError, match="info_nce needs two views, there is 1"):
+    with pytest.raises(ValueError, match="info_nce needs two views, got 1"):
         trained("vq", data, masking={"auxiliary": [{"type": "info_nce"}]})

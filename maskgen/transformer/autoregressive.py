@@ -73,7 +73,7 @@ class CausalTransformer(ModelMixin, ConfigMixin):
         check_sides(width, spec.heads, True, "block")
         self.codebook_size, self.grid, self.heads = codebook_size, tuple(grid), spec.heads
         conditioners = Conditioners(
-            {name: build(Part(CONDITIONERS), part, width=width) for name, part in inputs.items()}
+            {name: build(Part(CONDITIONERS), part, width=width) for name, part in sorted(inputs.items())}
         )
         self.modulated = bool(len(conditioners))
         self.code_embedding = nn.Embedding(codebook_size, width)

@@ -211,7 +211,10 @@ class MaskTransformer(ModelMixin, ConfigMixin):
         self.grouped = self.codes_per_position > 1 or specs.tokens.embedding == "bits"
         self.positions, self.rope = specs.positions.embedding, specs.positions.rope
         conditioners = Conditioners(
-            {name: build(Part(CONDITIONERS), part, width=width) for name, part in specs.conditioning.inputs.items()}
+            {
+                name: build(Part(CONDITIONERS), part, width=width)
+                for name, part in sorted(specs.conditioning.inputs.items())
+            }
         )
         pooled = any(getattr(part, "pools", False) for part in conditioners.values())
         self.modulated = pooled and specs.conditioning.pooled != "in_context"
