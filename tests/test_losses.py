@@ -154,7 +154,7 @@ def test_a_torchscript_teacher_gives_a_grid_of_features(tmp_path):
     torch.jit.script(nn.Flatten()).save(path)
     with pytest.raises(ValueError, match=r"returned \(2, 768\); it must return features \(b, d, h, w\)"):
         build(TEACHERS, {"type": "torchscript", "path": path})(torch.randn(2, 3, 16, 16), (4, 4))
-    with pytest.raises(ValueError, match="is no TorchScript file"):
+    with pytest.raises(ValueError, match="is not a TorchScript file"):
         build(TEACHERS, {"type": "torchscript", "path": str(tmp_path / "none.pt")})
 
 
