@@ -48,9 +48,12 @@ def watched(pipeline, monkeypatch, call):
     """What the transformer was shown at each step, -1 the mask token, and the labels it was told."""
     seen, told, forward, embed = [], [], MaskTransformer.forward, LabelConditioner.embed
 
-    def look(self, tokens, masked, *rest, **named):
-        seen.append(torch.where(masked, -1, tokens))
-        return forward(self, tokens, masked, *rest, **named)
+    def look(self, tokens, masked, conditioning, **named):
+        hidden, at, stands = masked.flatten(1), conditioning.shown_at, tokens.flatten(1)
+        at = torch.zeros_like(hidden) if at is None else at
+        stands = stands if conditioning.shown is None else torch.where(hidden & at, conditioning.shown, stands)
+        seen.append(torch.where(hidden & ~at, -1, stands).view(tokens.shape))
+        return forward(self, tokens, masked, conditioning, **named)
 
     def listen(self, labels, *rest):
         if (labels != self.count).any():  # not the null condition

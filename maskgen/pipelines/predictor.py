@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Predictor:
         rows: int = 1,
         shown: tuple[Tensor, Tensor] | None = None,
     ):
-        self.transformer, self.grid, self.shown = transformer, grid, shown
+        self.transformer, self.grid = transformer, grid
         device = next(transformer.parameters()).device
         given = {name: value.to(device) for name, value in (given or {}).items() if value is not None}
         positions = grid[:-1] if transformer.codes_per_position > 1 else grid
@@ -60,12 +61,17 @@ class Predictor:
             self.conditions: Prepared | None = None
             if conditions is not None:
                 self.conditions = transformer.prepare(conditions, rows * len(both), positions)
+            if shown is not None:
+                tokens, where = (torch.cat([part.to(device)] * len(both)) for part in shown)
+                self.conditions = replace(self.conditions or Prepared(), shown=tokens, shown_at=where)
         self.keys: Any = [0] * rows if conditions is None else conditions.keys
+        if shown is not None:
+            self.keys = None  # the canvas of each row differs
         self.device = device
 
     def __call__(self, step: Step) -> Tensor | SlicedPredictions:
         guided = self.guided and step.guidance_scale != 1
-        alike = step.blank and self.shown is None and self.keys is not None
+        alike = step.blank and self.keys is not None
         each = self.transformer.codebook_size * len(step.tokens) * (2 if guided else 1)
         sliced = self.transformer.codes_per_position == 1 and each * step.positions.shape[1] > MOST
         made = self._blank(step, guided, sliced) if alike else self._logits(step, guided, sliced)
@@ -97,17 +103,9 @@ class Predictor:
     def _logits(self, step: Step, guided: bool, headless: bool) -> Tensor:
         """Every row at its hidden positions, and again without its optional conditions where guided."""
         copies = 2 if guided else 1
-        tokens, hidden, positions = (torch.cat([x] * copies) for x in (*self._seen(step), step.positions))
+        tokens, hidden, positions = (torch.cat([x] * copies) for x in (step.tokens, step.hidden, step.positions))
         conditions = None if self.conditions is None else self.conditions.rows(slice(0, len(tokens)))
         return by_rows(self.transformer, tokens, hidden, conditions, positions, self.grid, headless)
-
-    def _seen(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The token at each position, and where the mask token replaces it."""
-        if self.shown is None:
-            return step.tokens, step.hidden
-        shown, where = self.shown
-        stands = (step.hidden & where).view(step.hidden.shape + (1,) * (shown.ndim - 2))
-        return torch.where(stands, shown, step.tokens), step.hidden & ~where
 
 
 def by_rows(
