@@ -53,7 +53,7 @@ class MAGE(nn.Module):
     Args:
         codes: of the tokenizer; the vocabulary has 1001 words more, the last is the mask token.
         n: tokens of an image.
-        width, depth, heads: of the encoder; the decoder's own are beside them.
+        width, depth, heads: of the encoder; the decoder has its own.
         dropout: 0.1 in theirs, everywhere.
     """
 

@@ -139,7 +139,7 @@ def collect(photos: list[tuple[Photo, Path]], count: int, side: int, seed: int) 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("out", type=Path, help="the .npz to write; a sheet of crops is put beside it")
+    add("out", type=Path, help="the .npz to write; a sheet of crops is written next to it")
     add("--wallpapers", type=Path, help="folder of the unpacked wallpaper packages")
     add("--train", type=int, default=5000, help="crops to train on (default: 5000)")
     add("--holdout", type=int, default=500, help="crops of other photographs (default: 500)")

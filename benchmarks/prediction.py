@@ -146,7 +146,7 @@ def circumstances(options: argparse.Namespace, clips: Tensor) -> dict[str, Any]:
 
 
 def training_of(run: Path) -> dict[str, Any]:
-    """A run's steps and seconds, by its log, and its configuration. The clock starts anew where a run goes on."""
+    """A run's steps and seconds, by its log, and its configuration. The clock starts again where a run is resumed."""
     lines = read_metrics(run / "metrics.jsonl")
     ends = [a["seconds"] for a, b in pairwise(lines) if b["seconds"] < a["seconds"]]
     config = yaml.safe_load((run / "config.yaml").read_text())

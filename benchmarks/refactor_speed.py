@@ -5,7 +5,7 @@
 The earlier code is checked out in a temporary folder. Each side is a process of its own with one thread. In each round
 two new processes work in turn, and a ratio is taken within the round; every case runs once before it is timed. Both
 sides have the same weights. Ratios above 1 mean that the present code is faster. They are of processor time, which
-other processes disturb less; the ratios of the wall's clock stand beside them.
+other processes disturb less; the ratios of wall-clock time are recorded too.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def add(path: Path, facts: dict[str, Any], to: str = "", entry: dict[str, Any] | None = None) -> None:
-    """Put facts, and an entry of a list, beside what is there: several processes may fill one file."""
+    """Add facts, and an entry of a list, to the file: several processes may fill one file."""
     with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)

@@ -41,7 +41,7 @@ def resident(field: str) -> int:
 
 
 def forget() -> None:
-    """Let the largest resident size begin anew."""
+    """Reset the largest resident size."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -219,7 +219,7 @@ def ends(pipeline: Any, world: Simulator, kind: str, episode: int) -> dict[str, 
     """Of one episode, radians from the goal by the way the actions were chosen.
 
     The goal is where other actions lead from the same start, so that it can be reached. Planned: all actions at once
-    from two frames ("open loop"), and those left anew after half of them.
+    from two frames ("open loop"), and again those left after half of them.
     """
     draw, start, box = torch.Generator().manual_seed(episode), 10_000 + episode, torch.ones(FUTURE, 1)
     first = torch.rand(1, generator=draw) * 2 - 1

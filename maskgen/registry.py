@@ -1,7 +1,7 @@
 """Parts by name: the tables that configuration files may name, and nothing else.
 
 A *table* maps a name to a constructor (a class or a function). A *spec* is what a YAML file says of a part:
-a name (``cosine``) or a mapping with the name under ``type`` and the constructor's own arguments beside it
+a name (``cosine``) or a mapping with the name under ``type`` and the constructor's own arguments as further keys
 (``{type: uniform, low: 0.5}``). A constructor that takes a part annotates the parameter
 ``Annotated[Any, Part(TABLE)]`` and calls :func:`build`, which also passes ready-made objects through, so Python users
 may give either. Hyper-parameters are therefore written once: in the constructor's signature.

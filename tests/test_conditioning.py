@@ -247,7 +247,7 @@ def both():
 def test_what_is_missing_is_null():
     parts, labels = both(), torch.tensor([1, 2])
     label, colour = parts["label"], parts["colour"]
-    assert parts.reads() == ("label", "colour")
+    assert tuple(parts) == ("label", "colour")
     for given in ({"label": labels}, {"label": labels, "colour": None}):
         assert parts(given, 2, GRID).pooled.equal(label.embedding.weight[labels] + colour.nothing)
     nothing = (label.embedding.weight[3] + colour.nothing).expand(2, -1)

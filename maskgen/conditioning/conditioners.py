@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -131,10 +131,6 @@ CONDITIONERS: dict[str, Any] = {"class": ClassConditioner, "task": TaskCondition
 
 class Conditioners(nn.ModuleDict):
     """All conditioners of a network, by the name of what each reads."""
-
-    def reads(self) -> Sequence[str]:
-        """The names of the inputs."""
-        return tuple(self.keys())
 
     def forward(self, given: Mapping[str, Any] | None, rows: int, grid: tuple[int, ...]) -> Conditioning | None:
         """The conditioning of a batch; None where the network has no conditioner.

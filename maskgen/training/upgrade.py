@@ -33,10 +33,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = stage.get("type")
     model = stage.get("model")
     if kind in ("generator", "autoregressive"):
-        conditioning = stage.setdefault("conditioning", _conditioning(stage, model or {}))
-        stage["conditioning"] = conditioning
-    for old in ("conditional", "actions"):
-        if kind in ("generator", "autoregressive"):
+        stage["conditioning"] = _conditioning(stage, model or {})
+        for old in ("conditional", "actions"):
             stage.pop(old, None)
     if kind in ("generator", "autoregressive", "representation", "critic") and isinstance(model, Mapping):
         model = {name: value for name, value in model.items() if name != "class_dropout"}
