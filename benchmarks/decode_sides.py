@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from maskgen.conditioning import stack
 from maskgen.decoding.autoregressive import decode_raster
 from maskgen.decoding.loop import Step, decode
-from maskgen.pipelines.predictor import NextPredictor, Predictor, given_of
+from maskgen.pipelines.base import given_of
+from maskgen.pipelines.predictor import NextPredictor, Predictor
 from maskgen.transformer.autoregressive import CausalTransformer
 from maskgen.transformer.model import MaskTransformer
 

@@ -39,7 +39,7 @@ OUT = ROOT / "benchmarks" / "results" / "refactor_speed.json"
 COMMIT = "203bd69"
 SIDE, CODES, CLASSES, BATCH, TRAINED, STEPS = 16, 1024, 1000, 8, 16, 8
 CASES = ("decode", "guided decode", "training step")
-PRESENT = hasattr(predictor, "given_of")  # of the code on the path
+PRESENT = hasattr(predictor, "SlicedPredictions")  # of the code on the path
 
 
 def network() -> MaskTransformer:
@@ -79,7 +79,8 @@ def works(weights: Path) -> dict[str, Callable[[], torch.Tensor]]:
         torch.manual_seed(1)
         make: Any = predictor.Predictor
         own, grid = list(range(BATCH)), (SIDE, SIDE)
-        predict = make(generator, grid, predictor.given_of(own), BATCH) if PRESENT else make(generator, own, grid)
+        given = {"label": torch.tensor(own)}
+        predict = make(generator, grid, given, BATCH) if PRESENT else make(generator, own, grid)
         return decode(predict, canvas, canvas == 0, steps=STEPS, guidance_scale=scale)
 
     def step() -> torch.Tensor:

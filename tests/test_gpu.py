@@ -143,13 +143,7 @@ def test_a_run_learns_and_goes_on_with_the_very_same_weights(precision, exact, t
 
 # -------------------------------------------------------------------------------------------------------------- tasks
 
-# These tasks encode pixels, which stops in half precision until point 5 of issue 13 is merged.
-KNOWN = pytest.mark.xfail(reason="the pipelines encode float32 pixels in any dtype", strict=False)
-EVERY = [
-    pytest.param(name, marks=() if name == "image generate" else KNOWN)
-    for name in every_task()
-    if "," not in name  # one order of decoding
-]
+EVERY = [name for name in every_task() if "," not in name]  # one order of decoding
 
 
 @pytest.fixture(scope="module")

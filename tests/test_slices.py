@@ -8,7 +8,8 @@ from given import seeded
 from maskgen.decoding import slices
 from maskgen.decoding.loop import decode
 from maskgen.pipelines import predictor
-from maskgen.pipelines.predictor import Predictor, given_of
+from maskgen.pipelines.base import given_of
+from maskgen.pipelines.predictor import Predictor
 from maskgen.transformer.model import MaskTransformer
 
 CODES, SIDE, ROWS = 24, 4, 3

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskgen.decoding.loop import Trace
 from maskgen.decoding.noise import Generators
-from maskgen.pipelines.predictor import CriticScores, Predictor, given_of
+from maskgen.pipelines.predictor import CriticScores, Predictor
 from maskgen.pipelines.store import pipeline_folder
 from maskgen.pipelines.tokens import TokenLayout
 from maskgen.pipelines.trace import Tracer, Watch
@@ -257,6 +257,11 @@ class MaskedPipeline(DiffusionPipeline):
         if not 0 <= label < (self.num_classes or 0):
             raise ValueError(f"class {label} is outside 0 to {(self.num_classes or 0) - 1}")
         return label
+
+
+def given_of(labels: list[int] | None) -> dict[str, Tensor]:
+    """The input of a conditioner of labels, one per row; empty where there are none."""
+    return {} if labels is None else {"label": torch.tensor(labels)}
 
 
 def to_unit(pixels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

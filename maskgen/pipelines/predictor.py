@@ -18,11 +18,6 @@ from maskgen.transformer.model import MaskTransformer, Prepared
 CACHED = 2**18  # tokens x width whose activations the caches of a processor's core hold
 
 
-def given_of(labels: list[int] | None) -> dict[str, Tensor]:
-    """The input of a conditioner of labels, one per row; empty where there are none."""
-    return {} if labels is None else {"label": torch.tensor(labels)}
-
-
 class Predictor:
     """Logits of `transformer` for rows under their conditions, guided as ``u + s (c - u)``.
 
