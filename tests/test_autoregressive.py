@@ -124,6 +124,15 @@ def test_it_learns():
 def test_bad_input_is_explained(tmp_path):
     with pytest.raises(ValueError, match=r"width 32 over heads 3 must be .*multiple of 4"):
         make(heads=3)
+    with pytest.raises(ValueError, match=r"set block\.norm_position: pre"):
+        CausalTransformer(
+            8,
+            (8,),
+            width=32,
+            depth=1,
+            block={"heads": 4, "norm_position": "post"},
+            conditioning={"inputs": {"label": {"type": "class", "count": 3}}},
+        )
     with pytest.raises(ValueError, match="takes no label: it is unconditional; leave label out"):
         NextPredictor(make(num_classes=None), {"label": torch.tensor([0])})
     with pytest.raises(ValueError, match=r"this model was made for \(3, 4\)"):

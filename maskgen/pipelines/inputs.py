@@ -76,6 +76,8 @@ def _opened(given: str | Path) -> Image.Image:
             return image
     except ValueError:
         raise
+    except FileNotFoundError as error:
+        raise UnreadableImage(f"{given} does not exist; give the path of an image file") from error
     except Exception as error:  # decoders raise errors of every kind for damaged files
         raise UnreadableImage(f"{given}: {error or type(error).__name__}") from error
 

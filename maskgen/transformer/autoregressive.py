@@ -76,6 +76,8 @@ class CausalTransformer(ModelMixin, ConfigMixin):
             {name: build(Part(CONDITIONERS), part, width=width) for name, part in sorted(inputs.items())}
         )
         self.modulated = bool(len(conditioners))
+        if self.modulated and spec.norm_position == "post":
+            raise ValueError("block.norm_position: post does not go with adaLN; set block.norm_position: pre")
         self.code_embedding = nn.Embedding(codebook_size, width)
         self.start = nn.Parameter(torch.zeros(width))
         self.position_embedding = nn.Parameter(torch.zeros(self.tokens, width))
