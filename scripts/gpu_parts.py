@@ -32,7 +32,8 @@ from torch import Tensor
 
 from maskgen.decoding.scheduler import MaskScheduler
 from maskgen.mim.core import Learner, MaskedModeling
-from maskgen.pipelines.predictor import Predictor, given_of
+from maskgen.pipelines.base import given_of
+from maskgen.pipelines.predictor import Predictor
 from maskgen.tokenizer.model import Tokenizer
 from maskgen.transformer.model import MaskTransformer
 
